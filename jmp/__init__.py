@@ -1,0 +1,17 @@
+"""jmp: hardware-in-the-loop testing for people and CI jobs, in one executable file.
+
+The folders are the diagram; an import may only point to the right (``tests/test_layers.py`` keeps it so)::
+
+    cli → client | exporter → driver → rpc → mux → link → wire → errors
+
+``wire``      bytes ↔ values: the msgpack codec, frames. Plain synchronous Python
+``link``      carries messages: WebSocket over TLS, TCP and Unix sockets, or memory
+``mux``       many flow-controlled streams over one link
+``rpc``       one call = one stream; the only place where an exception becomes a wire error and back
+``driver``    all that a driver author imports
+``exporter``  owns a device: runs its drivers, decides who may touch it
+``client``    uses a device: sessions, Python API, adapters, pytest plugin
+``cli``       arguments → one role's function → output
+"""
+
+__version__ = "0.1.0"

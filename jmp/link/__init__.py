@@ -1,0 +1,43 @@
+"""Links carry whole binary messages between two processes, in order, and know nothing of what they mean.
+
+``rfc6455``    bytes ↔ WebSocket messages, sans-I/O: the data path of every WebSocket link
+``websocket``  Trio links: client and listener, over TCP, TLS and Unix sockets
+``blocking``   the same for a client without an event loop, on blocking sockets
+``memory``     a pair of links in one process, with delay, stall and cut for tests
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+
+class Link(ABC):
+    """Carries whole binary messages, in order, both ways.
+
+    ``peer`` names the other end for logs and errors. All methods but :meth:`aclose` raise
+    :class:`~jmp.errors.LinkLost` once the link has ended, for whatever reason, and
+    :class:`~jmp.errors.ProtocolViolation` when the other end broke the link's own rules.
+    """
+
+    peer: str
+
+    def send_nowait(self, parts: Sequence[bytes]) -> bool:
+        """Send the message made of ``parts``, joined, if that takes no waiting.
+
+        False means that nothing was taken; :meth:`send` has to be used. Never to be called while a
+        :meth:`send` is under way.
+        """
+        return False
+
+    @abstractmethod
+    async def send(self, parts: Sequence[bytes]) -> None:
+        """Send the message made of ``parts``, joined. One task at a time; cancelled half-way, the link is broken."""
+
+    @abstractmethod
+    async def receive(self) -> bytes:
+        """Wait for the next message. One task at a time; cancellation loses nothing."""
+
+    @abstractmethod
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Say good-bye with a close code and reason (RFC 6455, section 7.4), then close. May be called again."""
