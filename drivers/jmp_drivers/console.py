@@ -1,0 +1,241 @@
+"""One console, many readers, one writer: what every driver with a console shares.
+
+Theory of operation: the device's bytes are numbered from 0 and the newest of them lie in one buffer. A reader is nothing
+but the number of the next byte it wants, so ten readers cost no more memory than one, and attaching with the history
+is attaching with a smaller number: no gap and no doubled byte is possible. The buffer keeps the last `ring` bytes for
+those who come later, and beyond that whatever the slowest reader still needs, up to `backlog` bytes; a reader further
+behind than that is ended, since the device does not wait for anybody.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import trio
+
+from jmp.errors import Busy, DeviceError, JmpError, LabError, UsageError
+from jmp_drivers._tasks import open_nursery
+
+_log = logging.getLogger(__name__)
+
+_CHUNK = 64 * 1024  # bytes handed to a client in one go: large enough to be efficient, small enough to stay responsive
+
+
+@dataclass(eq=False)
+class _Reader:
+    position: int  # number of the next byte this reader is to get
+    limit: int | None = None  # number of the first byte it is not to get; None while the device side is alive
+    failure: JmpError | None = None  # what it is told after its last byte
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+class Hub:
+    """Hands a device's console output to any number of clients and lets one of them write.
+
+    `ring` is how many of the newest bytes a late reader gets, `log` a file to which all output is appended (with
+    `timestamps`, each line begins with the UTC time of its first byte), `backlog` how many bytes a reader may
+    be behind on top of the ring before it is ended. All methods belong to the Trio thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        ring: int = 256 * 1024,
+        log: Path | None = None,
+        timestamps: bool = False,
+        backlog: int = 8 * 1024 * 1024,
+    ) -> None:
+        self._ring = ring
+        self._backlog = backlog
+        self._buffer = bytearray()
+        self._total = 0  # bytes ever fed: the number of the byte after the buffer's last one
+        self._readers: set[_Reader] = set()
+        self._news = trio.lowlevel.ParkingLot()
+        self._writing = False
+        self._log = _LogFile(log, timestamps) if log is not None else None
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes that came from the device. Never waits, whatever the readers do."""
+        self._buffer += data
+        self._total += len(data)
+        if self._log is not None:
+            self._log.write(data)
+        keep = self._total - self._ring
+        for reader in list(self._readers):
+            if self._total - reader.position > self._ring + self._backlog:
+                self._drop(reader)
+            else:
+                keep = min(keep, reader.position)
+        surplus = keep - (self._total - len(self._buffer))
+        if surplus > 0:
+            del self._buffer[:surplus]  # moves a pointer, not the bytes
+        self._news.unpark_all()
+
+    def history(self) -> bytes:
+        """The newest bytes, at most `ring` of them."""
+        return self._slice(max(self._total - self._ring, 0), self._ring)
+
+    def end(self, reason: str | None = None) -> None:
+        """End every client that is attached now, after it has received what was fed before; close the log file.
+
+        With a reason they get ``DeviceError(reason)``, without one their streams end in peace. The hub stays usable:
+        a device that comes back is fed into it again and its history goes on.
+        """
+        for reader in self._readers:
+            if reader.limit is None:
+                reader.limit = self._total
+                reader.failure = None if reason is None else DeviceError(reason)
+        self._news.unpark_all()
+        if self._log is not None:
+            self._log.close()
+
+    def open_log(self) -> None:
+        """Open the log file now, if one is configured, rather than at the first byte. Raises `DeviceError`."""
+        if self._log is not None:
+            self._log.open()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the console's one writer. Raises `Busy` if somebody else is."""
+        if self._writing:
+            raise Busy(
+                "another client is writing to this console; attach read-only (write=False) or wait until it ends"
+            )
+        self._writing = True
+        try:
+            yield
+        finally:
+            self._writing = False
+
+    async def serve(
+        self,
+        stream: trio.abc.HalfCloseableStream,
+        send: Callable[[bytes], Awaitable[None]],
+        *,
+        replay: bool,
+        write: bool,
+    ) -> None:
+        """Run one attached client until it is gone or `end` is called; the stream stays open for the caller to close.
+
+        The client gets every byte fed from now on, with `replay` the history before that. What it sends goes to `send`,
+        one piece at a time, and waits while `send` does; its end of input gives up the writer's place but not the
+        reading. Raises `Busy` at once if `write` is asked for while somebody else writes, `UsageError` if a read-only client
+        sends something, `DeviceError` as given to `end`, `LabError` if the client falls too far behind, and whatever `send`
+        raises.
+        """
+        reader = _Reader(position=max(self._total - self._ring, 0) if replay else self._total)
+        with ExitStack() as writer:
+            if write:
+                writer.enter_context(self.writing())
+            self._readers.add(reader)
+            try:
+                with reader.scope:
+                    async with open_nursery() as nursery:
+                        nursery.start_soon(self._collect, reader, stream, send, write, writer)
+                        await self._deliver(reader, stream)
+                        nursery.cancel_scope.cancel()
+            finally:
+                self._readers.discard(reader)
+        if reader.failure is not None:
+            raise reader.failure
+
+    async def _collect(
+        self,
+        reader: _Reader,
+        stream: trio.abc.ReceiveStream,
+        send: Callable[[bytes], Awaitable[None]],
+        write: bool,
+        writer: ExitStack,
+    ) -> None:
+        """Pass on what the client sends, until its end of input."""
+        try:
+            async for data in stream:
+                if not write:
+                    raise UsageError("this client is attached to the console read-only; attach with write=True to send")
+                await send(bytes(data))
+        except trio.BrokenResourceError:  # the client is gone
+            reader.scope.cancel()
+        else:
+            writer.close()
+
+    async def _deliver(self, reader: _Reader, stream: trio.abc.SendStream) -> None:
+        """Send the reader its bytes, until it has all that are meant for it or the client is gone."""
+        while True:
+            end = self._total if reader.limit is None else reader.limit
+            chunk = self._slice(reader.position, min(end - reader.position, _CHUNK))
+            if chunk:
+                reader.position += len(chunk)
+                try:
+                    await stream.send_all(chunk)
+                except trio.BrokenResourceError:
+                    return
+            elif reader.limit is not None:
+                return
+            else:
+                await self._news.park()
+
+    def _drop(self, reader: _Reader) -> None:
+        """End a reader that is too far behind. It is stuck in a send: do not wait for that."""
+        reader.failure = LabError(
+            f"this console client was {self._total - reader.position} bytes behind the device and has been ended; "
+            "read faster, or attach again to continue from the history"
+        )
+        self._readers.discard(reader)
+        reader.scope.cancel()
+
+    def _slice(self, position: int, size: int) -> bytes:
+        start = position - (self._total - len(self._buffer))
+        with memoryview(self._buffer) as view:  # bytes(self._buffer[…]) would copy twice
+            return bytes(view[start : start + size])
+
+
+class _LogFile:
+    """Appends a console's output to a file. A full disk ends the logging and not the console."""
+
+    def __init__(self, path: Path, timestamps: bool) -> None:
+        self._path = path
+        self._timestamps = timestamps
+        self._file: io.FileIO | None = None
+        self._failed = False
+        self._in_line = False
+
+    def open(self) -> None:
+        """Open the file unless it is open; raises `DeviceError`."""
+        if self._file is None:
+            try:
+                self._file = io.FileIO(self._path, "ab")
+            except OSError as error:
+                raise DeviceError(f"cannot write the console log {self._path}: {error.strerror}") from error
+
+    def write(self, data: bytes) -> None:
+        if self._failed:
+            return
+        try:
+            self.open()
+            assert self._file is not None
+            self._file.write(self._stamped(data) if self._timestamps else data)
+        except (OSError, DeviceError) as error:
+            self._failed = True
+            _log.warning("console log %s ends here: %s", self._path, error)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._failed = False
+
+    def _stamped(self, data: bytes) -> bytes:
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ ").encode()
+        out = bytearray()
+        for line in io.BytesIO(data):  # splits at \n only, unlike splitlines()
+            if not self._in_line:
+                out += stamp
+            out += line
+            self._in_line = not line.endswith(b"\n")
+        return bytes(out)
