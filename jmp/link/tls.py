@@ -1,0 +1,129 @@
+"""TLS, sans-I/O: ciphertext ↔ plaintext, so that both kinds of WebSocket link do their own reading and writing.
+
+Because OpenSSL never touches the socket, what is encrypted can be written without waiting, like plain bytes, and a
+cancelled or partial write loses nothing. Import this only for ``wss``: :mod:`ssl` is heavy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import ssl
+from collections.abc import Sequence
+from typing import Final
+
+from jmp.errors import ConfigError, ProtocolViolation, Refused, UsageError
+
+_RECORD: Final = 16 << 10  # most plaintext bytes in one TLS record (RFC 8446, section 5.1)
+
+
+def client_context(*, ca: str | os.PathLike[str] | None = None, pinned: bool = False) -> ssl.SSLContext:
+    """Make a context that verifies as usual, against ``ca`` (PEM) if given.
+
+    ``pinned``: verify nothing here, because :meth:`Tls.check_fingerprint` will.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"cannot read the CA certificates in {ca}: {error}") from error
+    if pinned:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def server_context(certificate: str | os.PathLike[str], key: str | os.PathLike[str] | None = None) -> ssl.SSLContext:
+    """Make a context for a listener from a certificate chain and its key (PEM; one file may hold both)."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"cannot use the certificate {certificate}: {error}") from error
+    return context
+
+
+def fingerprint_of(certificate: bytes) -> str:
+    """Return the fingerprint of a certificate (DER), as :func:`normal_fingerprint` writes it."""
+    return hashlib.sha256(certificate).hexdigest()
+
+
+def normal_fingerprint(text: str) -> str:
+    """Read a SHA-256 fingerprint as people and tools write it: hex in any case, with or without colons."""
+    digits = text.strip().lower().removeprefix("sha256:").replace(":", "")
+    if len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
+        raise UsageError(f"{text!r} is not a SHA-256 fingerprint: 64 hexadecimal digits are needed")
+    return digits
+
+
+class Tls:
+    """One side of a TLS connection. All methods raise :class:`~jmp.errors.ProtocolViolation` if the peer breaks TLS.
+
+    After each :meth:`handshake` step, and with each :meth:`encrypt`, what is returned has to be sent. What
+    :meth:`decrypt` makes necessary to answer (a key update) leaves with the next :meth:`encrypt`.
+    """
+
+    def __init__(self, context: ssl.SSLContext, *, server_side: bool, hostname: str | None = None) -> None:
+        # So that encrypting never has to wait for the peer. TLS 1.3 has no renegotiation in the first place.
+        context.options |= ssl.OP_NO_RENEGOTIATION
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=None if server_side else hostname
+        )
+
+    def feed(self, data: bytes) -> None:
+        """Take ciphertext that arrived, ``b""`` for the end of input."""
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    def handshake(self) -> tuple[bool, bytes]:
+        """Go on with the handshake; return whether it is complete, and what to send.
+
+        Raises :class:`~jmp.errors.Refused` if the peer's certificate is not to be trusted.
+        """
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            return False, self._outgoing.read()
+        except ssl.SSLCertVerificationError as error:
+            raise Refused(
+                f"the server's certificate is not trusted: {error.verify_message}; give its CA or its fingerprint"
+            ) from error
+        except ssl.SSLError as error:
+            raise ProtocolViolation(f"the TLS handshake failed: {error.reason or error}") from error
+        return True, self._outgoing.read()
+
+    def check_fingerprint(self, fingerprint: str) -> None:
+        """Compare the peer's certificate with a pinned one; before anything secret is sent."""
+        certificate = self._object.getpeercert(binary_form=True)
+        actual = fingerprint_of(certificate or b"")
+        if not hmac.compare_digest(actual, normal_fingerprint(fingerprint)):
+            raise Refused(f"the server's certificate is another one than expected; its fingerprint is {actual}")
+
+    def encrypt(self, parts: Sequence[bytes]) -> bytes:
+        """Return the ciphertext of the parts, and what else is due to be sent."""
+        plain = parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            if plain:
+                self._object.write(plain)
+        except ssl.SSLError as error:
+            raise ProtocolViolation(f"TLS failed: {error.reason or error}") from error
+        return self._outgoing.read()
+
+    def decrypt(self) -> bytes | None:
+        """Return all plaintext that is complete, ``b""`` for none yet, None for the end of input."""
+        pieces = []
+        try:
+            while piece := self._object.read(_RECORD):
+                pieces.append(piece)
+        except ssl.SSLWantReadError:
+            return b"".join(pieces)
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            # An end without close_notify is fine: WebSocket has its own good-bye.
+            pass
+        except ssl.SSLError as error:
+            raise ProtocolViolation(f"TLS failed: {error.reason or error}") from error
+        return b"".join(pieces) or None
