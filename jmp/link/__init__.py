@@ -22,7 +22,7 @@ class Link(ABC):
 
     peer: str
 
-    def send_nowait(self, parts: Sequence[bytes]) -> bool:
+    def send_nowait(self, parts: Sequence[bytes | memoryview]) -> bool:
         """Send the message made of ``parts``, joined, if that takes no waiting.
 
         False means that nothing was taken; :meth:`send` has to be used. Never to be called while a
@@ -31,7 +31,7 @@ class Link(ABC):
         return False
 
     @abstractmethod
-    async def send(self, parts: Sequence[bytes]) -> None:
+    async def send(self, parts: Sequence[bytes | memoryview]) -> None:
         """Send the message made of ``parts``, joined. One task at a time; cancelled half-way, the link is broken."""
 
     @abstractmethod

@@ -1,0 +1,137 @@
+"""One abstract class per capability: what a client may rely on when it sees the interface id.
+
+A driver subclasses the interface and implements its methods, plain or asynchronous; the marks are inherited. Clients map the
+ids to richer classes of their own (see :mod:`jmp.client.interfaces`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, ClassVar, Literal
+
+import trio
+
+from jmp.driver.driver import Driver, export, exportstream
+
+Stream = trio.abc.HalfCloseableStream
+PowerState = Literal["on", "off", "unknown"]
+
+
+class Power(Driver):
+    """Switches a device on and off."""
+
+    interface: ClassVar[str | None] = "jmp.power/v1"
+
+    @export
+    @abstractmethod
+    def on(self) -> Awaitable[None] | None:
+        """Switch on."""
+
+    @export
+    @abstractmethod
+    def off(self) -> Awaitable[None] | None:
+        """Switch off."""
+
+    @export
+    @abstractmethod
+    def state(self) -> PowerState | Awaitable[PowerState]:
+        """Whether it is on."""
+
+    @export
+    async def cycle(self, wait: float = 1.0) -> None:
+        """Switch off, wait (seconds), switch on. Given up half-way, it stays off."""
+        await self.invoke("off")
+        await trio.sleep(wait)
+        await self.invoke("on")
+
+
+class Console(Driver):
+    """A device's console: bytes both ways."""
+
+    interface: ClassVar[str | None] = "jmp.console/v1"
+
+    @exportstream
+    @abstractmethod
+    async def connect(self, stream: Stream, replay: bool = True, write: bool = True) -> None:
+        """Attach: what came before (unless replay is off), then what comes. Any number may read; one may write."""
+
+    @export
+    @abstractmethod
+    def history(self) -> bytes | Awaitable[bytes]:
+        """The newest of what came so far."""
+
+    @export
+    @abstractmethod
+    def send(self, data: bytes) -> Awaitable[None] | None:
+        """Send to the device, whoever is attached."""
+
+
+class Storage(Driver):
+    """A device's storage medium: bytes at offsets."""
+
+    interface: ClassVar[str | None] = "jmp.storage/v1"
+
+    @exportstream
+    @abstractmethod
+    async def write(self, stream: Stream, offset: int = 0) -> None:
+        """Replace the content from offset on with what the client sends, until the end of its input."""
+
+    @exportstream
+    @abstractmethod
+    async def read(self, stream: Stream, offset: int = 0, size: int | None = None) -> None:
+        """Send size bytes (default: all) of the content from offset on."""
+
+    @export
+    @abstractmethod
+    def size(self) -> int | Awaitable[int]:
+        """Size of the medium in bytes."""
+
+    @export
+    @abstractmethod
+    def digest(self, size: int | None = None, offset: int = 0, algorithm: str = "sha256") -> str | Awaitable[str]:
+        """Checksum, in hexadecimal, of size bytes (default: all) of the content from offset on."""
+
+
+class Network(Driver):
+    """A port that can be connected to: TCP, Unix and the like."""
+
+    interface: ClassVar[str | None] = "jmp.network/v1"
+
+    @exportstream
+    @abstractmethod
+    async def connect(self, stream: Stream) -> None:
+        """Open one connection to the port."""
+
+    @export
+    @abstractmethod
+    def address(self) -> str | Awaitable[str]:
+        """Where the port is, as seen from the exporter."""
+
+
+class Datagram(Driver):
+    """A port that takes and sends datagrams, such as UDP."""
+
+    interface: ClassVar[str | None] = "jmp.datagram/v1"
+
+    @exportstream
+    @abstractmethod
+    async def connect(self, stream: Stream) -> None:
+        """Exchange datagrams: each is its length (16 bit, big-endian) and its bytes."""
+
+    @export
+    @abstractmethod
+    def address(self) -> str | Awaitable[str]:
+        """Where the port is, as seen from the exporter."""
+
+
+class Shell(Driver):
+    """Runs configured commands on the exporter's machine: every exported method streams the output of one.
+
+    Items are ``{"stdout": bytes}``, ``{"stderr": bytes}`` and, as the last, ``{"exit_code": int}``.
+    """
+
+    interface: ClassVar[str | None] = "jmp.shell/v1"
+
+
+Output = AsyncIterator[dict[str, Any]]

@@ -1,0 +1,279 @@
+"""The generic client of a driver, made from the report: a driver needs no client code of its own.
+
+Everything here is written asynchronously and waits for nothing but its :class:`Backend`. With a backend that blocks, such code
+never suspends, so :class:`Blocking` can offer all of it, and client classes built on it, as plain methods with the same names.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+from jmp.driver.schema import Parameter, describe, did_you_mean
+from jmp.errors import ProtocolViolation
+from jmp.rpc.messages import Kind
+
+T = TypeVar("T")
+
+
+class ByteStream(Protocol):
+    """What a byte stream of a method offers, a Trio stream or one that blocks."""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None: ...
+    async def receive_some(self, max_bytes: int | None = None) -> bytes: ...
+    async def send_eof(self) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+class Backend(ABC):
+    """How a client reaches its session."""
+
+    @abstractmethod
+    async def call(self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value of a unary method."""
+
+    @abstractmethod
+    def items(
+        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> AsyncGenerator[Any, None]:
+        """The items of a streaming method."""
+
+    @abstractmethod
+    def open(
+        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> AbstractAsyncContextManager[ByteStream]:
+        """A byte stream of a method."""
+
+    @abstractmethod
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Run local work that blocks (reading a file, say) where it may."""
+
+
+class Node:
+    """One place in the report, checked and with refs resolved."""
+
+    def __init__(self, path: str, report: Mapping[str, Any]) -> None:
+        self.path = path
+        self.name = path.rpartition(".")[2]
+        self.type: str | None = report.get("type")
+        self.interface: str | None = report.get("interface")
+        self.description: str = str(report.get("description", ""))
+        self.state: str = str(report.get("state", "ready"))
+        self.reason: str = str(report.get("reason", ""))
+        self.methods = {name: RemoteMethod(name, method) for name, method in report.get("methods", {}).items()}
+        self.children: dict[str, Node] = {}
+
+
+class RemoteMethod:
+    """One method in the report."""
+
+    def __init__(self, name: str, report: Mapping[str, Any]) -> None:
+        self.name = name
+        self.kind = Kind(report["kind"])
+        self.doc: str = str(report.get("doc", ""))
+        self.parameters = [Parameter.from_wire(parameter) for parameter in report.get("parameters", [])]
+        self.returns: dict[str, Any] = report.get("returns", {})
+
+    def signature(self) -> str:
+        """As help shows it: ``cycle(wait: float = 1.0)``."""
+        shown = []
+        for parameter in self.parameters:
+            star = {"var-positional": "*", "var-keyword": "**"}.get(parameter.kind, "")
+            default = "" if parameter.required or star else f" = {parameter.default!r}"
+            shown.append(f"{star}{parameter.name}: {describe(parameter.schema)}{default}")
+        return f"{self.name}({', '.join(shown)})"
+
+
+def read_report(report: Mapping[str, Any]) -> Node:
+    """The tree of nodes in a report. Raises :class:`~jmp.errors.ProtocolViolation` for one that cannot be understood."""
+    try:
+        root = _read("", report)
+        _resolve(root, root, report)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ProtocolViolation(f"the exporter's report cannot be understood: {error}") from error
+    return root
+
+
+def _read(path: str, report: Mapping[str, Any]) -> Node:
+    node = Node(path, report)
+    for name, child in report.get("children", {}).items():
+        if "ref" not in child:
+            node.children[name] = _read(f"{path}.{name}" if path else name, child)
+    return node
+
+
+def _resolve(root: Node, node: Node, report: Mapping[str, Any]) -> None:
+    """Put what refs name where they stand. The exporter has checked that they lead somewhere."""
+    resolved: dict[str, Node] = {}
+    for name, child in report.get("children", {}).items():
+        if "ref" in child:
+            resolved[name] = find(root, str(child["ref"]))
+        else:
+            _resolve(root, node.children[name], child)
+            resolved[name] = node.children[name]
+    node.children = resolved
+
+
+def find(root: Node, path: str) -> Node:
+    """The node at ``path``; KeyError if there is none."""
+    node = root
+    for step in path.split(".") if path else ():
+        node = node.children[step]
+    return node
+
+
+class DriverClient:
+    """A driver, or a group of them, as its user sees it: methods and children are attributes.
+
+    ``await dut.power.on()`` calls, ``async for x in dut.power.readings()`` streams, ``async with dut.net.connect() as stream``
+    opens a byte stream. Errors are those of :mod:`jmp.errors`.
+    """
+
+    def __init__(self, backend: Backend, node: Node, children: Mapping[str, DriverClient]) -> None:
+        self._backend = backend
+        self._node = node
+        self._children = children
+        self.__doc__ = node.description
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name in self._children:
+            return self._children[name]
+        if name in self._node.methods:
+            return Method(self._backend, self._node, self._node.methods[name])
+        what = f"{self._node.path or 'the device'} has no method or driver {name!r}"
+        raise AttributeError(what + did_you_mean(name, [*self._node.methods, *self._children]))
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._node.methods, *self._children]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._node.path or 'device'}>"
+
+
+class Method:
+    """A method of a driver, bound to its session."""
+
+    def __init__(self, backend: Backend, node: Node, method: RemoteMethod) -> None:
+        self._backend = backend
+        self._target = node.path
+        self._method = method
+        self.__name__ = method.name
+        self.__doc__ = f"{method.signature()}\n\n{method.doc}".rstrip()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._method.kind is Kind.CALL:
+            return self._backend.call(self._target, self._method.name, args, kwargs)
+        if self._method.kind is Kind.ITEMS:
+            return self._backend.items(self._target, self._method.name, args, kwargs)
+        return self._backend.open(self._target, self._method.name, args, kwargs)
+
+    def __repr__(self) -> str:
+        return f"<method {self._target}.{self._method.signature()}>"
+
+
+ClientClass = Callable[[Backend, Node, Mapping[str, DriverClient]], DriverClient]
+
+
+def build(
+    backend: Backend, node: Node, class_of: Callable[[str], ClientClass | None] = lambda interface: None
+) -> DriverClient:
+    """The client of ``node`` and all below it; ``class_of`` an interface id is the class to use, None for the generic one."""
+    made: dict[int, DriverClient] = {}
+    making: set[int] = set()
+
+    def make(node: Node) -> DriverClient:
+        if id(node) not in made:  # refs share the client of what they name
+            if id(node) in making:
+                raise ProtocolViolation(f"the exporter's report holds itself at {node.path!r}")
+            making.add(id(node))
+            children = {name: make(child) for name, child in node.children.items()}
+            chosen = class_of(node.interface) if node.interface is not None else None
+            made[id(node)] = (chosen or DriverClient)(backend, node, children)
+        return made[id(node)]
+
+    return make(node)
+
+
+# ---- the same without an event loop
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that waits for nothing but a backend that blocks."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a client class awaited something other than its backend")
+
+
+class Blocking:
+    """Any object of the asynchronous client API, with plain methods of the same names.
+
+    Coroutines are run, asynchronous generators become generators, asynchronous context managers plain ones; what they give is
+    wrapped in turn. The backend must be one that blocks.
+    """
+
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
+        self.__doc__ = wrapped.__doc__
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return _blocking(getattr(self._wrapped, name))
+
+    def __dir__(self) -> list[str]:
+        return dir(self._wrapped)
+
+    def __repr__(self) -> str:
+        return repr(self._wrapped)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _blocking(self._wrapped(*args, **kwargs))
+
+    def __iter__(self) -> Iterator[Any]:
+        iterator = self._wrapped.__aiter__()
+        try:
+            while True:
+                try:
+                    item = run(iterator.__anext__())
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            if (close := getattr(iterator, "aclose", None)) is not None:
+                run(close())
+
+    def __enter__(self) -> Any:
+        return _blocking(run(self._wrapped.__aenter__()))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        result: bool | None = run(self._wrapped.__aexit__(kind, error, traceback))
+        return result
+
+
+_PLAIN = (str, bytes, int, float, bool, type(None), list, tuple, dict, set, frozenset)
+
+
+def _blocking(value: Any) -> Any:
+    if isinstance(value, _PLAIN):
+        return value
+    if inspect.iscoroutine(value):
+        return _blocking(run(value))
+    if (
+        callable(value)
+        or isinstance(value, DriverClient)
+        or any(hasattr(value, name) for name in ("__aiter__", "__aenter__", "receive_some"))
+    ):
+        return Blocking(value)
+    return value

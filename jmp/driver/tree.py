@@ -1,0 +1,392 @@
+"""Runs a tree of drivers for one session.
+
+Each node has one task that keeps its driver: opens it, waits until the session ends or the device is lost, closes it, and in
+the latter case opens it again, with back-off. A driver that cannot be opened is *degraded*: its calls fail at once with the
+reason, while all others work. Children are opened before and closed after their parent.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import trio
+
+from jmp.driver.driver import Driver, Export, cancelled, in_thread
+from jmp.driver.schema import bind, did_you_mean
+from jmp.errors import Cancelled, DeviceError, JmpError, NotFound
+from jmp.rpc.messages import Kind
+from jmp.rpc.serve import Method
+
+GRACE: Final = 10.0
+"""Seconds that a driver's ``close`` may take."""
+RETRY: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds before the next attempts to open a degraded driver; the last one repeats."""
+
+log = logging.getLogger("jmp.driver")
+T = TypeVar("T")
+
+
+class State(Enum):
+    """Where a driver is in its life."""
+
+    CLOSED = "closed"
+    OPENING = "opening"
+    READY = "ready"
+    DEGRADED = "degraded"
+
+
+LEGAL: Final[dict[State, frozenset[State]]] = {
+    State.CLOSED: frozenset({State.OPENING}),
+    State.OPENING: frozenset({State.READY, State.DEGRADED, State.CLOSED}),
+    State.READY: frozenset({State.DEGRADED, State.CLOSED}),
+    State.DEGRADED: frozenset({State.OPENING, State.CLOSED}),
+}
+
+
+@dataclass(eq=False)
+class Node:
+    """One place in the tree: a driver, a composite without one, or a ``ref`` to another place."""
+
+    driver: Driver | None = None
+    type: str | None = None
+    """The name under which the driver is registered."""
+    children: dict[str, Node] = field(default_factory=dict)
+    ref: str | None = None
+    description: str = ""
+    help: dict[str, str] = field(default_factory=dict)
+    """Method name → text that replaces the driver's own."""
+    state: State = State.CLOSED
+    reason: str = ""
+    """Why it is degraded."""
+    path: str = ""
+
+    @classmethod
+    def of(cls, driver: Driver, *, type: str | None = None) -> Node:
+        """The node of a driver, with those of the children that it made itself."""
+        return cls(driver, type, {name: cls.of(child) for name, child in driver.children.items()})
+
+    def add(self, children: dict[str, Node]) -> None:
+        """Put nodes below this one; its driver sees theirs as its children."""
+        self.children |= children
+        if self.driver is not None:
+            self.driver.children |= {name: node.driver for name, node in children.items() if node.driver is not None}
+
+
+class Tree:
+    """The drivers of one session below ``root``, which has no name of its own.
+
+    ``changed`` is called with a node when its state has changed.
+    """
+
+    def __init__(self, root: Node, *, changed: Callable[[Node], None] = lambda node: None) -> None:
+        self.root = root
+        self._changed = changed
+        self._keepers: dict[str, _Keeper] = {}
+        self._exports: dict[str, dict[str, Export]] = {}
+        for path, node in _walk(root, ""):
+            node.path = path
+            if node.driver is not None:
+                self._exports[path] = node.driver.exports()
+
+    # ---- running
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open every driver, at the same time but children first; close them at the end.
+
+        Entered once each driver is open or degraded. Raises nothing of the drivers' own.
+        """
+        async with trio.open_nursery() as nursery:
+            try:
+                await self._start(self.root, None, nursery)
+                yield
+            finally:
+                nursery.cancel_scope.cancel()
+
+    async def _start(self, node: Node, parent: _Keeper | None, nursery: trio.Nursery) -> None:
+        keeper = parent
+        if node.driver is not None:
+            keeper = self._keepers[node.path] = _Keeper(node, node.driver, parent, self._set)
+        async with trio.open_nursery() as starting:
+            for child in node.children.values():
+                starting.start_soon(self._start, child, keeper, nursery)
+        if node.driver is not None and keeper is not None:
+            await nursery.start(keeper.run)
+
+    def _set(self, node: Node, state: State, reason: str = "") -> None:
+        if state not in LEGAL[node.state]:
+            raise RuntimeError(f"{node.path}: a {node.state.value} driver cannot become {state.value}")
+        node.state, node.reason = state, reason
+        self._changed(node)
+
+    # ---- calls
+
+    def find(self, path: str) -> Node:
+        """The node at ``path``, refs followed. Raises :class:`~jmp.errors.NotFound` with the nearest name."""
+        node = self.root
+        for step in path.split(".") if path else ():
+            node = self._deref(node)
+            if step not in node.children:
+                raise NotFound(f"there is no driver {path!r} here{did_you_mean(path, self.paths())}")
+            node = node.children[step]
+        return self._deref(node)
+
+    def _deref(self, node: Node) -> Node:
+        return node if node.ref is None else self.find(node.ref)
+
+    def paths(self) -> list[str]:
+        """Every path in the tree, refs included."""
+        return [path for path, _ in _walk(self.root, "") if path]
+
+    def method(self, path: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Method:
+        """What carries out a call, its arguments bound. Raises ``NotFound``, ``BadValue`` or ``DeviceError`` (degraded)."""
+        node = self.find(path)
+        exports = self._exports.get(node.path, {})
+        if name not in exports:
+            what = f"{path!r} has no method {name!r}" if exports else f"{path!r} is a group without methods of its own"
+            known = exports or [f"{path}.{child}" for child in node.children]
+            raise NotFound(what + did_you_mean(name, known))
+        export = exports[name]
+        positional, named = bind(export.parameters, args, kwargs)
+        return self._keepers[node.path].method(export, positional, named)
+
+    async def reset(self, path: str = "") -> None:
+        """Reset the driver at ``path`` and those below it, children first; all that are ready."""
+        for _, node in reversed(list(_walk(self.find(path), path))):
+            if node.driver is not None and node.state is State.READY:
+                await self._keepers[node.path].hook("reset")
+
+    # ---- report
+
+    def report(self) -> dict[str, Any]:
+        """The tree as the client gets it; see ``docs/protocol.md``."""
+        return self._report(self.root)
+
+    def _report(self, node: Node) -> dict[str, Any]:
+        if node.ref is not None:
+            return {"ref": self.find(node.ref).path, "description": node.description}
+        driver = node.driver
+        report: dict[str, Any] = {"description": node.description or (type(driver).summary() if driver else "")}
+        if driver is not None:
+            report |= {
+                "type": node.type or type(driver).__name__,
+                "interface": driver.interface,
+                "state": node.state.value,
+                "reason": node.reason,
+                "methods": {
+                    export.name: {
+                        "kind": int(export.kind),
+                        "doc": node.help.get(export.name, export.doc),
+                        "parameters": [parameter.to_wire() for parameter in export.parameters],
+                        "returns": export.returns,
+                    }
+                    for export in self._exports[node.path].values()
+                },
+            }
+        if node.children:
+            report["children"] = {name: self._report(child) for name, child in node.children.items()}
+        return report
+
+
+def _walk(node: Node, path: str) -> Iterator[tuple[str, Node]]:
+    """The node and all below it, parents first."""
+    yield path, node
+    for name, child in node.children.items():
+        yield from _walk(child, f"{path}.{name}" if path else name)
+
+
+class _Keeper:
+    """Keeps one driver open while the session lasts."""
+
+    def __init__(
+        self, node: Node, driver: Driver, parent: _Keeper | None, set_state: Callable[[Node, State, str], None]
+    ) -> None:
+        self._node = node
+        self._driver = driver
+        self._parent = parent
+        self._set_state = set_state
+        self._threads = trio.CapacityLimiter(1)
+        self._calls: set[trio.CancelScope] = set()
+        self._gone = trio.Event()
+        self._reason = ""
+        self._closed = trio.Event()
+        self._closed.set()
+        driver.log = log.getChild(node.path or type(driver).__name__)
+        driver.lost = self._lost
+
+    def _set(self, state: State, reason: str = "") -> None:
+        self._set_state(self._node, state, reason)
+
+    # ---- life
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        attempts = 0
+        while True:
+            self._gone = trio.Event()
+            if await self._open_once(task_status if attempts == 0 else trio.TASK_STATUS_IGNORED):
+                attempts = 0
+            delay = RETRY[min(attempts, len(RETRY) - 1)]
+            attempts += 1
+            self._driver.log.info("next attempt in %g s", delay)
+            await trio.sleep(delay)
+
+    async def _open_once(self, task_status: trio.TaskStatus[None]) -> bool:
+        """Open the driver, keep it until it is lost, close it. False if it could not even be opened."""
+        opened = False
+        reason = ""
+        self._set(State.OPENING)
+        self._closed = trio.Event()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._driver.nursery = nursery
+                try:
+                    await self.hook("open")
+                    opened = True
+                    self._set(State.READY)
+                    task_status.started()
+                    await self._gone.wait()
+                finally:
+                    if opened:
+                        await self._close()
+                nursery.cancel_scope.cancel()
+            reason = self._reason
+        except Exception as error:  # noqa: BLE001  # a driver's root: nothing of one driver's may reach the others
+            reason = self._why(error, opened)
+        finally:
+            self._closed.set()
+            if not reason:
+                self._set(State.CLOSED)
+        self._set(State.DEGRADED, reason)
+        if not opened:
+            task_status.started()
+        return opened
+
+    def _why(self, error: BaseException, opened: bool) -> str:
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, JmpError):
+            self._driver.log.warning("%s: %s", "lost" if opened else "cannot be opened", error.message)
+            return error.message
+        self._driver.log.error("%s failed", "a task of the driver" if opened else "open()", exc_info=error)
+        return f"{type(error).__name__}: {error}"
+
+    async def _close(self) -> None:
+        """Runs also when the session is cancelled; then the parent, which may still use this driver, goes first."""
+        with trio.move_on_after(GRACE, shield=True) as scope:
+            if self._parent is not None:
+                await self._parent._closed.wait()
+            for call in self._calls:
+                call.cancel()
+            try:
+                await self.hook("close")
+            except Exception:  # a driver's root
+                self._driver.log.exception("close() failed")
+        if scope.cancelled_caught:
+            self._driver.log.error("did not close within %g s: given up; the device may be left in use", GRACE)
+
+    async def hook(self, name: str) -> None:
+        function = getattr(self._driver, name)
+        if getattr(type(self._driver), name) is getattr(Driver, name):
+            await trio.lowlevel.checkpoint()
+        elif inspect.iscoroutinefunction(function):
+            await function()
+        else:
+            await in_thread(function, limiter=self._threads)
+
+    def _lost(self, reason: str) -> None:
+        if self._node.state is State.READY and not self._gone.is_set():
+            self._driver.log.warning("lost: %s", reason)
+            self._reason = reason
+            self._gone.set()
+            for call in self._calls:
+                call.cancel()
+
+    # ---- calls
+
+    def method(self, export: Export, args: list[Any], kwargs: dict[str, Any]) -> Method:
+        if self._node.state is not State.READY:
+            raise DeviceError(f"{self._node.path or 'the driver'} is {self._node.state.value}: {self._node.reason}")
+
+        function = partial(export.function, *args, **kwargs)
+        if export.kind is Kind.CALL:
+            call = partial(in_thread, function, limiter=self._threads) if export.threaded else function
+            return Method(export.kind, partial(self._guarded, call))
+        if export.kind is Kind.ITEMS:
+            items = partial(_steps, function, self._threads) if export.threaded else function
+            return Method(export.kind, partial(self._guarded_items, items))
+        stream = partial(_stream_in_thread, function) if export.threaded else function
+        return Method(export.kind, partial(self._guarded, stream))
+
+    async def _guarded(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Carry out a call, which fails if the device is lost meanwhile."""
+        with trio.CancelScope() as scope:
+            self._calls.add(scope)
+            try:
+                return await function(*args)
+            finally:
+                self._calls.discard(scope)
+        raise self._failure()
+
+    async def _guarded_items(self, function: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+        async with aclosing(function()) as items:
+            while True:
+                try:
+                    item = await self._guarded(items.__anext__)
+                except StopAsyncIteration:
+                    return
+                yield item
+
+    def _failure(self) -> JmpError:
+        return DeviceError(f"{self._node.path or 'the driver'} was lost: {self._reason or 'it is being closed'}")
+
+
+async def _steps(
+    function: Callable[[], Generator[T, None, None]], limiter: trio.CapacityLimiter
+) -> AsyncGenerator[T, None]:
+    """A plain generator, each step in a worker thread."""
+    generator = await in_thread(function, limiter=limiter)
+    over = object()
+    try:
+        while (item := await in_thread(next, generator, over, limiter=limiter)) is not over:
+            yield item
+    finally:
+        with trio.move_on_after(GRACE, shield=True):
+            await in_thread(generator.close, limiter=limiter)
+
+
+async def _stream_in_thread(function: Callable[[ThreadStream], None], stream: trio.abc.HalfCloseableStream) -> None:
+    await in_thread(function, ThreadStream(stream))
+
+
+class ThreadStream:
+    """A byte stream as a plain method sees it: every method waits, and raises ``Cancelled`` when the caller has given up."""
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
+        self._stream = stream
+
+    def send_all(self, data: bytes) -> None:
+        """Send all of ``data``, waiting for the client to keep up."""
+        self._run(self._stream.send_all, data)
+
+    def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Wait for bytes from the client; ``b""`` at the end of its input."""
+        return self._run(self._stream.receive_some, max_bytes)
+
+    def send_eof(self) -> None:
+        """Tell the client that nothing more will come."""
+        self._run(self._stream.send_eof)
+
+    def __iter__(self) -> Iterator[bytes | bytearray]:
+        return iter(self.receive_some, b"")
+
+    def _run(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+        if cancelled():
+            raise Cancelled("the caller gave up")
+        return trio.from_thread.run(function, *args)

@@ -1,0 +1,450 @@
+"""Trio's half of the mux: streams that are ordinary ``trio.abc.HalfCloseableStream``s.
+
+One task reads the link and never waits for anybody else. Sending goes straight to the link from the task that has
+something to send if the link takes it without waiting (a hand-over to another task costs more than the send), otherwise,
+and for what follows in a burst, through one writer task, so that frames that are ready together leave together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from jmp.errors import JmpError, LinkLost, ProtocolViolation
+from jmp.link import Link
+from jmp.mux.protocol import (
+    Credited,
+    Ended,
+    Event,
+    GoingAway,
+    Mux,
+    Opened,
+    Pong,
+    Received,
+    Role,
+    Stopped,
+    WasReset,
+)
+from jmp.wire.frames import MAX_DATA, Reset
+
+HIGH_WATER: Final = 256 * 1024
+"""Bytes waiting for the link past which senders of streams wait: what an urgent small frame has to queue behind."""
+PING_AFTER: Final = 5.0
+"""Seconds of silence after which the other side is asked for a sign of life."""
+SILENCE: Final = 15.0
+"""Seconds of silence after which the link is taken for dead."""
+CLOSE_GRACE: Final = 2.0
+"""Seconds that a closing link may take to say good-bye."""
+
+
+class StreamReset(trio.BrokenResourceError):
+    """The other side ended the stream at once, both ways."""
+
+    def __init__(self, code: int, detail: bytes) -> None:
+        super().__init__(f"the stream was reset ({Reset(code).name if code in set(Reset) else code})")
+        self.code = code
+        self.detail = detail
+
+
+class _Signal:
+    """One task waits, anybody wakes it."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._task is not None
+
+    async def wait(self) -> None:
+        self._task = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def wake(self) -> None:
+        if self._task is not None:
+            task, self._task = self._task, None
+            trio.lowlevel.reschedule(task)
+
+
+class MuxStream(trio.abc.HalfCloseableStream):
+    """One stream of a :class:`Connection`.
+
+    Besides Trio's errors, :class:`StreamReset` (a ``BrokenResourceError``) tells what the other side gave as reason.
+    """
+
+    def __init__(self, connection: Connection, number: int) -> None:
+        self._connection = connection
+        self._mux = connection._mux
+        self.number = number
+        self._chunks: deque[bytes] = deque()
+        self._ended = False
+        self._stopped = False
+        self._sent_end = False
+        self._closed = False
+        self._error: BaseException | None = None
+        self._readable = _Signal()
+        self._writable = _Signal()
+        self._sending = False
+        self._front = b""
+        self.scope: trio.CancelScope | None = None
+        """Cancelled when the stream breaks: set it to end, with the stream, work that does not itself wait for the stream."""
+
+    @property
+    def broken(self) -> bool:
+        """The other side has reset the stream, or the link has ended."""
+        return self._error is not None
+
+    def unread(self, data: bytes) -> None:
+        """Give received bytes back: they are the next to be received."""
+        self._front = data + self._front
+
+    # ---- from the connection's reader; these never wait
+
+    def _on_received(self, data: bytes) -> None:
+        if self._closed:
+            return
+        self._chunks.append(data)
+        self._readable.wake()
+
+    def _on_ended(self) -> None:
+        self._ended = True
+        self._readable.wake()
+
+    def _on_stopped(self) -> None:
+        self._stopped = True
+        self._writable.wake()
+
+    def _on_broken(self, error: BaseException) -> None:
+        self._error = error
+        if self.scope is not None:
+            self.scope.cancel()
+        self._readable.wake()
+        self._writable.wake()
+
+    # ---- receiving
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        if self._readable.busy:
+            raise trio.BusyResourceError("another task is receiving from this stream")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._chunks or self._front:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        while True:
+            if self._closed:
+                raise trio.ClosedResourceError("this stream was closed here")
+            if self._front:
+                data, self._front = self._front[:max_bytes], self._front[len(self._front[:max_bytes]) :]
+                return data
+            if self._chunks:
+                return self._take(max_bytes)
+            if self._error is not None:
+                raise self._broken()
+            if self._ended:
+                return b""
+            await self._readable.wait()
+
+    def _take(self, max_bytes: int | None) -> bytes:
+        data = self._chunks.popleft()
+        if max_bytes is not None and len(data) > max_bytes:
+            self._chunks.appendleft(data[max_bytes:])
+            data = data[:max_bytes]
+        self._mux.consumed(self.number, len(data))
+        self._connection._flush()
+        return data
+
+    # ---- sending
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._send(data, end=False)
+
+    async def send_last(self, data: bytes | bytearray | memoryview) -> None:
+        """``send_all`` and ``send_eof`` in one message."""
+        await self._send(data, end=True)
+        self._sent_end = True
+
+    async def _send(self, data: bytes | bytearray | memoryview, *, end: bool) -> None:
+        self._enter_sending()
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            rest = memoryview(data if isinstance(data, bytes) else bytes(data))
+            while True:
+                self._check_sending()
+                size = min(len(rest), self._mux.credit(self.number), MAX_DATA)
+                if len(rest) and not size:
+                    await self._writable.wait()
+                elif self._mux.outgoing_bytes > HIGH_WATER:
+                    await self._connection._room.park()
+                else:
+                    piece, rest = rest[:size], rest[size:]
+                    if len(piece) or end:
+                        self._mux.send(self.number, piece, end=end and not len(rest))
+                        self._connection._flush()
+                    if not len(rest):
+                        break
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        finally:
+            self._sending = False
+
+    async def wait_send_all_might_not_block(self) -> None:
+        self._enter_sending()
+        try:
+            await trio.lowlevel.checkpoint()
+            self._check_sending()
+            while not self._mux.credit(self.number):
+                await self._writable.wait()
+                if self._stopped or self._error is not None:
+                    return
+                self._check_sending()
+        finally:
+            self._sending = False
+
+    async def send_eof(self) -> None:
+        self._enter_sending()
+        try:
+            await trio.lowlevel.checkpoint()
+            if self._closed:
+                raise trio.ClosedResourceError("this stream was closed here")
+            self._sent_end = True
+            self._mux.end(self.number)
+            self._connection._flush()
+        finally:
+            self._sending = False
+
+    def _enter_sending(self) -> None:
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._sending = True
+
+    def _check_sending(self) -> None:
+        if self._closed or self._sent_end:
+            raise trio.ClosedResourceError("sending on this stream has ended here")
+        if self._error is not None:
+            raise self._broken()
+        if self._stopped:
+            raise trio.BrokenResourceError("the other side reads no more from this stream")
+
+    def _broken(self) -> BaseException:
+        if isinstance(self._error, StreamReset):
+            return StreamReset(self._error.code, self._error.detail)
+        error = trio.BrokenResourceError(str(self._error))
+        error.__cause__ = self._error
+        return error
+
+    # ---- closing
+
+    async def aclose(self) -> None:
+        """End sending and reading. What was sent still arrives."""
+        if not self._closed:
+            self._mux.end(self.number)
+            self._mux.stop(self.number)
+            self._leave()
+        await trio.lowlevel.checkpoint()
+
+    def reset(self, code: int = Reset.CANCELLED, detail: bytes = b"") -> None:
+        """End the stream at once, both ways; what was sent and has not arrived may be lost."""
+        if not self._closed:
+            self._mux.reset(self.number, code, detail)
+            self._leave()
+
+    def _leave(self) -> None:
+        self._closed = True
+        self._chunks.clear()
+        self._connection._streams.pop(self.number, None)
+        self._readable.wake()
+        self._writable.wake()
+        self._connection._flush()
+
+
+Serve = Callable[[MuxStream], Awaitable[None]]
+
+
+class Connection:
+    """A link with streams on it; made by :func:`multiplex`."""
+
+    def __init__(self, link: Link, role: Role, serve: Serve | None) -> None:
+        self.link = link
+        self._mux = Mux(role)
+        self._serve = serve
+        self._streams: dict[int, MuxStream] = {}
+        self._room = trio.lowlevel.ParkingLot()
+        self._wake_writer = _Signal()
+        self._unsent: list[bytes | memoryview] = []
+        self._direct = True
+        """Whether the next frame may go to the link at once: nothing went that way since the last message or writer's turn."""
+        self._heard = -math.inf
+        self._over = trio.Event()
+        self.error: JmpError | None = None
+        """Why the link ended, once it has."""
+
+    def open_stream(self, data: bytes = b"", *, end: bool = False) -> MuxStream:
+        """Open a stream; its first bytes (64 KiB at most) and end of input go in the same message.
+
+        Raises :class:`~jmp.errors.LinkLost` if the link has ended.
+        """
+        if self.error is not None:
+            raise type(self.error)(self.error.message) from self.error
+        stream = MuxStream(self, self._mux.open(data, end=end))
+        stream._sent_end = end
+        self._streams[stream.number] = stream
+        self._flush()
+        return stream
+
+    def go_away(self, reason: str) -> None:
+        """Take no new streams from the other side; those open go on."""
+        self._mux.go_away(0, reason)
+        self._flush()
+
+    async def wait_over(self) -> JmpError:
+        """Wait until the link has ended, and return why."""
+        await self._over.wait()
+        assert self.error is not None
+        return self.error
+
+    # ---- the two tasks
+
+    async def _read(self) -> None:
+        async with trio.open_nursery() as handlers:
+            try:
+                while True:
+                    message = await self.link.receive()
+                    self._heard = trio.current_time()
+                    self._direct = True
+                    for event in self._mux.receive(message):
+                        self._act(event, handlers)
+                    self._flush()
+            except (LinkLost, ProtocolViolation) as error:
+                self._end(error)
+                if isinstance(error, ProtocolViolation):
+                    await self.link.aclose(1002, error.message)
+            handlers.cancel_scope.cancel()
+
+    def _act(self, event: Event, handlers: trio.Nursery) -> None:
+        match event:
+            case Received(number, data):
+                if (stream := self._streams.get(number)) is not None:
+                    stream._on_received(data)
+            case Opened(number):
+                if self._serve is None:
+                    self._mux.reset(number, Reset.REFUSED, b"")
+                else:
+                    stream = self._streams[number] = MuxStream(self, number)
+                    handlers.start_soon(self._serve, stream)
+            case Ended(number):
+                if (stream := self._streams.get(number)) is not None:
+                    stream._on_ended()
+            case Credited(number):
+                if (stream := self._streams.get(number)) is not None:
+                    stream._writable.wake()
+            case Stopped(number):
+                if (stream := self._streams.get(number)) is not None:
+                    stream._on_stopped()
+            case WasReset(number, code, detail):
+                if (stream := self._streams.pop(number, None)) is not None:
+                    stream._on_broken(StreamReset(code, detail))
+            case Pong() | GoingAway():
+                pass
+
+    def _flush(self) -> None:
+        """Send what waits: at once if that takes no waiting, else by the writer."""
+        if self._unsent or not self._mux.outgoing_bytes or self.error is not None:
+            return
+        if self._direct:
+            self._direct = False
+            parts = self._mux.outgoing()
+            try:
+                if not self.link.send_nowait(parts):
+                    self._unsent = parts
+            except (LinkLost, ProtocolViolation) as error:
+                self._end(error)
+                return
+        if self._unsent or self._mux.outgoing_bytes:
+            self._wake_writer.wake()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                while parts := self._unsent or self._mux.outgoing():
+                    self._unsent = parts
+                    if not self.link.send_nowait(parts):
+                        await self.link.send(parts)
+                    self._unsent = []
+                    if self._mux.outgoing_bytes <= HIGH_WATER:
+                        self._room.unpark_all()
+                self._direct = True
+                await self._wake_writer.wait()
+        except (LinkLost, ProtocolViolation) as error:
+            self._end(error)
+
+    async def _watch(self) -> None:
+        """Ask a silent peer for a sign of life, and give the link up when there is none."""
+        self._heard = trio.current_time()
+        while self.error is None:
+            await trio.sleep_until(self._heard + PING_AFTER)
+            asked = trio.current_time()
+            if self._heard + PING_AFTER > asked:
+                continue
+            self._mux.ping()
+            self._flush()
+            with trio.move_on_at(self._heard + SILENCE):
+                await self._over.wait()
+            if self._heard < asked:
+                self._end(LinkLost(f"{self.link.peer} gave no sign of life for {SILENCE:g} s"))
+                await self.link.aclose(1001, "no sign of life")
+
+    def _end(self, error: JmpError) -> None:
+        if self.error is not None:
+            return
+        self.error = error
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream._on_broken(error)
+        self._room.unpark_all()
+        self._over.set()
+
+
+@asynccontextmanager
+async def multiplex(
+    link: Link, role: Role, *, serve: Serve | None = None, watch: bool = False
+) -> AsyncIterator[Connection]:
+    """Run streams over ``link`` for as long as the block lasts; closes the link at its end.
+
+    ``serve`` is called, in a task of its own, with each stream that the other side opens; it is cancelled when the link ends.
+    Without it such streams are refused. ``watch``: give the link up when the other side falls silent for 15 s.
+    The end of the link does not end the block: streams raise ``BrokenResourceError``, and :meth:`Connection.wait_over` returns.
+    """
+    connection = Connection(link, role, serve)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection._read)
+        nursery.start_soon(connection._write)
+        if watch:
+            nursery.start_soon(connection._watch)
+        try:
+            yield connection
+        finally:
+            with trio.move_on_after(CLOSE_GRACE, shield=True):
+                await _drain(connection)
+            nursery.cancel_scope.cancel()
+            with trio.move_on_after(CLOSE_GRACE, shield=True):
+                await link.aclose()
+            connection._end(LinkLost("the link was closed on this side"))
+
+
+async def _drain(connection: Connection) -> None:
+    """Wait until everything queued has been given to the link."""
+    while connection.error is None and (connection._unsent or connection._mux.outgoing_bytes):
+        connection._flush()
+        await connection._room.park()

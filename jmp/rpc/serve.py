@@ -1,0 +1,120 @@
+"""Answers the calls that come in on a connection."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NamedTuple
+
+import trio
+
+from jmp.errors import Cancelled, JmpError, ProtocolViolation, Timeout
+from jmp.mux.stream import MuxStream
+from jmp.rpc import messages
+from jmp.rpc.messages import Kind, Request
+from jmp.wire import codec
+from jmp.wire.frames import Reset
+
+log = logging.getLogger("jmp.rpc")
+
+
+class Method(NamedTuple):
+    """How to carry out one call, its arguments bound. Asynchronous whatever the driver's own method is.
+
+    ``CALL``: ``await function()`` is the result. ``ITEMS``: ``function()`` is an asynchronous generator of items, closed when the
+    caller gives up. ``BYTES``: ``await function(stream)``; the stream ends when it returns.
+    """
+
+    kind: Kind
+    function: Callable[..., Any]
+
+
+Resolve = Callable[[Request], Method]
+"""Finds what carries out a request, having checked that the caller may do that and that the arguments fit; raises
+:class:`~jmp.errors.JmpError` otherwise."""
+
+
+def serve(resolve: Resolve, *, tracebacks: bool = True) -> Callable[[MuxStream], Awaitable[None]]:
+    """A handler for :func:`jmp.mux.stream.multiplex` that answers each stream as one call.
+
+    A caller that resets its stream, or whose link ends, cancels the method. When the handler itself is cancelled, the
+    caller learns that the session is over.
+    """
+
+    async def handle(stream: MuxStream) -> None:
+        call = _Call(stream)
+        try:
+            await call.run(resolve)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            if not stream.broken:
+                call.fail(error, tracebacks)
+        except Exception as error:  # noqa: BLE001  # a call's root: whatever a driver raises is the caller's answer
+            call.fail(_only(error), tracebacks)
+        finally:
+            stream.reset(Reset.CANCELLED, _SESSION_OVER)  # does nothing once the stream is closed
+
+    return handle
+
+
+_SESSION_OVER = messages.describe(Cancelled("the session ended before the call did"))
+
+
+class _Call:
+    """One stream being answered."""
+
+    def __init__(self, stream: MuxStream) -> None:
+        self._stream = stream
+        self._name = "a call"
+        self._ready = False
+
+    async def run(self, resolve: Resolve) -> None:
+        request = await self._request()
+        self._name = f"{request.target}.{request.method}"
+        timeout = math.inf if request.timeout is None else request.timeout
+        self._stream.scope = scope = trio.CancelScope(deadline=trio.current_time() + timeout)
+        with scope:
+            method = resolve(request)
+            if method.kind is Kind.CALL:
+                value = await method.function()
+                self._stream.scope = None  # it has happened: the answer is to be sent
+                await self._answer(messages.result(value))
+            elif method.kind is Kind.ITEMS:
+                async with aclosing(method.function()) as items:
+                    async for value in items:
+                        await self._stream.send_all(messages.item(value))
+                await self._answer(messages.END)
+            else:
+                await self._stream.send_all(messages.READY)
+                self._ready = True
+                await method.function(self._stream)
+                await self._stream.aclose()
+        if scope.cancelled_caught and not self._stream.broken:
+            raise Timeout(f"{self._name} did not finish within {timeout:g} s")
+
+    async def _request(self) -> Request:
+        decoder = codec.Decoder(messages.MAX_VALUE)
+        while data := await self._stream.receive_some():
+            decoder.feed(data)
+            for value in decoder:
+                self._stream.unread(decoder.tail())
+                return Request.decode(value)
+        raise ProtocolViolation("a stream ended before its request did")
+
+    async def _answer(self, reply: bytes) -> None:
+        await self._stream.send_last(reply)
+        await self._stream.aclose()
+
+    def fail(self, error: BaseException, tracebacks: bool) -> None:
+        """Let the caller know; nothing waits here, since the error may be that of a caller who does not read."""
+        if not isinstance(error, JmpError):
+            log.error("%s raised %s", self._name, type(error).__name__, exc_info=error)
+        self._stream.reset(Reset.FAILED, messages.describe(error, tracebacks=tracebacks))
+
+
+def _only(error: BaseException) -> BaseException:
+    """The one exception in a group of one, as nurseries raise it."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

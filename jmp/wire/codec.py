@@ -1,0 +1,197 @@
+"""Values on the wire: msgpack, with extension types so that a value arrives as it left.
+
+Carried as they are: ``None``, ``bool``, ``int`` of any size, ``float`` (NaN and infinities included), ``str``, ``bytes``,
+``list``, ``tuple``, ``dict`` with any hashable key, ``set``, ``frozenset``, ``datetime``, ``date``, ``time``,
+``timedelta``, nested in each other. ``bytearray`` and ``memoryview`` arrive as ``bytes``; the zone of a ``datetime``
+arrives as its offset from UTC. Anything else, subclasses included, is refused at the sender, because it would arrive as
+something else than what left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date, datetime, time, timedelta
+from typing import Any, Final
+
+import msgpack
+
+from jmp.errors import BadValue, ProtocolViolation
+
+EXT_INT: Final = 1
+"""An int beyond 64 bit: two's complement, big-endian."""
+EXT_DATETIME: Final = 2
+"""ISO 8601 text, with the offset from UTC if the value has one."""
+EXT_DATE: Final = 3
+EXT_TIME: Final = 4
+EXT_TIMEDELTA: Final = 5
+"""msgpack array of days, seconds, microseconds."""
+EXT_TUPLE: Final = 6
+"""msgpack array of the items; so are the next two."""
+EXT_SET: Final = 7
+EXT_FROZENSET: Final = 8
+
+_MALFORMED = (msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError)
+"""What the decoder raises for bytes that no encoder of ours makes."""
+
+
+def encode(value: object) -> bytes:
+    """The msgpack of ``value``.
+
+    Raises :class:`~jmp.errors.BadValue` naming the type, and the place in ``value``, of what cannot be carried.
+    """
+    try:
+        return _pack(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BadValue(_why_not(value, error)) from error
+
+
+def decode(data: bytes) -> Any:
+    """The one value that ``data`` holds; :class:`~jmp.errors.ProtocolViolation` if it is anything else."""
+    try:
+        return msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=_from_ext)
+    except _MALFORMED as error:
+        raise ProtocolViolation(f"a value could not be decoded: {_reason(error)}") from error
+
+
+class Decoder:
+    """Takes bytes in any pieces and gives the values in them; what follows a value can be taken out raw.
+
+    ``limit`` bounds the bytes held for a value that is not complete yet.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._fed = 0
+        self._unpacker = self._new()
+
+    def _new(self) -> msgpack.Unpacker:
+        return msgpack.Unpacker(
+            raw=False, strict_map_key=False, ext_hook=_from_ext, max_buffer_size=self._limit, read_size=1
+        )
+
+    def feed(self, data: bytes) -> None:
+        """Add ``data``. Raises :class:`~jmp.errors.ProtocolViolation` past the limit."""
+        try:
+            self._unpacker.feed(data)
+        except msgpack.BufferFull as error:
+            raise ProtocolViolation(f"a value is larger than the limit of {self._limit} bytes") from error
+        self._fed += len(data)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The values that are complete by now."""
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._unpacker)
+        except StopIteration:
+            raise
+        except _MALFORMED as error:
+            raise ProtocolViolation(f"a value could not be decoded: {_reason(error)}") from error
+
+    @property
+    def pending(self) -> int:
+        """Bytes fed that belong to no value given out yet."""
+        return self._fed - int(self._unpacker.tell())
+
+    def tail(self) -> bytes:
+        """Take out the bytes that follow the last value."""
+        rest = bytes(self._unpacker.read_bytes(self.pending))
+        self._unpacker, self._fed = self._new(), 0
+        return rest
+
+
+def _pack(value: object) -> bytes:
+    packed: bytes | None = msgpack.packb(value, default=_to_ext, strict_types=True, use_bin_type=True)
+    assert packed is not None
+    return packed
+
+
+def _to_ext(value: object) -> msgpack.ExtType:
+    kind = type(value)
+    if kind is int:
+        assert isinstance(value, int)
+        return msgpack.ExtType(EXT_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
+    if kind is tuple:
+        return msgpack.ExtType(EXT_TUPLE, _pack(list(value)))  # type: ignore[call-overload]  # kind is tuple
+    if kind is datetime:
+        return msgpack.ExtType(EXT_DATETIME, value.isoformat().encode())  # type: ignore[attr-defined]
+    if kind is timedelta:
+        assert isinstance(value, timedelta)
+        return msgpack.ExtType(EXT_TIMEDELTA, _pack([value.days, value.seconds, value.microseconds]))
+    if kind is set:
+        return msgpack.ExtType(EXT_SET, _pack(list(value)))  # type: ignore[call-overload]
+    if kind is frozenset:
+        return msgpack.ExtType(EXT_FROZENSET, _pack(list(value)))  # type: ignore[call-overload]
+    if kind is date:
+        return msgpack.ExtType(EXT_DATE, value.isoformat().encode())  # type: ignore[attr-defined]
+    if kind is time:
+        return msgpack.ExtType(EXT_TIME, value.isoformat().encode())  # type: ignore[attr-defined]
+    raise TypeError(f"{kind.__name__} cannot be carried over the wire")
+
+
+def _from_ext(code: int, data: bytes) -> object:
+    if code == EXT_INT:
+        return int.from_bytes(data, "big", signed=True)
+    if code == EXT_TUPLE:
+        return tuple(_array(data))
+    if code == EXT_DATETIME:
+        return datetime.fromisoformat(data.decode())
+    if code == EXT_TIMEDELTA:
+        days, seconds, microseconds = _array(data)
+        return timedelta(days, seconds, microseconds)
+    if code == EXT_SET:
+        return set(_array(data))
+    if code == EXT_FROZENSET:
+        return frozenset(_array(data))
+    if code == EXT_DATE:
+        return date.fromisoformat(data.decode())
+    if code == EXT_TIME:
+        return time.fromisoformat(data.decode())
+    raise ValueError(f"extension type {code} is unknown to this version")
+
+
+def _array(data: bytes) -> list[Any]:
+    items = msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=_from_ext)
+    if not isinstance(items, list):
+        raise ValueError("an extension type holds no array")
+    return items
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _why_not(value: object, error: Exception) -> str:
+    """One line about the first thing in ``value`` that cannot be packed."""
+    where, seen = "", 0
+    while seen < 64:  # deeper than this the place helps nobody
+        seen += 1
+        for step, inner in _inside(value):
+            try:
+                _pack(inner)
+            except (TypeError, ValueError, OverflowError, RecursionError) as deeper:
+                where, value, error = where + step, inner, deeper
+                break
+        else:
+            break
+    place = f" at {where}" if where else ""
+    if isinstance(error, RecursionError | ValueError) and not isinstance(error, UnicodeError):
+        return f"a {type(value).__name__} cannot be carried over the wire: it is nested too deep or holds itself"
+    if isinstance(error, UnicodeError):
+        return f"a str{place} cannot be carried over the wire: it is no valid Unicode"
+    hint = "; carried are None, bool, int, float, str, bytes, list, tuple, dict, set and datetime types"
+    return f"a value of type {type(value).__name__}{place} cannot be carried over the wire{hint}"
+
+
+def _inside(value: object) -> Iterator[tuple[str, object]]:
+    if type(value) is dict:
+        for key, item in value.items():
+            yield f"[{key!r}]", item
+            yield f"(key {key!r})", key
+    elif type(value) in (list, tuple):
+        for index, item in enumerate(value):  # type: ignore[arg-type]  # a list or tuple
+            yield f"[{index}]", item
+    elif type(value) in (set, frozenset):
+        for item in value:  # type: ignore[attr-defined]  # a set
+            yield f"{{{item!r}}}", item
