@@ -18,6 +18,10 @@ from jmp.driver.schema import Problem, join
 
 _MAX_NODES = 100_000
 """Nodes after which a document is refused, aliases counted each time: a few lines of YAML can stand for billions."""
+_MAX_DEPTH = 64
+_CORE = "tag:yaml.org,2002:"
+_SCALARS = ("str", "int", "float", "bool", "null", "binary")
+_COLLECTIONS = (f"{_CORE}map", f"{_CORE}seq")
 
 
 @dataclass
@@ -51,7 +55,7 @@ for _tag, _pattern, _first in (
     ("merge", r"<<", "<"),
 ):
     _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}",
+        f"{_CORE}{_tag}",
         re.compile(f"^(?:{_pattern})$"),
         list(_first or "-+.0123456789"),
     )
@@ -74,6 +78,9 @@ def read(text: str) -> Document:
         line = text.count("\n", 0, error.position) + 1
         document.lines[""] = line
         document.problems.append(Problem("", f"not YAML: line {line} has a character that must not be in a text file"))
+    except (ValueError, OverflowError) as error:  # PyYAML lets some escapes and directives through to chr() and int()
+        document.data = None
+        document.problems.append(Problem("", f"not YAML: {error}"))
     except RecursionError:
         document.problems.append(Problem("", "not YAML that can be read: nested too deeply"))
     return document
@@ -100,12 +107,15 @@ class _Reader:
     def value(self, node: yaml.Node, where: str) -> Any:
         self.seen += 1
         self.document.lines.setdefault(where, node.start_mark.line + 1)
-        if self.seen > _MAX_NODES:
-            raise yaml.MarkedYAMLError(problem="the document is too large", problem_mark=node.start_mark)
+        if self.seen > _MAX_NODES or len(self.open) > _MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem="too large or nested too deeply", problem_mark=node.start_mark)
         if any(node is outer for outer in self.open):
             raise yaml.MarkedYAMLError(problem="an alias stands for what is around it", problem_mark=node.start_mark)
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, where)
+        if node.tag not in _COLLECTIONS:
+            self.document.problems.append(Problem(where, f"unknown tag {node.tag}"))
+            return None
         self.open.append(node)
         if isinstance(node, yaml.SequenceNode):
             data: Any = [self.value(item, f"{where}[{index}]") for index, item in enumerate(node.value)]
@@ -115,19 +125,25 @@ class _Reader:
         return data
 
     def scalar(self, node: yaml.ScalarNode, where: str) -> Any:
+        tag = node.tag.removeprefix(_CORE)
+        if tag == "merge":
+            return node.value
+        if tag not in _SCALARS:
+            self.document.problems.append(Problem(where, f"unknown tag {node.tag}"))
+            return None
         try:
             return self.loader.construct_object(node)
         except yaml.MarkedYAMLError as error:
             self.document.problems.append(Problem(where, str(error.problem)))
         except (ValueError, LookupError, AttributeError, ArithmeticError):  # what PyYAML raises for "!!int x" and so on
-            self.document.problems.append(Problem(where, f"not a value of {node.tag}"))
+            self.document.problems.append(Problem(where, f"not a value of type {tag}"))
         return None
 
     def mapping(self, node: yaml.Node, where: str) -> dict[Any, Any]:
         data: dict[Any, Any] = {}
         merged: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
+            if key_node.tag == f"{_CORE}merge":
                 for source in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
                     value = self.value(source, where)
                     if isinstance(value, dict):
@@ -141,8 +157,7 @@ class _Reader:
             key = self.scalar(key_node, where)
             inside = join(where, key)
             if key in data:
-                first = self.document.lines[inside]
-                self.document.lines[inside] = key_node.start_mark.line + 1
+                first = self.document.line(inside)
                 self.document.problems.append(Problem(inside, f"this key is already given in line {first}"))
             self.document.lines[inside] = key_node.start_mark.line + 1
             data[key] = self.value(value_node, inside)
