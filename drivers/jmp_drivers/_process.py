@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from subprocess import DEVNULL
 from typing import Protocol
@@ -27,11 +28,14 @@ from typing import Protocol
 import trio
 
 from jmp.errors import DeviceError
+from jmp_drivers._tasks import open_nursery
 
 _log = logging.getLogger(__name__)
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _DEATH = 2.0  # seconds that SIGKILL may take; only a process stuck in the kernel, on a hung disk say, takes longer
+
+_LINGER = 0.5  # seconds to wait for the rest of the output when a daemon that escaped still holds the pipe
 
 # In a subshell of a subshell, so that the command does not find itself with a child that it never started.
 _LEASH = """\
@@ -100,6 +104,36 @@ async def leashed(
                 for stream in (process.stdin, process.stdout, process.stderr):
                     if stream is not None:
                         await stream.aclose()
+
+
+async def relay(process: trio.Process, sink: Callable[[str, bytes], Awaitable[None]]) -> int:
+    """Hand on what a leashed command writes, as it comes, until it has ended; then kill what it left running.
+
+    `sink` gets ``"stdout"`` or ``"stderr"``, whichever are pipes, and the bytes; while it waits, the command does. Returns the
+    exit status as a shell tells it: 128 + n after signal n.
+    """
+    waiting: dict[str, trio.CancelScope] = {}
+    patience = math.inf
+
+    async def pump(name: str, stream: trio.abc.ReceiveStream) -> None:
+        while True:
+            with trio.move_on_after(patience) as waiting[name]:
+                data = await stream.receive_some()
+            if waiting[name].cancelled_caught or not data:
+                return
+            await sink(name, bytes(data))
+
+    async with open_nursery() as nursery:
+        if process.stdout is not None:
+            nursery.start_soon(pump, "stdout", process.stdout)
+        if process.stderr is not None:
+            nursery.start_soon(pump, "stderr", process.stderr)
+        status = await process.wait()
+        _signal_group(process, signal.SIGKILL)
+        patience = _LINGER
+        for scope in waiting.values():
+            scope.deadline = trio.current_time() + patience
+    return status if status >= 0 else 128 - status
 
 
 def _pipe(stack: ExitStack) -> int:

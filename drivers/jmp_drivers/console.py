@@ -57,6 +57,7 @@ class Hub:
         self._total = 0  # bytes ever fed: the number of the byte after the buffer's last one
         self._readers: set[_Reader] = set()
         self._news = trio.lowlevel.ParkingLot()
+        self._departures = trio.lowlevel.ParkingLot()
         self._writing = False
         self._log = _LogFile(log, timestamps) if log is not None else None
 
@@ -94,6 +95,11 @@ class Hub:
         self._news.unpark_all()
         if self._log is not None:
             self._log.close()
+
+    async def deserted(self) -> None:
+        """Wait until no client is attached."""
+        while self._readers:
+            await self._departures.park()
 
     def open_log(self) -> None:
         """Open the log file now, if one is configured, rather than at the first byte. Raises `DeviceError`."""
@@ -142,6 +148,7 @@ class Hub:
                         nursery.cancel_scope.cancel()
             finally:
                 self._readers.discard(reader)
+                self._departures.unpark_all()
         if reader.failure is not None:
             raise reader.failure
 

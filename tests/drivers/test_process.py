@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from jmp.errors import DeviceError
-from jmp_drivers._process import leashed
+from jmp_drivers._process import leashed, relay
 
 SHELL = ["sh", "-c"]
 
@@ -106,7 +106,7 @@ async def test_command_and_descendants_die_with_us_even_by_kill_9() -> None:
     code = """
 import trio
 from subprocess import PIPE
-from jmp_drivers._process import leashed
+from jmp_drivers._process import leashed, relay
 
 async def main():
     async with leashed(["sh", "-c", "trap '' TERM HUP; sleep 1000 & echo $$ $!; wait"], stdout=PIPE) as process:
@@ -125,6 +125,42 @@ trio.run(main)
             await victim.ended()
         assert holder.stdout is not None
         await holder.stdout.aclose()
+
+
+async def relayed(script: str) -> tuple[int, dict[str, bytes]]:
+    output = {"stdout": b"", "stderr": b""}
+
+    async def keep(name: str, data: bytes) -> None:
+        output[name] += data
+        await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(10):
+        async with leashed([*SHELL, script], stdout=PIPE, stderr=PIPE) as process:
+            return await relay(process, keep), output
+
+
+async def test_relay_hands_on_all_output_and_the_exit_status() -> None:
+    assert await relayed("seq 100000; echo problem >&2; exit 4") == (
+        4,
+        {"stdout": b"".join(b"%d\n" % n for n in range(1, 100_001)), "stderr": b"problem\n"},
+    )
+
+
+async def test_relay_tells_a_signal_as_a_shell_does() -> None:
+    assert await relayed("kill -SEGV $$") == (128 + signal.SIGSEGV, {"stdout": b"", "stderr": b""})
+
+
+async def test_relay_does_not_wait_for_what_the_command_left_running() -> None:
+    assert await relayed("echo done; sleep 1000 &") == (0, {"stdout": b"done\n", "stderr": b""})
+
+
+async def test_relay_does_not_wait_for_ever_for_an_escaped_daemon_that_holds_the_pipe() -> None:
+    code = "import subprocess; print(subprocess.Popen(['sleep', '1000'], start_new_session=True).pid, flush=True)"
+    status, output = await relayed(f'{sys.executable} -W ignore -c "{code}"')
+    assert status == 0
+    daemon = int(output["stdout"])
+    os.kill(daemon, signal.SIGKILL)
+    await Witness(daemon).ended()
 
 
 @pytest.mark.parametrize("program", ["no-such-tool", "./no-such-tool"])
