@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import trio
 
-from jmp.errors import Cancelled, JmpError, LinkLost, ProtocolViolation
+from jmp.errors import Cancelled, LinkLost, ProtocolViolation
 from jmp.mux.stream import Connection, MuxStream, StreamReset
 from jmp.rpc import messages
 from jmp.rpc.messages import Reply, Request
@@ -30,24 +31,28 @@ class Caller:
 
     async def call(self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value that a unary method returns."""
+        name = f"{target}.{method}"
         async with self._begin(target, method, args, kwargs, end=True) as stream:
-            reply, value = await _Answer(stream).next()
+            with self._translated(name):
+                reply, value = await _Answer(stream).next()
         if reply is not Reply.RESULT:
-            raise ProtocolViolation(f"{target}.{method} answered with {reply.name}, not with one result")
+            raise ProtocolViolation(f"{name} answered with {reply.name}, not with one result")
         return value
 
     async def items(
         self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
         """The items of a streaming method. Close the generator (``aclosing``) to cancel the method early."""
+        name = f"{target}.{method}"
         async with self._begin(target, method, args, kwargs, end=True) as stream:
             answer = _Answer(stream)
             while True:
-                reply, value = await answer.next()
+                with self._translated(name):
+                    reply, value = await answer.next()
                 if reply is Reply.END:
                     return
                 if reply is not Reply.ITEM:
-                    raise ProtocolViolation(f"{target}.{method} answered with {reply.name}, not with items")
+                    raise ProtocolViolation(f"{name} answered with {reply.name}, not with items")
                 yield value
 
     @asynccontextmanager
@@ -55,57 +60,70 @@ class Caller:
         self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> AsyncIterator[ByteStream]:
         """A byte stream of a method, open for the block; left by an exception, it is reset."""
+        name = f"{target}.{method}"
         async with self._begin(target, method, args, kwargs, end=False) as stream:
             answer = _Answer(stream)
-            reply, _ = await answer.next()
+            with self._translated(name):
+                reply, _ = await answer.next()
             if reply is not Reply.READY:
-                raise ProtocolViolation(f"{target}.{method} answered with {reply.name}, not with a byte stream")
+                raise ProtocolViolation(f"{name} answered with {reply.name}, not with a byte stream")
             stream.unread(answer.rest())
-            yield ByteStream(stream)
+            yield ByteStream(stream, partial(self._translated, name))
             await stream.aclose()
 
     @asynccontextmanager
     async def _begin(
         self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, end: bool
     ) -> AsyncIterator[MuxStream]:
+        """A stream with the request sent; reset if the block leaves it open."""
         left = trio.current_effective_deadline() - trio.current_time()
         request = Request(target, method, args, kwargs, None if left == math.inf else max(left, 0)).encode()
         whole = len(request) <= MAX_DATA
         stream = self._connection.open_stream(request[:MAX_DATA], end=end and whole)
         try:
             if not whole:
-                send = stream.send_last if end else stream.send_all
-                await send(request[MAX_DATA:])
+                with self._translated(f"{target}.{method}"):
+                    send = stream.send_last if end else stream.send_all
+                    await send(request[MAX_DATA:])
             yield stream
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise failure(error, f"{target}.{method}", self._connection.error) from error
         finally:
             stream.reset()  # does nothing to a stream that is over
 
+    @contextmanager
+    def _translated(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except StreamReset as error:
+            raise messages.revive(error.detail) or Cancelled(f"{name} was ended by the other side: {error}") from None
+        except trio.BrokenResourceError as error:
+            lost = self._connection.error
+            if lost is None:
+                raise Cancelled(f"{name}: {error}") from error
+            raise LinkLost(f"the link was lost during {name}: {lost.message}") from error
+
 
 class ByteStream(trio.abc.HalfCloseableStream):
-    """A byte stream of a method: a Trio stream whose errors are those of :mod:`jmp.errors`."""
+    """A byte stream of a method: a Trio stream, but where another one is broken it raises what :mod:`jmp.errors` has for it."""
 
-    def __init__(self, stream: MuxStream) -> None:
+    def __init__(self, stream: MuxStream, translated: Callable[[], AbstractContextManager[None]]) -> None:
         self._stream = stream
+        self._translated = translated
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        try:
+        with self._translated():
             await self._stream.send_all(data)
-        except StreamReset as error:
-            raise messages.revive(error.detail) or error from None
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        try:
+        with self._translated():
             return await self._stream.receive_some(max_bytes)
-        except StreamReset as error:
-            raise messages.revive(error.detail) or error from None
 
     async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
+        with self._translated():
+            await self._stream.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
-        await self._stream.send_eof()
+        with self._translated():
+            await self._stream.send_eof()
 
     async def aclose(self) -> None:
         await self._stream.aclose()
@@ -130,12 +148,3 @@ class _Answer:
     def rest(self) -> bytes:
         """The raw bytes that came with the last reply."""
         return self._decoder.tail()
-
-
-def failure(error: BaseException, name: str, link_error: JmpError | None) -> JmpError:
-    """What a broken stream of the call ``name`` means to the caller."""
-    if isinstance(error, StreamReset):
-        return messages.revive(error.detail) or Cancelled(f"{name} was ended by the other side: {error}")
-    if link_error is not None:
-        return LinkLost(f"the link was lost during {name}: {link_error.message}")
-    return Cancelled(f"{name}: {error}")

@@ -1,0 +1,159 @@
+"""Makes calls on a blocking connection: :class:`jmp.rpc.call.Caller` for threads.
+
+The methods are coroutines only so that client classes are written once; they never suspend (see
+:class:`jmp.driver.proxy.Blocking`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from jmp.errors import Cancelled, LinkLost, ProtocolViolation, Timeout
+from jmp.mux.blocking import BlockingConnection, BlockingStream, DeadlinePassed, StreamClosed, StreamReset
+from jmp.rpc import messages
+from jmp.rpc.messages import Reply, Request
+from jmp.wire import codec
+from jmp.wire.frames import MAX_DATA
+
+_deadline: ContextVar[float | None] = ContextVar("jmp_deadline", default=None)
+
+
+@contextmanager
+def fail_after(seconds: float) -> Iterator[None]:
+    """Blocking calls begun inside raise :class:`~jmp.errors.Timeout`, and are cancelled, once ``seconds`` have passed in all."""
+    mine = time.monotonic() + seconds
+    outer = _deadline.get()
+    token = _deadline.set(mine if outer is None else min(mine, outer))
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+class BlockingCaller:
+    """Calls methods of the other side of ``connection``; raises as :class:`jmp.rpc.call.Caller` does."""
+
+    def __init__(self, connection: BlockingConnection) -> None:
+        self._connection = connection
+
+    async def call(self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = f"{target}.{method}"
+        with _translated(name), self._begin(target, method, args, kwargs, end=True) as stream:
+            reply, value = _Answer(stream).next()
+        if reply is not Reply.RESULT:
+            raise ProtocolViolation(f"{name} answered with {reply.name}, not with one result")
+        return value
+
+    async def items(
+        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> AsyncGenerator[Any, None]:
+        name = f"{target}.{method}"
+        with self._begin(target, method, args, kwargs, end=True) as stream:
+            answer = _Answer(stream)
+            while True:
+                with _translated(name):
+                    reply, value = answer.next()
+                if reply is Reply.END:
+                    return
+                if reply is not Reply.ITEM:
+                    raise ProtocolViolation(f"{name} answered with {reply.name}, not with items")
+                yield value
+
+    @asynccontextmanager
+    async def open(
+        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> AsyncIterator[BlockingByteStream]:
+        name = f"{target}.{method}"
+        with self._begin(target, method, args, kwargs, end=False) as stream:
+            answer = _Answer(stream)
+            with _translated(name):
+                reply, _ = answer.next()
+            if reply is not Reply.READY:
+                raise ProtocolViolation(f"{name} answered with {reply.name}, not with a byte stream")
+            stream.unread(answer.rest())
+            yield BlockingByteStream(stream, name)
+            stream.close()
+
+    @contextmanager
+    def _begin(
+        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, end: bool
+    ) -> Iterator[BlockingStream]:
+        """A stream with the request sent; reset if the block leaves it open."""
+        deadline = _deadline.get()
+        timeout = None if deadline is None else max(deadline - time.monotonic(), 0)
+        request = Request(target, method, args, kwargs, timeout).encode()
+        whole = len(request) <= MAX_DATA
+        with _translated(f"{target}.{method}"):
+            stream = self._connection.open_stream(request[:MAX_DATA], end=end and whole)
+        try:
+            if not whole:
+                with _translated(f"{target}.{method}"):
+                    stream.send_all(request[MAX_DATA:], end=end, deadline=deadline)
+            yield stream
+        finally:
+            stream.reset()  # does nothing to a stream that is over
+
+
+class BlockingByteStream:
+    """A byte stream of a method. One thread may send while another one receives."""
+
+    def __init__(self, stream: BlockingStream, name: str) -> None:
+        self._stream = stream
+        self._name = name
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of ``data``, waiting for the other side to keep up."""
+        with _translated(self._name):
+            self._stream.send_all(data, deadline=_deadline.get())
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Wait for bytes; ``b""`` at the end of the stream."""
+        with _translated(self._name):
+            return self._stream.receive_some(max_bytes, deadline=_deadline.get())
+
+    async def send_eof(self) -> None:
+        """Tell the other side that nothing more will come."""
+        self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """End the stream. Another thread that waits for it gets ``Cancelled``."""
+        self._stream.close()
+
+
+class _Answer:
+    """The replies on a stream."""
+
+    def __init__(self, stream: BlockingStream) -> None:
+        self._stream = stream
+        self._decoder = codec.Decoder(messages.MAX_VALUE)
+
+    def next(self) -> tuple[Reply, Any]:
+        while True:
+            for value in self._decoder:
+                return messages.read(value)
+            data = self._stream.receive_some(deadline=_deadline.get())
+            if not data:
+                raise ProtocolViolation("an answer ended before its time")
+            self._decoder.feed(data)
+
+    def rest(self) -> bytes:
+        """The raw bytes that came with the last reply."""
+        return self._decoder.tail()
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    try:
+        yield
+    except StreamReset as error:
+        raise messages.revive(error.detail) or Cancelled(f"{name} was ended by the other side: {error}") from None
+    except StreamClosed as error:
+        raise Cancelled(f"{name}: {error}") from None
+    except LinkLost as error:
+        raise LinkLost(f"the link was lost during {name}: {error.message}") from error
+    except DeadlinePassed:
+        raise Timeout(f"{name} did not finish in the time given") from None
