@@ -18,7 +18,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from struct import pack
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeAlias
 
 from jmp.errors import Busy, LabError, LinkLost, ProtocolViolation, Refused, UsageError
 
@@ -45,6 +45,9 @@ _WHOLE_BINARY: Final = _FIN | _BINARY
 _MAX_CONTROL: Final = 125
 _NO_KEY: Final = bytes(4)
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+Buffer: TypeAlias = bytes | memoryview
 
 
 class Closed(LinkLost):
@@ -92,7 +95,7 @@ class Codec:
         """Whether the other side closed or broke the rules: no message will come any more."""
         return self._end is not None
 
-    def encode(self, parts: Sequence[bytes]) -> list[bytes]:
+    def encode(self, parts: Sequence[Buffer]) -> list[Buffer]:
         """Make one binary frame of the parts; the buffers returned follow one another on the wire."""
         return self._frame(_BINARY, parts)
 
@@ -189,7 +192,7 @@ class Codec:
     def has_replies(self) -> bool:
         return bool(self._replies)
 
-    def _frame(self, opcode: int, parts: Sequence[bytes]) -> list[bytes]:
+    def _frame(self, opcode: int, parts: Sequence[Buffer]) -> list[Buffer]:
         length = sum(map(len, parts))
         masked = _MASKED if self._client else 0
         if length < 126:
@@ -282,10 +285,13 @@ def _mask(data: bytes, key: bytes) -> bytes:
 class ClientHandshake:
     """The client's half of the opening handshake: send ``request``, then :meth:`feed` what comes back.
 
-    ``host`` is the value of the Host header. Raises :class:`~jmp.errors.UsageError` if a header cannot be sent.
+    ``host`` is the value of the Host header, ``token`` goes into the Authorization header. Raises
+    :class:`~jmp.errors.UsageError` if a header cannot be sent.
     """
 
-    def __init__(self, host: str, path: str = "/", headers: Iterable[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self, host: str, path: str = "/", *, token: str | None = None, headers: Iterable[tuple[str, str]] = ()
+    ) -> None:
         key = binascii.b2a_base64(os.urandom(16), newline=False)
         lines = [f"GET {path} HTTP/1.1"]
         for name, value in (
@@ -295,6 +301,7 @@ class ClientHandshake:
             ("Sec-WebSocket-Key", key.decode()),
             ("Sec-WebSocket-Version", "13"),
             ("Sec-WebSocket-Protocol", SUBPROTOCOL),
+            *([("Authorization", f"Bearer {token}")] if token is not None else []),
             *headers,
         ):
             # The value is not repeated in the message: it may be a token.

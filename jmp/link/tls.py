@@ -103,7 +103,7 @@ class Tls:
         if not hmac.compare_digest(actual, normal_fingerprint(fingerprint)):
             raise Refused(f"the server's certificate is another one than expected; its fingerprint is {actual}")
 
-    def encrypt(self, parts: Sequence[bytes]) -> bytes:
+    def encrypt(self, parts: Sequence[bytes | memoryview]) -> bytes:
         """Return the ciphertext of the parts, and what else is due to be sent."""
         plain = parts[0] if len(parts) == 1 else b"".join(parts)
         try:
