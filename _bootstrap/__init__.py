@@ -33,6 +33,8 @@ OLDEST = (3, 11)
 FRESH = 5 * 24 * 3600
 """Seconds for which a look at all files is good. What clears temporary folders leaves files alone for ten days."""
 
+TEMPORARY = ("/tmp", "/var/tmp")
+
 archive = ""
 """Absolute path of the zipapp that is running."""
 
@@ -81,7 +83,7 @@ def roots() -> "list[str]":
         cache = os.path.join(home, ".cache") if os.path.isdir(home) else ""
     if cache:
         found.append(os.path.join(os.path.realpath(cache), "jmp"))
-    for temporary in (os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp"):
+    for temporary in (os.environ.get("TMPDIR", ""), *TEMPORARY):
         if os.path.isabs(temporary):
             found.append(os.path.join(os.path.realpath(temporary), "jmp-" + str(os.geteuid())))
     return found

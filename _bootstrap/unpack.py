@@ -60,7 +60,7 @@ def _packages_below(root: Path) -> Path:
     except OSError:
         shutil.rmtree(copy, ignore_errors=True)
         release()
-        if not hold(os.fspath(build)):
+        if not _is_whole(build):
             raise
         # Another first start was quicker: its files are as good.
     _clear(root)
