@@ -1,0 +1,256 @@
+"""Power switches: a pretended one, one made of commands, one that is reached over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import PIPE
+from urllib.parse import urlsplit
+
+import trio
+
+from jmp.driver import ConfigError, DeviceError, export
+from jmp.driver.interfaces import Power, PowerState
+from jmp_drivers import _http
+from jmp_drivers._process import leashed, relay
+
+_ON = r"(?i)\bon\b"
+_OFF = r"(?i)\boff\b"
+_KEPT = 64 * 1024  # bytes of a command's output that are looked at: its end
+_SHOWN = 200  # characters of a device's answer that an error quotes
+
+
+class MockPower(Power):
+    """A switch with nothing behind it, which remembers its state: for tests and demos."""
+
+    initial: bool = False
+
+    def __post_init__(self) -> None:
+        self._on = self.initial
+        self._cycles = 0
+
+    @export
+    async def on(self) -> None:
+        self._cycles += not self._on
+        self._on = True
+
+    @export
+    async def off(self) -> None:
+        self._on = False
+
+    @export
+    async def state(self) -> PowerState:
+        return "on" if self._on else "off"
+
+    @export
+    async def cycles(self) -> int:
+        """How often it went from off to on."""
+        return self._cycles
+
+
+class CommandPower(Power):
+    """A switch that is worked by commands of the exporter's machine, such as ``uhubctl`` or ``snmpset``.
+
+    A command is a list of arguments, or a text for ``sh``. It must end with exit status 0. ``state`` must print something in
+    which ``on_pattern`` or ``off_pattern`` is found; without a ``state`` command, the last order is what is told. ``cycle`` gets
+    the time to stay off, in seconds, as ``$JMP_WAIT``; without it, the device is switched off and on.
+    """
+
+    on_command: str | list[str] = field(metadata={"key": "on"})
+    off_command: str | list[str] = field(metadata={"key": "off"})
+    state_command: str | list[str] | None = field(default=None, metadata={"key": "state"})
+    cycle_command: str | list[str] | None = field(default=None, metadata={"key": "cycle"})
+    on_pattern: str = field(default=_ON, metadata={"doc": "regular expression in the output of `state`"})
+    off_pattern: str = field(default=_OFF, metadata={"doc": "regular expression in the output of `state`"})
+    timeout: float = field(default=30.0, metadata={"doc": "seconds that a command may take"})
+    cwd: Path | None = field(default=None, metadata={"doc": "folder in which the commands run"})
+
+    def __post_init__(self) -> None:
+        self._reading = _Reading(self.on_pattern, self.off_pattern)
+        self._ordered: PowerState = "unknown"
+        for name in ("on", "off", "state", "cycle"):
+            if getattr(self, f"{name}_command") in ("", []):
+                raise ConfigError(f"{name}: the command is empty")
+
+    @export
+    async def on(self) -> None:
+        self._ordered = "unknown"  # until it has succeeded
+        await self._run("on", self.on_command)
+        self._ordered = "on"
+
+    @export
+    async def off(self) -> None:
+        self._ordered = "unknown"
+        await self._run("off", self.off_command)
+        self._ordered = "off"
+
+    @export
+    async def state(self) -> PowerState:
+        if self.state_command is None:
+            return self._ordered
+        return self._reading.of(await self._run("state", self.state_command))
+
+    @export
+    async def cycle(self, wait: float = 1.0) -> None:
+        if self.cycle_command is None:
+            await super().cycle(wait)
+            return
+        self._ordered = "unknown"
+        await self._run("cycle", self.cycle_command, allow=wait, JMP_WAIT=f"{wait:g}")
+        self._ordered = "on"
+
+    async def _run(self, name: str, command: str | list[str], allow: float = 0, **variables: str) -> str:
+        """What the command printed. Cancelled or out of time, it and all its processes are ended."""
+        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else command
+        output = {"stdout": bytearray(), "stderr": bytearray()}
+
+        async def keep(stream: str, data: bytes) -> None:
+            output[stream] += data
+            del output[stream][:-_KEPT]
+
+        with trio.move_on_after(self.timeout + allow) as scope:
+            async with leashed(argv, env=os.environ | variables, cwd=self.cwd, stdout=PIPE, stderr=PIPE) as process:
+                status = await relay(process, keep)
+        if scope.cancelled_caught:
+            raise DeviceError(f"the command for {name!r} did not end within {self.timeout + allow:g} s")
+        if status != 0:
+            said = " | ".join(output["stderr"].decode(errors="replace").splitlines()[-3:])
+            raise DeviceError(f"the command for {name!r} failed with exit status {status}{said and f': {said}'}")
+        return output["stdout"].decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request to the switch. Its URL and headers may hold secrets, so none of it is in its repr."""
+
+    url: str = field(repr=False, metadata={"secret": True})
+    method: str = "GET"
+    headers: dict[str, str] = field(default_factory=dict, repr=False, metadata={"secret": True})
+    body: str = field(default="", repr=False, metadata={"secret": True})
+    expect: str | None = field(default=None, metadata={"doc": "regular expression that must be found in the answer"})
+
+
+class HttpPower(Power):
+    """A switch that is worked by HTTP requests: Shelly, Tasmota and most network relays.
+
+    A request is a URL, or ``{url, method, headers, body, expect}``. The answer must have a 2xx status and, if given, hold
+    ``expect``. ``state`` must answer something in which ``on_pattern`` or ``off_pattern`` is found; without a ``state`` request,
+    the last order is what is told. ``username`` and ``password`` are sent as basic authentication.
+    """
+
+    on_request: str | Request = field(metadata={"key": "on", "secret": True})
+    off_request: str | Request = field(metadata={"key": "off", "secret": True})
+    state_request: str | Request | None = field(default=None, metadata={"key": "state", "secret": True})
+    on_pattern: str = field(default=_ON, metadata={"doc": "regular expression in the answer to `state`"})
+    off_pattern: str = field(default=_OFF, metadata={"doc": "regular expression in the answer to `state`"})
+    username: str | None = None
+    password: str | None = field(default=None, metadata={"secret": True})
+    verify: bool = field(default=True, metadata={"doc": "with https, ask for a valid certificate"})
+    timeout: float = field(default=10.0, metadata={"doc": "seconds that an answer may take"})
+
+    def __post_init__(self) -> None:
+        self._reading = _Reading(self.on_pattern, self.off_pattern)
+        self._ordered: PowerState = "unknown"
+        self._requests: dict[str, Request] = {}
+        for name in ("on", "off", "state"):
+            request = getattr(self, f"{name}_request")
+            if request is not None:
+                self._requests[name] = _checked(name, Request(request) if isinstance(request, str) else request)
+        if (self.username is None) != (self.password is None):
+            raise ConfigError("username and password belong together: give both or none")
+
+    @export
+    async def on(self) -> None:
+        self._ordered = "unknown"  # until it has succeeded
+        await self._ask("on")
+        self._ordered = "on"
+
+    @export
+    async def off(self) -> None:
+        self._ordered = "unknown"
+        await self._ask("off")
+        self._ordered = "off"
+
+    @export
+    async def state(self) -> PowerState:
+        return self._reading.of(await self._ask("state")) if "state" in self._requests else self._ordered
+
+    async def _ask(self, name: str) -> str:
+        request = self._requests[name]
+        headers: dict[str, str] = {}
+        if self.username is not None:
+            credentials = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+            headers["Authorization"] = f"Basic {credentials}"
+        what = f"{request.method} {_public(request.url)}"
+        try:
+            with trio.fail_after(self.timeout):
+                answer = await _http.request(
+                    request.method,
+                    request.url,
+                    headers=headers | request.headers,
+                    body=request.body.encode(),
+                    verify=self.verify,
+                )
+        except trio.TooSlowError:
+            raise DeviceError(f"{what}: no answer within {self.timeout:g} s") from None
+        except _http.HttpError as error:
+            raise DeviceError(f"{what}: {error}") from error
+        text = answer.body.decode(errors="replace")
+        if not 200 <= answer.status < 300:
+            raise DeviceError(f"{what}: the answer is {answer.status} {answer.reason}{_quote(text)}")
+        if request.expect is not None and not re.search(request.expect, text):
+            raise DeviceError(f"{what}: the answer does not match {request.expect!r}{_quote(text)}")
+        return text
+
+
+class _Reading:
+    """How a state is read from a text."""
+
+    def __init__(self, on: str, off: str) -> None:
+        self._on, self._off = _regex("on_pattern", on), _regex("off_pattern", off)
+
+    def of(self, text: str) -> PowerState:
+        """Unknown if both patterns are found or none."""
+        match self._on.search(text) is not None, self._off.search(text) is not None:
+            case True, False:
+                return "on"
+            case False, True:
+                return "off"
+            case _:
+                return "unknown"
+
+
+def _regex(name: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{name}: {pattern!r} is no regular expression: {error}") from error
+
+
+def _checked(name: str, request: Request) -> Request:
+    if request.expect is not None:
+        _regex(f"{name}.expect", request.expect)
+    try:
+        parts = urlsplit(request.url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        valid = False
+    if not valid:
+        raise ConfigError(f"{name}: the URL must be http://HOST… or https://HOST…")
+    if parts.username is not None:
+        raise ConfigError(f"{name}: give the name and password as username and password, not in the URL")
+    return request
+
+
+def _public(url: str) -> str:
+    """The URL without its query, in which some relays want their password."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"
+
+
+def _quote(text: str) -> str:
+    line = " ".join(text.split())
+    return f": {line[:_SHOWN]}" if line else ""
