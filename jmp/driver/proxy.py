@@ -7,7 +7,6 @@ never suspends, so :class:`Blocking` can offer all of it, and client classes bui
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -29,26 +28,22 @@ class ByteStream(Protocol):
     async def aclose(self) -> None: ...
 
 
-class Backend(ABC):
-    """How a client reaches its session."""
+class Backend(Protocol):
+    """How a client reaches its session: :class:`jmp.rpc.call.Caller` or :class:`jmp.rpc.blocking.BlockingCaller`."""
 
-    @abstractmethod
     async def call(self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value of a unary method."""
 
-    @abstractmethod
     def items(
         self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
         """The items of a streaming method."""
 
-    @abstractmethod
     def open(
         self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> AbstractAsyncContextManager[ByteStream]:
         """A byte stream of a method."""
 
-    @abstractmethod
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run local work that blocks (reading a file, say) where it may."""
 
@@ -142,10 +137,11 @@ class DriverClient:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        if name in self._children:
-            return self._children[name]
-        if name in self._node.methods:
-            return Method(self._backend, self._node, self._node.methods[name])
+        for known in (name, name.replace("_", "-")):  # configured names may hold hyphens
+            if known in self._children:
+                return self._children[known]
+            if known in self._node.methods:
+                return Method(self._backend, self._node, self._node.methods[known])
         what = f"{self._node.path or 'the device'} has no method or driver {name!r}"
         raise AttributeError(what + did_you_mean(name, [*self._node.methods, *self._children]))
 

@@ -97,18 +97,20 @@ class Tree:
 
     # ---- running
 
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Open every driver, at the same time but children first, and keep them open until ``nursery`` is cancelled.
+
+        Returns once each driver is open or degraded. Raises nothing of the drivers' own.
+        """
+        await self._start(self.root, None, nursery)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Open every driver, at the same time but children first; close them at the end.
-
-        Entered once each driver is open or degraded. Raises nothing of the drivers' own.
-        """
+        """:meth:`start` for the length of a block."""
         async with trio.open_nursery() as nursery:
-            try:
-                await self._start(self.root, None, nursery)
-                yield
-            finally:
-                nursery.cancel_scope.cancel()
+            await self.start(nursery)
+            yield
+            nursery.cancel_scope.cancel()
 
     async def _start(self, node: Node, parent: _Keeper | None, nursery: trio.Nursery) -> None:
         keeper = parent

@@ -289,6 +289,8 @@ class Connection:
         self._over = trio.Event()
         self.error: JmpError | None = None
         """Why the link ended, once it has."""
+        self.farewell = (1000, "")
+        """Close code and reason that the other side is told at the end of the block."""
 
     def open_stream(self, data: bytes = b"", *, end: bool = False) -> MuxStream:
         """Open a stream; its first bytes (64 KiB at most) and end of input go in the same message.
@@ -439,7 +441,7 @@ async def multiplex(
                 await _drain(connection)
             nursery.cancel_scope.cancel()
             with trio.move_on_after(CLOSE_GRACE, shield=True):
-                await link.aclose()
+                await link.aclose(*connection.farewell)
             connection._end(LinkLost("the link was closed on this side"))
 
 

@@ -7,10 +7,10 @@ The methods are coroutines only so that client classes are written once; they ne
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from jmp.errors import Cancelled, LinkLost, ProtocolViolation, Timeout
 from jmp.mux.blocking import BlockingConnection, BlockingStream, DeadlinePassed, StreamClosed, StreamReset
@@ -18,6 +18,8 @@ from jmp.rpc import messages
 from jmp.rpc.messages import Reply, Request
 from jmp.wire import codec
 from jmp.wire.frames import MAX_DATA
+
+T = TypeVar("T")
 
 _deadline: ContextVar[float | None] = ContextVar("jmp_deadline", default=None)
 
@@ -77,6 +79,10 @@ class BlockingCaller:
             stream.unread(answer.rest())
             yield BlockingByteStream(stream, name)
             stream.close()
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Run local work that blocks: here it may."""
+        return function(*args)
 
     @contextmanager
     def _begin(

@@ -6,7 +6,7 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -16,6 +16,8 @@ from jmp.rpc import messages
 from jmp.rpc.messages import Reply, Request
 from jmp.wire import codec
 from jmp.wire.frames import MAX_DATA
+
+T = TypeVar("T")
 
 
 class Caller:
@@ -70,6 +72,10 @@ class Caller:
             stream.unread(answer.rest())
             yield ByteStream(stream, partial(self._translated, name))
             await stream.aclose()
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Run local work that blocks, in a worker thread."""
+        return await trio.to_thread.run_sync(function, *args)
 
     @asynccontextmanager
     async def _begin(

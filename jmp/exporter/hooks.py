@@ -1,0 +1,69 @@
+"""Scripts that the exporter runs around a lease (in local mode: around a session)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from jmp.errors import LabError
+from jmp.exporter.config import Hook
+
+KILL_AFTER: Final = 5.0
+"""Seconds between asking a hook to end (TERM) and ending it (KILL)."""
+
+Print = Callable[[str, bytes], None]
+"""Takes what a hook printed: its source (``beforeLease``) and some bytes."""
+
+
+async def run_hook(name: str, hook: Hook, environ: Mapping[str, str], output: Print) -> None:
+    """Run one hook to its end; ``output`` gets what it prints, as it comes.
+
+    Raises :class:`~jmp.errors.LabError` if it fails or takes longer than its timeout. However this is left, nothing of the
+    hook runs on: its whole process group gets TERM, and KILL 5 seconds later.
+    """
+    argv = [hook.interpreter, str(hook.file)] if hook.file is not None else [hook.interpreter, "-c", hook.script or ""]
+    try:
+        process = await trio.lowlevel.open_process(
+            argv,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise LabError(f"hook {name} cannot be run: {hook.interpreter}: {error.strerror}") from error
+    assert process.stdout is not None
+    try:
+        with trio.move_on_after(hook.timeout.total_seconds()) as scope:
+            async with process.stdout as printed:
+                async for data in printed:
+                    output(name, bytes(data))
+            await process.wait()
+    finally:
+        await _end(process)
+    if scope.cancelled_caught:
+        raise LabError(f"hook {name} did not end within {hook.timeout.total_seconds():g} s")
+    if process.returncode:
+        raise LabError(f"hook {name} failed with exit status {process.returncode}")
+
+
+async def _end(process: trio.Process) -> None:
+    """End what is left of the process group."""
+    with trio.CancelScope(shield=True):
+        _signal(process.pid, signal.SIGTERM)
+        with trio.move_on_after(KILL_AFTER):
+            await process.wait()
+        _signal(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # nothing of it is left, or only zombies are
+        os.killpg(group, number)
