@@ -67,14 +67,14 @@ def check(schema: Schema, value: object, where: str = "") -> list[Problem]:
         return [] if fits else [Problem(where, expected(schema, value))]
     if not is_type(schema, value):
         return [Problem(where, expected(schema, value))]
-    if isinstance(value, list | tuple) and schema["type"] == "array":
+    if isinstance(value, list | tuple) and schema.get("type") == "array":
         fixed = schema.get("prefixItems")
         if fixed is not None and len(fixed) != len(value):
             return [Problem(where, f"expected {describe(schema)}, got a list of {len(value)}")]
         schemas = fixed if fixed is not None else [schema.get("items", {})] * len(value)
         pairs = zip(schemas, value, strict=True)
         return [problem for index, (s, v) in enumerate(pairs) for problem in check(s, v, f"{where}[{index}]")]
-    if isinstance(value, Mapping) and schema["type"] == "object":
+    if isinstance(value, Mapping) and schema.get("type") == "object":
         return _check_object(schema, value, where)
     return []
 
