@@ -16,6 +16,8 @@ is never needed goes; shiv packs the rest, with _bootstrap/ in place of its own.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import fnmatch
 import hashlib
 import os
@@ -153,7 +155,7 @@ def venv(options: argparse.Namespace) -> None:
 
 def lock(options: argparse.Namespace) -> None:
     """Renew requirements.lock (what the zipapp holds) and requirements-dev.lock (that and the tools)."""
-    uv = environment("lock", ["uv"]).with_name("uv")
+    uv = environment("uv", ["uv"]).with_name("uv")
     upgrade = ("--upgrade",) if options.upgrade else ()
     metadata = [tomllib.loads((project / "pyproject.toml").read_text()) for project in PROJECTS]
     names = {data["project"]["name"] for data in metadata}
@@ -185,29 +187,40 @@ def pack(options: argparse.Namespace) -> None:
     """(Part of zipapp, run by the Python of its environment.)"""
     native = options.target == native_target()
     out = options.out or DIST / ("jmp" if native else f"jmp-{options.target}")
-    wheels = [*downloaded_wheels(options.target), *own_wheels()]
-    say(f"merging {len(wheels)} wheels")
-    files, owners = merged(wheels)
-    site = BUILD / f"site-{options.target}"
-    write_site(site, files)
-    say(f"packing {shown(out)}")
-    write_zipapp(site, files, out)
-    report(out, owners)
+    with alone():
+        wheels = [*downloaded_wheels(options.target), *own_wheels()]
+        say(f"merging {len(wheels)} wheels")
+        files, owners = merged(wheels)
+        site = BUILD / f"site-{options.target}"
+        write_site(site, files)
+        say(f"packing {shown(out)}")
+        write_zipapp(site, files, out)
+        report(out, owners)
 
 
 # --- virtual environments ---
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Wait for the turn to write below build/: tests that build may run side by side."""
+    BUILD.mkdir(exist_ok=True)
+    with (BUILD / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def development() -> Path:
     """The Python that has all tools, and both distributions in place (changes in the checkout act at once)."""
     python = environment("venv", [block for _, block in pins(DEV_LOCK)])
-    installed = BUILD / "venv" / "projects"
-    state = digest(*(project / "pyproject.toml" for project in PROJECTS), DEV_LOCK)
-    if text(installed) != state:
-        say("installing this checkout")
-        pip = (python, "-m", "pip", "install", "-qq", "--no-deps", "--no-build-isolation", "--no-index")
-        run(*pip, *(part for project in PROJECTS for part in ("--editable", project)))
-        installed.write_text(state)
+    with alone():
+        installed = BUILD / "venv" / "projects"
+        state = digest(*(project / "pyproject.toml" for project in PROJECTS), DEV_LOCK)
+        if text(installed) != state:
+            say("installing this checkout")
+            pip = (python, "-m", "pip", "install", "-qq", "--no-deps", "--no-build-isolation", "--no-index")
+            run(*pip, *(part for project in PROJECTS for part in ("--editable", project)))
+            installed.write_text(state)
     return python
 
 
@@ -216,8 +229,10 @@ def environment(name: str, requirements: list[str]) -> Path:
     folder = BUILD / name
     python = folder / "bin" / "python"
     complete = folder / "complete"
-    wanted = "\n".join([sys.version, sys.executable, *requirements]) + "\n"
-    if text(complete) != wanted or not python.exists():
+    wanted = "\n".join([sys.version, sys.base_prefix, *requirements]) + "\n"
+    with alone():
+        if text(complete) == wanted and python.exists():
+            return python
         say(f"making {shown(folder)}")
         shutil.rmtree(folder, ignore_errors=True)
         # Without ensurepip, which some systems leave out of their Python; this interpreter's own pip does the work.
