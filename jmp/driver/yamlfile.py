@@ -16,7 +16,7 @@ import yaml
 
 from jmp.driver.schema import Problem, join
 
-_MAX_NODES = 100_000
+_MAX_NODES = 20_000
 """Nodes after which a document is refused, aliases counted each time: a few lines of YAML can stand for billions."""
 _MAX_DEPTH = 64
 _CORE = "tag:yaml.org,2002:"

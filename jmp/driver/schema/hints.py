@@ -125,8 +125,8 @@ def fields_of(cls: type, outer: tuple[type, ...] = ()) -> dict[str, _Field]:
         if default is dataclasses.MISSING and item.default_factory is not dataclasses.MISSING:
             default = item.default_factory()
         required = default is dataclasses.MISSING
-        if not required and default is not None and not check(schema, plain(default)):
-            schema["default"] = plain(default)
+        if not required and (travels := default_of(schema, default)) is not None:
+            schema["default"] = travels
         key = item.metadata.get("key", item.name)
         fields[key] = _Field(key, item.name, hint, required, bool(item.metadata.get("secret")), schema)
     return fields
@@ -163,6 +163,20 @@ def plain(value: object) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
     return value
+
+
+def default_of(schema: Schema, value: object) -> Any:
+    """A default as the wire has it; None if the wire cannot carry it or the schema would not allow it."""
+    value = plain(value)
+    return value if _can_travel(value) and not check(schema, value) else None
+
+
+def _can_travel(value: object) -> bool:
+    if isinstance(value, list):
+        return all(_can_travel(item) for item in value)
+    if isinstance(value, dict):
+        return all(_can_travel(item) for pair in value.items() for item in pair)
+    return value is None or isinstance(value, str | int | float | bytes | datetime | timedelta)
 
 
 def doc_of(hint: object) -> str | None:

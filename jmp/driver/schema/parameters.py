@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
-from jmp.driver.schema.hints import bare, doc_of, function_hints, plain, schema_of
+from jmp.driver.schema.hints import bare, default_of, doc_of, function_hints, schema_of
 from jmp.driver.schema.load import Loader
 from jmp.driver.schema.values import Schema, check, describe, did_you_mean, got, short, understood
 from jmp.errors import BadValue, ProtocolViolation
@@ -91,9 +91,7 @@ def parameters_of(function: Callable[..., Any], *, stream: bool = False, owner: 
         schema = schema_of(hint)
         variadic = item.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         required = item.default is inspect.Parameter.empty and not variadic
-        default = None if required or variadic else plain(item.default)
-        if check(schema, default):
-            default = None
+        default = None if required or variadic else default_of(schema, item.default)
         parameters.append(
             Parameter(
                 item.name,
@@ -171,7 +169,8 @@ def bind(
         else:
             problems.append(f"unexpected argument {short(name)}{did_you_mean(name, named)}")
     for item in parameters:
-        if item.required and item.name not in given and item.name not in kwargs:
+        named_too = item.kind != "positional-only" and item.name in kwargs
+        if item.required and item.name not in given and not named_too:
             problems.append(f"missing argument '{item.name}' ({describe(item.schema)})")
     if problems:
         raise BadValue("; ".join(problems))

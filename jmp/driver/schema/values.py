@@ -185,5 +185,5 @@ def short(value: object) -> str:
     """A value for a one-line message."""
     if isinstance(value, int) and value.bit_length() > 256:
         return "a huge number"  # Python refuses to print integers of more than 4300 digits
-    text = repr(value[:60] if isinstance(value, str | bytes) else value)
+    text = repr(value[:80] if isinstance(value, str | bytes) else value)
     return text if len(text) <= 64 else f"{text[:60]}…"
