@@ -14,4 +14,24 @@ The folders are the diagram; an import may only point to the right (``tests/test
 ``cli``       arguments → one role's function → output
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jmp.client.connect import connect
+    from jmp.rpc.blocking import fail_after
+
+__all__ = ["__version__", "connect", "fail_after"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # Late, because the command line imports this package for every --help.
+    if name == "connect":
+        from jmp.client.connect import connect
+
+        return connect
+    if name == "fail_after":
+        from jmp.rpc.blocking import fail_after
+
+        return fail_after
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

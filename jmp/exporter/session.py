@@ -43,6 +43,7 @@ class Session:
         self.tree = Tree(config.tree(), changed=self._changed)
         self._news = trio.lowlevel.ParkingLot()
         self._methods: dict[str, tuple[Kind, Callable[..., Any]]] = {
+            "begin": (Kind.CALL, self.begin),
             "report": (Kind.CALL, self.report),
             "states": (Kind.ITEMS, self.states),
             "reset": (Kind.CALL, self.reset),
@@ -73,6 +74,10 @@ class Session:
             await connection.wait_over()
 
     # ---- the methods of @session
+
+    async def begin(self, who: str = "", wait: float | None = 0.0) -> dict[str, Any]:
+        """Join this session, which has begun already; the report."""
+        return await self.report()
 
     async def report(self) -> dict[str, Any]:
         """What there is: see ``docs/protocol.md``."""

@@ -1,0 +1,203 @@
+"""``connect``: from a URL, or the environment, or an exporter's configuration, to a device in use."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from jmp.client.interfaces import client_class
+from jmp.driver.proxy import Backend, Blocking, DriverClient, Node, build, read_report, run
+from jmp.environment import session_url
+from jmp.errors import ProtocolViolation, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+TARGET: Final = "@session"
+
+
+class Device(DriverClient):
+    """A device in use: its drivers are attributes. ``info`` holds name, labels, description, motd and version of its exporter."""
+
+    def __init__(
+        self, backend: Backend, node: Node, children: Mapping[str, DriverClient], info: dict[str, Any]
+    ) -> None:
+        super().__init__(backend, node, children)
+        self.info = info
+
+    async def reset(self, path: str = "") -> None:
+        """Reset the driver at ``path`` and all below it; by default every driver."""
+        await self._backend.call(TARGET, "reset", (path,), {})
+
+    def states(self) -> AsyncGenerator[dict[str, tuple[str, str]], None]:
+        """State and reason of every driver by its path: now, and again whenever one has changed."""
+        return self._backend.items(TARGET, "states", (), {})
+
+    def __repr__(self) -> str:
+        return f"<Device {self.info.get('name', '')}>"
+
+
+RESERVED: Final = frozenset(name for name in vars(Device) if not name.startswith("_")) | {"info"}
+"""Names that no driver at the top of a tree can have."""
+
+
+@dataclass(frozen=True)
+class Dial:
+    """Where a session is, and what it takes to get in."""
+
+    url: str
+    passphrase: str | None = None
+    fingerprint: str | None = None
+    ca: Path | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """The system itself tells when the other side is gone."""
+        return self.url.startswith("unix:")
+
+
+def who() -> str:
+    """How this user is named to others: ``user@machine``."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+class connect:  # used like a function
+    """Connect to a device: ``with connect() as dut`` blocks, ``async with connect() as dut`` is for Trio; the names are the same.
+
+    ``url`` is ``unix:PATH``, ``wss://HOST:PORT`` or ``ws://HOST:PORT``; by default the session that this process runs in
+    (``JMP_HOST``). ``exporter`` starts an exporter of one's own instead: the name or path of its configuration. ``wait``
+    seconds (None: without limit) may pass until the device is free. ``passphrase`` (default: ``JMP_PASSPHRASE``),
+    ``fingerprint`` and ``ca`` are for exporters that listen on the network.
+
+    Entering raises :class:`~jmp.errors.UsageError` outside a session, ``LabError`` if nothing answers, ``Refused``, ``Busy``.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        exporter: str | os.PathLike[str] | None = None,
+        passphrase: str | None = None,
+        fingerprint: str | None = None,
+        ca: str | os.PathLike[str] | None = None,
+        wait: float | None = 0.0,
+    ) -> None:
+        if url is not None and exporter is not None:
+            raise UsageError("connect takes a url or an exporter, not both")
+        self._url = url if url is not None or exporter is not None else session_url()
+        if self._url is None and exporter is None:
+            raise UsageError("there is no session here: run this in `jmp shell`, or name a url or an exporter")
+        self._exporter = exporter
+        self._passphrase = passphrase if passphrase is not None else os.environ.get("JMP_PASSPHRASE")
+        self._fingerprint = fingerprint
+        self._ca = Path(ca) if ca is not None else None
+        self._wait = wait
+        self._open: AbstractContextManager[Any] | None = None
+        self._async_open: AbstractAsyncContextManager[Device] | None = None
+
+    def _dial(self, url: str) -> Dial:
+        return Dial(url, self._passphrase, self._fingerprint, self._ca)
+
+    def __enter__(self) -> Any:
+        self._open = self._blocking()
+        return self._open.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._open is not None
+        return self._open.__exit__(kind, error, traceback)
+
+    async def __aenter__(self) -> Device:
+        self._async_open = self._trio()
+        return await self._async_open.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._async_open is not None
+        return await self._async_open.__aexit__(kind, error, traceback)
+
+    @contextmanager
+    def _blocking(self) -> Iterator[Any]:
+        from jmp.client.local import exporter_process
+
+        own = exporter_process(self._exporter) if self._exporter is not None else nullcontext(self._url)
+        with own as url, open_blocking(self._dial(url or ""), wait=self._wait) as device:
+            yield device
+
+    @asynccontextmanager
+    async def _trio(self) -> AsyncIterator[Device]:
+        import trio
+
+        from jmp.client.local import exporter_process
+
+        if self._exporter is None:
+            async with open_trio(self._dial(self._url or ""), wait=self._wait) as device:
+                yield device
+            return
+        own = exporter_process(self._exporter)
+        url = await trio.to_thread.run_sync(own.__enter__)
+        try:
+            async with open_trio(self._dial(url), wait=self._wait) as device:
+                yield device
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(own.__exit__, None, None, None)
+
+
+@contextmanager
+def open_blocking(dial: Dial, *, wait: float | None = 0.0) -> Iterator[Any]:
+    """The device at ``dial``, for threads: a :class:`~jmp.driver.proxy.Blocking` :class:`Device`."""
+    from jmp.link.blocking import connect as dial_link
+    from jmp.mux.blocking import BlockingConnection
+    from jmp.rpc.blocking import BlockingCaller
+
+    link = dial_link(dial.url, token=dial.passphrase, fingerprint=dial.fingerprint, ca=dial.ca)
+    connection = BlockingConnection(link, keep=not dial.is_local)
+    try:
+        caller = BlockingCaller(connection)
+        report = run(caller.call(TARGET, "begin", (), {"who": who(), "wait": wait}))
+        yield Blocking(device_of(caller, report))
+    finally:
+        connection.close()
+
+
+@asynccontextmanager
+async def open_trio(dial: Dial, *, wait: float | None = 0.0) -> AsyncIterator[Device]:
+    """The device at ``dial``, under Trio."""
+    from jmp.link.websocket import connect as dial_link
+    from jmp.mux.protocol import Role
+    from jmp.mux.stream import multiplex
+    from jmp.rpc.call import Caller
+
+    link = await dial_link(dial.url, token=dial.passphrase, fingerprint=dial.fingerprint, ca=dial.ca)
+    async with multiplex(link, Role.DIALLER, watch=not dial.is_local) as connection:
+        caller = Caller(connection)
+        yield device_of(caller, await caller.call(TARGET, "begin", (), {"who": who(), "wait": wait}))
+
+
+def device_of(backend: Backend, report: Any) -> Device:
+    """The device that an exporter's report describes."""
+    if not isinstance(report, dict) or not isinstance(report.get("tree"), dict):
+        raise ProtocolViolation("the exporter sent no report")
+    root = read_report(report["tree"])
+    children = build(backend, root, client_class)._children
+    return Device(backend, root, children, {name: value for name, value in report.items() if name != "tree"})
