@@ -54,7 +54,6 @@ def exporter_process(exporter: str | os.PathLike[str]) -> Iterator[str]:
                 )
                 os.close(held)
                 try:
-                    readable: list[object]
                     readable, _, _ = select.select([ready.fileno(), alive], [], [], START_SECONDS)
                     if ready.fileno() not in readable:
                         raise _failure(process, said)
