@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 
 
 def reason(error: BaseException | None) -> str:
@@ -10,6 +12,8 @@ def reason(error: BaseException | None) -> str:
     cause = error.__cause__ if error is not None else None
     causes = [error, *(cause.exceptions if isinstance(cause, BaseExceptionGroup) else [cause])]
     for each in reversed(causes):
+        if isinstance(each, socket.gaierror | ssl.SSLError):  # their numbers are no errno
+            return each.strerror or str(each)
         if isinstance(each, OSError) and each.errno is not None:
-            return each.strerror or os.strerror(each.errno)
+            return os.strerror(each.errno)  # its own text names the address again
     return str(error or "it was closed")
