@@ -5,12 +5,17 @@ Carried as they are: ``None``, ``bool``, ``int`` of any size, ``float`` (NaN and
 ``timedelta``, nested in each other. ``bytearray`` and ``memoryview`` arrive as ``bytes``; the zone of a ``datetime``
 arrives as its offset from UTC. Anything else, subclasses included, is refused at the sender, because it would arrive as
 something else than what left.
+
+What comes in may be meant to do harm. Two things that msgpack would do are therefore kept from it: making room for as
+many items as a header claims, and recursion (an extension type holds msgpack in turn; each level takes 40 KB of the C
+stack, and a copy).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
+from functools import partial
 from typing import Any, Final
 
 import msgpack
@@ -30,6 +35,12 @@ EXT_TUPLE: Final = 6
 EXT_SET: Final = 7
 EXT_FROZENSET: Final = 8
 
+MAX_NESTED: Final = 16
+"""Tuples, sets and frozensets within one another."""
+
+_BELIEVED: Final = 4096
+"""In bytes: headers in so little data may claim what they like; what is longer is scanned before it is decoded."""
+
 _MALFORMED = (msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError)
 """What the decoder raises for bytes that no encoder of ours makes."""
 
@@ -48,7 +59,7 @@ def encode(value: object) -> bytes:
 def decode(data: bytes) -> Any:
     """The one value that ``data`` holds; :class:`~jmp.errors.ProtocolViolation` if it is anything else."""
     try:
-        return msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=_from_ext)
+        return _unpack(data, 0)
     except _MALFORMED as error:
         raise ProtocolViolation(f"a value could not be decoded: {_reason(error)}") from error
 
@@ -56,94 +67,120 @@ def decode(data: bytes) -> Any:
 class Decoder:
     """Takes bytes in any pieces and gives the values in them; what follows a value can be taken out raw.
 
-    ``limit`` bounds the bytes held for a value that is not complete yet.
+    ``limit`` bounds the bytes of one value, and so what is held for one that is not complete yet.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._fed = 0
-        self._unpacker = self._new()
-
-    def _new(self) -> msgpack.Unpacker:
-        return msgpack.Unpacker(
-            raw=False, strict_map_key=False, ext_hook=_from_ext, max_buffer_size=self._limit, read_size=1
-        )
+        self._buffer = bytearray()
+        self._scanner = _scanner()
+        self._scanned = 0  # bytes of the values given out
 
     def feed(self, data: bytes) -> None:
-        """Add ``data``. Raises :class:`~jmp.errors.ProtocolViolation` past the limit."""
-        try:
-            self._unpacker.feed(data)
-        except msgpack.BufferFull as error:
-            raise ProtocolViolation(f"a value is larger than the limit of {self._limit} bytes") from error
-        self._fed += len(data)
+        """Add ``data``. Then take out the values that it completes, before the next call."""
+        self._scanner.feed(data)
+        self._buffer += data
 
     def __iter__(self) -> Iterator[Any]:
-        """The values that are complete by now."""
+        """The values that are complete by now. Raises :class:`~jmp.errors.ProtocolViolation`, also past the limit."""
         return self
 
     def __next__(self) -> Any:
         try:
-            return next(self._unpacker)
-        except StopIteration:
-            raise
+            self._scanner.skip()
+        except msgpack.OutOfData:
+            self._check(len(self._buffer))
+            raise StopIteration from None
         except _MALFORMED as error:
             raise ProtocolViolation(f"a value could not be decoded: {_reason(error)}") from error
+        size = int(self._scanner.tell()) - self._scanned
+        self._check(size)
+        self._scanned += size
+        value = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        return decode(value)
 
-    @property
-    def pending(self) -> int:
-        """Bytes fed that belong to no value given out yet."""
-        return self._fed - int(self._unpacker.tell())
+    def _check(self, size: int) -> None:
+        if size > self._limit:
+            raise ProtocolViolation(f"a value is larger than the limit of {self._limit} bytes")
 
     def tail(self) -> bytes:
         """Take out the bytes that follow the last value."""
-        rest = bytes(self._unpacker.read_bytes(self.pending))
-        self._unpacker, self._fed = self._new(), 0
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        self._scanner, self._scanned = _scanner(), 0
         return rest
 
 
-def _pack(value: object) -> bytes:
-    packed: bytes | None = msgpack.packb(value, default=_to_ext, strict_types=True, use_bin_type=True)
+def _scanner() -> msgpack.Unpacker:
+    """Finds the ends of values without making them."""
+    return msgpack.Unpacker(read_size=1, max_buffer_size=2**31 - 1)
+
+
+def _unpack(data: bytes, depth: int) -> Any:
+    if len(data) > _BELIEVED:
+        scanner = _scanner()
+        scanner.feed(data)
+        scanner.skip()
+    return msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=_FROM_EXT[depth])
+
+
+def _pack(value: object, depth: int = 0) -> bytes:
+    packed: bytes | None = msgpack.packb(value, default=_TO_EXT[depth], strict_types=True, use_bin_type=True)
     assert packed is not None
     return packed
 
 
-def _to_ext(value: object) -> msgpack.ExtType:
+def _to_ext(depth: int, value: object) -> msgpack.ExtType:
     kind = type(value)
     if kind is int:
         assert isinstance(value, int)
         return msgpack.ExtType(EXT_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
     if kind is tuple:
-        return msgpack.ExtType(EXT_TUPLE, _pack(list(value)))  # type: ignore[call-overload]  # kind is tuple
+        return msgpack.ExtType(EXT_TUPLE, _pack_items(value, depth))
     if kind is datetime:
         return msgpack.ExtType(EXT_DATETIME, value.isoformat().encode())  # type: ignore[attr-defined]
     if kind is timedelta:
         assert isinstance(value, timedelta)
         return msgpack.ExtType(EXT_TIMEDELTA, _pack([value.days, value.seconds, value.microseconds]))
     if kind is set:
-        return msgpack.ExtType(EXT_SET, _pack(list(value)))  # type: ignore[call-overload]
+        return msgpack.ExtType(EXT_SET, _pack_items(value, depth))
     if kind is frozenset:
-        return msgpack.ExtType(EXT_FROZENSET, _pack(list(value)))  # type: ignore[call-overload]
+        return msgpack.ExtType(EXT_FROZENSET, _pack_items(value, depth))
     if kind is date:
         return msgpack.ExtType(EXT_DATE, value.isoformat().encode())  # type: ignore[attr-defined]
     if kind is time:
-        return msgpack.ExtType(EXT_TIME, value.isoformat().encode())  # type: ignore[attr-defined]
+        assert isinstance(value, time)
+        if value.tzinfo is not None and value.utcoffset() is None:
+            raise TypeError(_NO_OFFSET)
+        return msgpack.ExtType(EXT_TIME, value.isoformat().encode())
     raise TypeError(f"{kind.__name__} cannot be carried over the wire")
 
 
-def _from_ext(code: int, data: bytes) -> object:
+def _pack_items(value: Any, depth: int) -> bytes:
+    if depth == MAX_NESTED:
+        raise ValueError(_TOO_DEEP)
+    return _pack(list(value), depth + 1)
+
+
+_NO_OFFSET: Final = "the offset of its zone depends on the date"
+_TOO_DEEP: Final = "nested too deep"
+
+
+def _from_ext(depth: int, code: int, data: bytes) -> object:
     if code == EXT_INT:
         return int.from_bytes(data, "big", signed=True)
     if code == EXT_TUPLE:
-        return tuple(_array(data))
+        return tuple(_array(data, depth))
     if code == EXT_DATETIME:
         return datetime.fromisoformat(data.decode())
     if code == EXT_TIMEDELTA:
-        days, seconds, microseconds = _array(data)
+        days, seconds, microseconds = _array(data, depth)
         return timedelta(days, seconds, microseconds)
     if code == EXT_SET:
-        return set(_array(data))
+        return set(_array(data, depth))
     if code == EXT_FROZENSET:
-        return frozenset(_array(data))
+        return frozenset(_array(data, depth))
     if code == EXT_DATE:
         return date.fromisoformat(data.decode())
     if code == EXT_TIME:
@@ -151,11 +188,17 @@ def _from_ext(code: int, data: bytes) -> object:
     raise ValueError(f"extension type {code} is unknown to this version")
 
 
-def _array(data: bytes) -> list[Any]:
-    items = msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=_from_ext)
+def _array(data: bytes, depth: int) -> list[Any]:
+    if depth == MAX_NESTED:
+        raise ValueError(_TOO_DEEP)
+    items = _unpack(data, depth + 1)
     if not isinstance(items, list):
         raise ValueError("an extension type holds no array")
     return items
+
+
+_TO_EXT: Final = tuple(partial(_to_ext, depth) for depth in range(MAX_NESTED + 1))
+_FROM_EXT: Final = tuple(partial(_from_ext, depth) for depth in range(MAX_NESTED + 1))
 
 
 def _reason(error: BaseException) -> str:
@@ -180,6 +223,8 @@ def _why_not(value: object, error: Exception) -> str:
         return f"a {type(value).__name__} cannot be carried over the wire: it is nested too deep or holds itself"
     if isinstance(error, UnicodeError):
         return f"a str{place} cannot be carried over the wire: it is no valid Unicode"
+    if str(error) == _NO_OFFSET:
+        return f"a time{place} cannot be carried over the wire: {_NO_OFFSET}"
     hint = "; carried are None, bool, int, float, str, bytes, list, tuple, dict, set and datetime types"
     return f"a value of type {type(value).__name__}{place} cannot be carried over the wire{hint}"
 

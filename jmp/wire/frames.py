@@ -116,16 +116,17 @@ def unpack(message: bytes) -> list[Frame]:
     """
     unpacker = msgpack.Unpacker(raw=False, max_buffer_size=MAX_MESSAGE, max_array_len=16, max_map_len=64, max_ext_len=0)
     frames: list[Frame] = []
+    end = 0
     try:
         unpacker.feed(message)
         for item in unpacker:
+            end = unpacker.tell()  # here only: later it counts the bytes of half a frame, too
             frame = _checked(item)
             if frame is not None:
                 frames.append(frame)
-        whole = unpacker.tell() == len(message)
     except (msgpack.UnpackException, ValueError, TypeError, RecursionError) as error:
         raise ProtocolViolation(f"a message holds no valid frames: {str(error) or type(error).__name__}") from error
-    if not whole:
+    if end != len(message):
         raise ProtocolViolation("a message ends inside a frame")
     return frames
 
