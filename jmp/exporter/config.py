@@ -362,7 +362,7 @@ class _Refs:
 
     def problems(self) -> list[schema.Problem]:
         problems = []
-        graph = {path: {(*path, name) for name in node.children} for path, node in self._nodes.items()}
+        graph = {path: [(*path, name) for name in node.children] for path, node in self._nodes.items()}
         for path, node in self._nodes.items():
             if node.ref is not None:
                 try:
@@ -370,7 +370,7 @@ class _Refs:
                 except NotFound as error:
                     problems.append(schema.Problem(f"{_where(path)}.ref", error.message))
                 else:
-                    graph[path] |= {target} if target is not None else set()
+                    graph[path] += [target] if target is not None else []
         try:
             TopologicalSorter(graph).prepare()
         except CycleError as error:

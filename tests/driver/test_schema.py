@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, Optional
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jmp.driver.schema import (
@@ -266,6 +266,7 @@ def test_parse_refuses(hint: object, text: str | list[str], message: str) -> Non
     assert caught.value.message == message
 
 
+@settings(deadline=None)
 @given(st.sampled_from([hint for hint, _, _ in HINTS]), st.text())
 def test_parse_gives_what_fits_or_a_bad_value(hint: object, text: str) -> None:
     schema = schema_of(hint)
@@ -363,6 +364,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values, json_values, st.text(max_size=8))
 def test_any_foreign_schema_can_be_used(foreign: object, value: object, text: str) -> None:
     schema = understood(foreign)
@@ -532,6 +534,7 @@ def test_plain_is_what_load_reads() -> None:
     assert plain(Opaque.LEFT) == "LEFT"
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(sorted(config_schema(Config)["properties"])) | st.text(max_size=3) | st.integers(),
