@@ -187,6 +187,14 @@ def test_the_boot_prompt_knows_its_commands() -> None:
     assert "resetting ...\r\n\r\nVirtual Boot" in bench.type("reset\r")
 
 
+def test_the_environment_is_bounded() -> None:
+    bench = stopped(Bench(boot_time=2.0))
+    for number in range(100):
+        bench.type(f"setenv x{number} y\r")
+    assert "## Error: environment full\r\n" in bench.type("setenv one more\r")
+    assert bench.type("setenv x1 new; printenv x1\r").endswith("x1=new\r\n=> ")
+
+
 # Images --------------------------------------------------------------------------------------------------------------
 
 
@@ -474,6 +482,12 @@ def test_the_card_is_read_in_pieces() -> None:
     assert bench.shell("dd if=/dev/mmcblk0 bs=1k skip=1 count=2 | sha256sum") == stats + part
     assert bench.shell("head -n 1 /dev/mmcblk0") == "#!jmp-image name=demo version=1\n"
     assert bench.shell("dd if=/dev/mmcblk0 skip=1G | wc -c").endswith("0 bytes copied\n0\n")
+
+
+def test_a_card_that_does_not_answer_is_an_error(bench: Bench) -> None:
+    bench.card = b""
+    assert bench.shell("sha256sum /dev/mmcblk0; echo $?") == "sha256sum: /dev/mmcblk0: Input/output error\n1\n"
+    assert bench.type("reboot\r").endswith("MMC: no card, dropping to boot prompt\r\n=> ")
 
 
 def test_a_card_without_newlines_does_not_fill_the_memory() -> None:
