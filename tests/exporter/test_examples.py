@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +12,10 @@ from jmp.errors import NotFound
 from jmp.exporter import examples
 from jmp.exporter.config import read_text
 
-INDEX = Path(__file__).parents[2] / "drivers" / "pyproject.toml"
+ROOT = Path(__file__).parents[2]
+INDEX = ROOT / "drivers" / "pyproject.toml"
+REFERENCE = ROOT / "docs" / "configuration.md"
+FILES = re.findall(r"```yaml\n(apiVersion.*?)```", REFERENCE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def bundled(name: str) -> type[Driver]:
@@ -40,3 +44,8 @@ def test_examples_are_found_by_name() -> None:
     assert {"virtual-board", "distributed"} <= set(examples.names())
     with pytest.raises(NotFound, match=r"there is no example 'virtualboard' \(did you mean 'virtual-board'\?\)"):
         examples.text("virtualboard")
+
+
+def test_the_files_in_the_reference_are_right() -> None:
+    assert len(FILES) == 2
+    assert [problem for text in FILES for problem in read_text(text, REFERENCE, bundled)[1]] == []
