@@ -1,16 +1,122 @@
-"""Arguments → one role's function → output."""
+"""Arguments → one role's function → output.
+
+A command is a module that is imported only when it is called, so that ``jmp --help`` loads none of the rest. Each has an ``app``
+(typer). This module holds the table of them and the one place where an error becomes a line and an exit code.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Final, NamedTuple
 
 import jmp
+from jmp.errors import JmpError
 
 
-def main() -> int:
-    """Run the command in ``sys.argv``."""
-    if sys.argv[1:] != ["version"]:
-        sys.stderr.write("usage: jmp version\n")
-        return 64
-    sys.stdout.write(jmp.__version__ + "\n")
-    return 0
+class Command(NamedTuple):
+    module: str
+    help: str
+
+
+COMMANDS: Final[dict[str, Command]] = {
+    "shell": Command("jmp.cli.shell", "Use a device: a prompt with its verbs, or one command."),
+    "exporter": Command("jmp.cli.exporter", "Offer a device: serve, check, list, example."),
+    "driver": Command("jmp.cli.driver", "What drivers there are and how they are configured."),
+    "demo": Command("jmp.cli.demo", "Boot the virtual board, log in, run a command, power off."),
+    "version": Command("jmp.cli.version", "Print the version."),
+}
+
+USAGE: Final = """\
+Usage: jmp COMMAND [OPTIONS] [ARGUMENTS]
+
+  Hardware-in-the-loop testing for people and CI jobs.
+
+Commands:
+{commands}
+
+Inside a session: j DRIVER VERB; j --help lists them.
+jmp COMMAND --help says more.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns its exit code. Called as ``j``, it is the in-session client."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and os.path.basename(sys.argv[0]) == "j":
+        from jmp.cli.j import main as j
+
+        return j(arguments)
+    return guarded(lambda: _run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()]
+        sys.stdout.write(USAGE.format(commands="\n".join(lines)))
+        return 0
+    name, *rest = arguments
+    if name in ("--version", "-V"):
+        name = "version"
+    if name not in COMMANDS:
+        from jmp.driver.schema import did_you_mean
+        from jmp.errors import UsageError
+
+        raise UsageError(f"there is no command {name!r}{did_you_mean(name, COMMANDS)}; see jmp --help")
+    if name == "version":
+        sys.stdout.write(f"jmp {jmp.__version__}\n")
+        return 0
+    from jmp.cli.typed import run_app
+
+    return run_app(import_module(COMMANDS[name].module).app, f"jmp {name}", rest)
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run it; turn what it raises into one line on stderr and an exit code."""
+    try:
+        return run()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has left: so do we, silently, as other programs do.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except JmpError as error:
+        return _report(error)
+    except BaseExceptionGroup as group:
+        leaves = _leaves(group)
+        if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+            return 130
+        known = next((leaf for leaf in leaves if isinstance(leaf, JmpError)), None)
+        return _report(known if known is not None else leaves[0])
+    except Exception as error:  # noqa: BLE001  # the program's root
+        return _report(error)
+
+
+def _report(error: BaseException) -> int:
+    if os.environ.get("JMP_DEBUG"):
+        import traceback
+
+        remote = getattr(error, "remote_traceback", None)
+        sys.stderr.write(
+            "".join(traceback.format_exception(error)) + (f"\nOn the exporter:\n{remote}" if remote else "")
+        )
+    if isinstance(error, JmpError):
+        sys.stderr.write(f"jmp: {' '.join(error.message.split())}\n")
+        return error.exit_code
+    text = " ".join(str(error).split())
+    sys.stderr.write(
+        f"jmp: internal error: {type(error).__name__}: {text} (JMP_DEBUG=1 shows where; please report it)\n"
+    )
+    return JmpError.exit_code
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    return [
+        leaf
+        for error in group.exceptions
+        for leaf in (_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    ]

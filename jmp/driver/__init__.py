@@ -11,15 +11,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from trio.abc import HalfCloseableStream as Stream
-
-from jmp.driver.driver import Driver, cancelled, export, exportstream, sleep
-from jmp.errors import BadValue, Busy, ConfigError, DeviceError, JmpError, UsageError
-
 if TYPE_CHECKING:
+    from trio.abc import HalfCloseableStream as Stream
+
+    from jmp.driver.driver import Driver, cancelled, export, exportstream, sleep
+    from jmp.driver.proxy import DriverClient, verb
     from jmp.driver.testing import serve
+    from jmp.errors import BadValue, Busy, ConfigError, DeviceError, JmpError, UsageError
 
 __all__ = [
     "BadValue",
@@ -27,6 +28,7 @@ __all__ = [
     "ConfigError",
     "DeviceError",
     "Driver",
+    "DriverClient",
     "JmpError",
     "Stream",
     "UsageError",
@@ -35,12 +37,20 @@ __all__ = [
     "exportstream",
     "serve",
     "sleep",
+    "verb",
 ]
+
+_WHERE = {
+    **dict.fromkeys(("Driver", "cancelled", "export", "exportstream", "sleep"), "jmp.driver.driver"),
+    **dict.fromkeys(("DriverClient", "verb"), "jmp.driver.proxy"),
+    "serve": "jmp.driver.testing",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name == "serve":  # brings a client along, which no exporter needs
-        from jmp.driver.testing import serve
-
-        return serve
+    # Late, because the client side uses this package too, and must start without Trio.
+    if name == "Stream":
+        return import_module("trio.abc").HalfCloseableStream
+    if name in __all__:
+        return getattr(import_module(_WHERE.get(name, "jmp.errors")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

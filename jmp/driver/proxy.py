@@ -10,7 +10,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from jmp.driver.schema import Parameter, describe, did_you_mean
 from jmp.errors import ProtocolViolation
@@ -121,12 +121,37 @@ def find(root: Node, path: str) -> Node:
     return node
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+_VERB = "__jmp_verb__"
+
+
+def verb(function: F) -> F:
+    """Let the command line offer this method of a client class, besides the driver's own: ``j DRIVER METHOD``.
+
+    Parameters become arguments and options as with a driver's methods. A parameter ``progress`` is filled in with what shows it.
+    """
+    setattr(function, _VERB, True)
+    return function
+
+
+def verbs_of(client: object) -> dict[str, Callable[..., Any]]:
+    """The methods that a client class offers to the command line, by name."""
+    return {
+        name: getattr(client, name)
+        for name in dir(type(client))
+        if not name.startswith("_") and hasattr(getattr(type(client), name), _VERB)
+    }
+
+
 class DriverClient:
     """A driver, or a group of them, as its user sees it: methods and children are attributes.
 
     ``await dut.power.on()`` calls, ``async for x in dut.power.readings()`` streams, ``async with dut.net.connect() as stream``
     opens a byte stream. Errors are those of :mod:`jmp.errors`.
     """
+
+    default_verb: ClassVar[str | None] = None
+    """The verb that ``j DRIVER`` on its own stands for."""
 
     def __init__(self, backend: Backend, node: Node, children: Mapping[str, DriverClient]) -> None:
         self._backend = backend

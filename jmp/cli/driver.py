@@ -1,0 +1,61 @@
+"""``jmp driver``: what drivers there are."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from jmp.cli import output
+from jmp.cli.typed import new_app
+from jmp.driver.plugins import driver_class, driver_names, driver_package
+from jmp.driver.schema import config_schema, describe
+from jmp.errors import JmpError, UsageError
+
+app = new_app("What drivers there are.")
+
+Output = Annotated[str, typer.Option("-o", "--output", metavar="FORMAT", help="table, json, yaml or name.")]
+
+
+@app.command("list")
+def list_drivers(form: Output = "table") -> None:
+    """List the driver types that a configuration can name."""
+    rows = []
+    for name in driver_names():
+        try:
+            driver = driver_class(name)
+            interface, summary = driver.interface or "", driver.summary()
+        except JmpError as error:
+            interface, summary = "", error.message
+        rows.append({"type": name, "interface": interface, "package": driver_package(name), "what": summary})
+    if form in ("json", "yaml"):
+        output.print_value(rows, "json" if form == "json" else "yaml")
+    elif form == "name":
+        sys.stdout.writelines(f"{row['type']}\n" for row in rows)
+    elif form == "table":
+        shown = [(row["type"], row["interface"], row["what"]) for row in rows]
+        output.print_table(("type", "interface", "what"), shown, empty="no driver is installed")
+    else:
+        raise UsageError(f"-o takes one of table, json, yaml, name, not {form!r}")
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(metavar="TYPE")], form: Output = "table") -> None:
+    """Show a driver's configuration."""
+    driver = driver_class(name)
+    schema = config_schema(driver)
+    if form in ("json", "yaml"):
+        about = {"type": name, "interface": driver.interface, "package": driver_package(name), "config": schema}
+        output.print_value(about, "json" if form == "json" else "yaml")
+        return
+    import inspect
+
+    sys.stdout.write(f"{name}: {inspect.getdoc(driver) or ''}\n\n")
+    rows = []
+    for key, item in schema["properties"].items():
+        default = (
+            "required" if key in schema["required"] else f"default: {item['default']}" if "default" in item else ""
+        )
+        rows.append((key, describe(item), default, item.get("description", "")))
+    output.print_table(("key", "type", "default", "what"), rows, empty="it has no configuration")

@@ -1,0 +1,298 @@
+"""``jmp exporter``: offer a device."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import ssl
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import trio
+import typer
+
+from jmp.cli import output
+from jmp.cli.typed import new_app
+from jmp.client.connect import RESERVED
+from jmp.driver.plugins import driver_class
+from jmp.errors import ConfigError, UsageError
+from jmp.exporter import config as configuration
+from jmp.exporter.config import ExporterConfig
+
+app = new_app("Offer a device to its users.")
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME|FILE", help="A configuration's name (jmp exporter list) or its file.")
+]
+
+
+def load(exporter: str) -> ExporterConfig:
+    """The configuration with this name or in this file, checked."""
+    return configuration.load(configuration.name_or_path(exporter), driver_class, reserved=RESERVED)
+
+
+def runtime_directory() -> Path:
+    """Where exporters of this user put their sockets: ``$XDG_RUNTIME_DIR/jmp``, or ``/run/jmp`` for root, or a private one."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if base:
+        return Path(base) / "jmp"
+    if os.getuid() == 0:
+        return Path("/run/jmp")
+    path = Path(tempfile.gettempdir()) / f"jmp-run-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.is_symlink() or path.stat().st_uid != os.getuid():
+        raise ConfigError(f"{path} belongs to somebody else: set XDG_RUNTIME_DIR to a directory of your own")
+    return path
+
+
+def default_socket(name: str) -> Path:
+    """Where the exporter ``name`` listens unless told otherwise, and where ``jmp shell --exporter`` looks for it."""
+    return runtime_directory() / f"{name}.sock"
+
+
+def state_directory(name: str) -> Path:
+    """What an exporter keeps: its self-signed certificate and passphrase."""
+    base = os.environ.get("XDG_STATE_HOME") or (
+        Path("/var/lib") if os.getuid() == 0 else Path.home() / ".local" / "state"
+    )
+    return Path(base) / "jmp" / "exporters" / name
+
+
+@app.command()
+def serve(
+    exporter: Name,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(metavar="unix:PATH|HOST:PORT", help="Where to listen; may be repeated. Port 0: one that is free."),
+    ] = None,
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="File with the passphrase for network listeners (or JMP_PASSPHRASE).")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate for network listeners; by default a self-signed one.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Network listeners without TLS and passphrase: tests only.")
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="End when the first session has ended.")] = False,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Offer a device until stopped, to one user at a time.
+
+    TERM or INT end the running session in order: the user is told, hooks run, drivers close. Exit status 0.
+    """
+    _log(log_level)
+    config = load(exporter)
+    addresses = listen or config.addresses or [f"unix:{default_socket(config.metadata.name)}"]
+    trio.run(_serve, config, addresses, passphrase_file, tls_cert, tls_key, insecure, once)
+
+
+async def _serve(
+    config: ExporterConfig,
+    addresses: list[str],
+    passphrase_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    insecure: bool,
+    once: bool,
+) -> None:
+    from jmp.exporter.serve import address_of, notify, serve_exporter
+    from jmp.exporter.serve import listen as open_listeners
+
+    local: list[trio.SocketListener] = []
+    remote: list[trio.SocketListener] = []
+    for address in addresses:
+        (local if address.startswith("unix:") else remote).extend(await open_listeners(address))
+    paths = [Path(address_of(listener).removeprefix("unix:")) for listener in local]
+    name = config.metadata.name
+    passphrase, tls, how = None, None, ""
+    if remote and not insecure:
+        passphrase, source = _passphrase(name, passphrase_file)
+        tls, fingerprint = _tls(name, tls_cert, tls_key)
+        how = f" --passphrase-file {source}" + (f" --fingerprint {fingerprint}" if fingerprint else "")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_until_told, nursery.cancel_scope)
+
+        async def run(task_status: trio.TaskStatus[object]) -> None:
+            await serve_exporter(
+                config, local, remote, passphrase=passphrase, tls=tls, once=once, task_status=task_status
+            )
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(run)
+        output.note(f"exporter {name} is ready. Use it:")
+        for listener in local:
+            output.note(f"  jmp shell --connect {address_of(listener)}")
+        for listener in remote:
+            scheme = "ws" if insecure else "wss"
+            output.note(f"  jmp shell --connect {scheme}://{address_of(listener)}{how}")
+    notify("STOPPING=1")
+    for path in paths:
+        path.unlink(missing_ok=True)  # a moment, and nothing else is running any more
+
+
+async def _until_told(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            logging.getLogger("jmp.exporter").info("stopping: %s", signal.Signals(number).name)
+            scope.cancel()
+            return
+
+
+def _passphrase(name: str, file: Path | None) -> tuple[str, Path | str]:
+    """The passphrase and where it is: given, or made once and kept."""
+    if file is not None:
+        return read_passphrase(file), file
+    if from_environment := os.environ.get("JMP_PASSPHRASE"):
+        return from_environment, "FILE"
+    file = state_directory(name) / "passphrase"
+    if not file.exists():
+        _private(file, (secrets.token_urlsafe(24) + "\n").encode())
+    return read_passphrase(file), file
+
+
+def read_passphrase(file: Path) -> str:
+    """The first line of a file. Raises ``ConfigError``."""
+    try:
+        text = file.read_text().partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the passphrase cannot be read from {file}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    if not text:
+        raise ConfigError(f"{file} holds no passphrase: its first line is empty")
+    return text
+
+
+def _tls(name: str, cert: Path | None, key: Path | None) -> tuple[ssl.SSLContext, str | None]:
+    """The context for listening, and the fingerprint by which clients know a self-signed certificate."""
+    from jmp.link.tls import fingerprint_of, server_context
+
+    if (cert is None) != (key is None):
+        raise UsageError("--tls-cert and --tls-key belong together: give both or none")
+    if cert is not None and key is not None:
+        return server_context(cert, key), None
+    pem = state_directory(name) / "tls.pem"
+    if not pem.exists():
+        _private(pem, _self_signed(name))
+    return server_context(pem), fingerprint_of(ssl.PEM_cert_to_DER_cert(_first_certificate(pem.read_text())))
+
+
+def _first_certificate(pem: str) -> str:
+    end = "-----END CERTIFICATE-----"
+    return (
+        "-----BEGIN CERTIFICATE-----" + pem.partition("-----BEGIN CERTIFICATE-----")[2].partition(end)[0] + end + "\n"
+    )
+
+
+def _self_signed(name: str) -> bytes:
+    """A new key and a certificate of its own, valid for ten years: clients pin its fingerprint."""
+    from datetime import UTC, datetime, timedelta
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"jmp exporter {name}"[:64])])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=3650))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM) + private
+
+
+def _private(file: Path, content: bytes) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        new = file.with_name(f".{file.name}.{os.getpid()}")
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
+            opened.write(content)
+        new.replace(file)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def _log(level: str) -> None:
+    names = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+    if level not in names:
+        raise UsageError(f"--log-level takes one of {', '.join(names)}, not {level!r}")
+    logging.basicConfig(level=names[level], stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+@app.command()
+def check(
+    exporter: Name,
+    form: Annotated[str, typer.Option("-o", "--output", metavar="FORMAT", help="table, json or yaml.")] = "table",
+) -> int:
+    """Check a configuration without opening any device: every problem, with its line and the nearest known key.
+
+    Exit status 78 if there are problems.
+    """
+    path = configuration.name_or_path(exporter)
+    problems = configuration.check(path, driver_class, reserved=RESERVED)
+    if form in ("json", "yaml"):
+        found = [
+            {"file": str(item.file), "line": item.line, "where": item.where, "message": item.message}
+            for item in problems
+        ]
+        output.print_value(found, "json" if form == "json" else "yaml")
+    elif not problems:
+        sys.stdout.write(f"{path}: fine\n")
+    else:
+        for problem in problems:
+            output.note(str(problem))
+    return ConfigError.exit_code if problems else 0
+
+
+@app.command("list")
+def list_exporters(
+    form: Annotated[str, typer.Option("-o", "--output", metavar="FORMAT", help="table, json, yaml or name.")] = "table",
+) -> None:
+    """List the exporters that are configured on this machine, and which of them are being served."""
+    rows = []
+    for name, path in sorted(configuration.list_configs().items()):
+        state = "serving" if default_socket(name).is_socket() else "configured"
+        rows.append({"name": name, "state": state, "file": str(path)})
+    if form in ("json", "yaml"):
+        output.print_value(rows, "json" if form == "json" else "yaml")
+    elif form == "name":
+        sys.stdout.writelines(f"{row['name']}\n" for row in rows)
+    elif form == "table":
+        empty = "no exporter is configured here; begin with: jmp exporter example virtual-board"
+        output.print_table(("name", "state", "file"), [tuple(row.values()) for row in rows], empty=empty)
+    else:
+        raise UsageError(f"-o takes one of table, json, yaml, name, not {form!r}")
+
+
+@app.command()
+def example(
+    name: Annotated[str | None, typer.Argument(help="Which one to print; without it, they are listed.")] = None,
+) -> None:
+    """Print a commented example configuration, to begin with."""
+    from jmp.exporter import examples
+
+    if name is not None:
+        sys.stdout.write(examples.text(name))
+        return
+    rows = [(item, examples.summary(item)) for item in examples.names()]
+    output.print_table(("name", "what"), rows, empty="there are no examples in this build")
+    if output.is_terminal():
+        output.note("\njmp exporter example NAME prints one")

@@ -1,0 +1,123 @@
+"""What commands print: for people on a terminal, plain for pipes, and as data where that is asked for."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime, time, timedelta
+from typing import Any, Final, Literal
+
+Format = Literal["table", "json", "yaml", "name"]
+
+COLOUR: Final = {"ready": "green", "degraded": "red", "opening": "yellow", "closed": "dim"}
+"""Style of a driver's state."""
+
+
+def is_terminal() -> bool:
+    """Whether a person looks at what goes to standard output."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON and YAML have it: bytes as text, or base64 if they are none; times in ISO 8601; timedeltas in seconds."""
+    if isinstance(value, dict):
+        return {
+            key if isinstance(key, str | int | float | bool) else str(plain(key)): plain(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted((plain(item) for item in value), key=str)
+    if isinstance(value, bytes | bytearray | memoryview):
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            return base64.b64encode(value).decode()
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return value
+
+
+def data(value: Any, form: Format) -> str:
+    """``value`` as JSON or YAML, with a final newline."""
+    if form == "json":
+        return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=True) + "\n"
+    import yaml
+
+    text: str = yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True, default_flow_style=False)
+    return text.removesuffix("...\n")
+
+
+def print_value(value: Any, form: Format | None = None) -> None:
+    """Print what a call returned: nothing for None, bytes as they are, text as a line, the rest as YAML."""
+    if form in ("json", "yaml"):
+        sys.stdout.write(data(value, form))
+    elif isinstance(value, bytes):
+        sys.stdout.flush()
+        sys.stdout.buffer.write(value)
+        sys.stdout.buffer.flush()
+    elif isinstance(value, str | int | float | bool):
+        sys.stdout.write(f"{str(value).lower() if isinstance(value, bool) else value}\n")
+    elif value is not None:
+        sys.stdout.write(data(value, "yaml"))
+    sys.stdout.flush()
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
+    """Print rows: aligned and coloured on a terminal, tab-separated without a heading in a pipe; ``empty`` if there are none."""
+    if not rows:
+        sys.stderr.write(empty + "\n")
+    elif is_terminal():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            table.add_column(column.upper())
+        for row in rows:
+            table.add_row(*(f"[{COLOUR[cell]}]{cell}[/]" if cell in COLOUR else _escaped(cell) for cell in row))
+        Console().print(table)
+    else:
+        for row in rows:
+            sys.stdout.write("\t".join(row) + "\n")
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def note(text: str) -> None:
+    """Tell the user something that is no result: a line on standard error."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar on standard error, if that is a terminal; the function takes bytes done and bytes in all, if known."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    shown = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    with shown:
+        task = shown.add_task(title, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)

@@ -1,0 +1,201 @@
+"""``jmp shell``: a session, from the first driver opened to the last one closed, around a prompt or a command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Final, NamedTuple
+
+import trio
+import typer
+
+from jmp.cli import output
+from jmp.cli.exporter import default_socket, load, read_passphrase
+from jmp.cli.typed import new_app
+from jmp.client.connect import Dial, open_trio, who
+from jmp.environment import session_directory, session_environment
+from jmp.errors import Busy, NotFound, UsageError
+
+app = new_app("Use a device.", invoke_without_command=True)
+app.info.no_args_is_help = False
+
+KILL_AFTER: Final = 5.0
+"""Seconds between asking the command to end (TERM) and ending it (KILL)."""
+
+
+class Running(NamedTuple):
+    """A session that programs on this machine can use."""
+
+    name: str
+    motd: str
+    url: str
+    environment: dict[str, str]
+
+
+@app.callback(
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
+)
+def shell(
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- COMMAND...]", help="Run this instead of a prompt.")
+    ] = None,
+    exporter: Annotated[
+        str | None, typer.Option(metavar="NAME", help="An exporter configured on this machine (jmp exporter list).")
+    ] = None,
+    exporter_config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An exporter's configuration file.")
+    ] = None,
+    connect: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="An exporter that listens: unix:PATH, wss://HOST:PORT, ws://HOST:PORT."),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Queue until the device is free; without it, fail if it is in use.")
+    ] = False,
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="File with the exporter's passphrase (or JMP_PASSPHRASE).")
+    ] = None,
+    fingerprint: Annotated[str | None, typer.Option(help="SHA-256 fingerprint of the exporter's certificate.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="Certificates (PEM) to trust instead of the system's.")] = None,
+) -> int:
+    """Use a device: with a prompt, or for one command, whose exit code is returned.
+
+    Inside, `j DRIVER VERB` uses the device, and so do Python (`jmp.connect()`) and pytest.
+    """
+    chosen = [option for option in (exporter, exporter_config, connect) if option is not None]
+    if len(chosen) != 1:
+        raise UsageError(
+            "jmp shell needs one of --exporter NAME, --exporter-config FILE, --connect URL"
+            " (to begin: jmp exporter example virtual-board > board.yaml; jmp shell --exporter-config board.yaml)"
+        )
+    if connect is None and exporter is not None and _is_served(exporter):
+        connect = f"unix:{default_socket(exporter)}"
+    if connect is None:
+        own = str(exporter_config) if exporter_config is not None else exporter or ""
+        return trio.run(_with_own_exporter, own, command)
+    passphrase = read_passphrase(passphrase_file) if passphrase_file is not None else os.environ.get("JMP_PASSPHRASE")
+    return trio.run(_over_link, Dial(connect, passphrase, fingerprint, ca), wait, command)
+
+
+def _is_served(exporter: str) -> bool:
+    return "/" not in exporter and default_socket(exporter).is_socket()
+
+
+async def _with_own_exporter(exporter: str, command: Sequence[str] | None) -> int:
+    """A session of an exporter in this very process."""
+    from jmp.exporter.session import open_session
+
+    config = load(exporter)
+    _log_to_stderr()
+
+    def show(source: str, data: bytes) -> None:
+        sys.stderr.write(f"{source}: ".join(["", *data.decode(errors="replace").splitlines(keepends=True)]))
+        sys.stderr.flush()
+
+    async with _until_told() as scope:
+        with scope:
+            async with open_session(config, who(), output=show) as session:
+                _warn_degraded(session.tree.report())
+                running = Running(config.metadata.name, config.motd or "", session.url, session.environment())
+                return await _use(running, command)
+    return 128 + signal.SIGTERM
+
+
+async def _over_link(dial: Dial, wait: bool, command: Sequence[str] | None) -> int:
+    """A session of an exporter that listens somewhere."""
+    from jmp.client.relay import relay
+
+    async with _until_told() as scope:
+        with scope:
+            try:
+                opened = open_trio(dial, wait=0.0)
+                device = await opened.__aenter__()
+            except Busy as busy:
+                if not wait:
+                    raise
+                output.note(f"jmp: {busy.message.removesuffix('; --wait to queue for it')}; waiting …")
+                opened = open_trio(dial, wait=None)
+                device = await opened.__aenter__()
+            try:
+                with session_directory() as directory:
+                    url = f"unix:{directory / 'session.sock'}"
+                    async with relay(device, url):
+                        name = str(device.info.get("name", ""))
+                        environment = session_environment(directory, url, JMP_EXPORTER=name, JMP_CLIENT=who())
+                        return await _use(Running(name, str(device.info.get("motd", "")), url, environment), command)
+            finally:
+                await opened.__aexit__(None, None, None)
+    return 128 + signal.SIGTERM
+
+
+async def _use(running: Running, command: Sequence[str] | None) -> int:
+    if running.motd and (command is None or sys.stderr.isatty()):
+        output.note(running.motd.rstrip("\n"))
+    if command:
+        return await run_command(command, running.environment)
+    from jmp.cli.repl import repl
+
+    return await trio.to_thread.run_sync(repl, running.name, running.url, running.environment, abandon_on_cancel=True)
+
+
+def _warn_degraded(report: dict[str, object], path: str = "") -> None:
+    if report.get("state") == "degraded":
+        output.note(f"jmp: {path} is degraded: {report.get('reason')}")
+    children = report.get("children", {})
+    assert isinstance(children, dict)
+    for name, child in children.items():
+        _warn_degraded(child, f"{path}.{name}" if path else name)
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    level = logging.DEBUG if os.environ.get("JMP_DEBUG") else logging.CRITICAL
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+
+@asynccontextmanager
+async def _until_told() -> AsyncIterator[trio.CancelScope]:
+    """A scope that TERM and HUP cancel; INT is for the command, and for calls of the prompt."""
+    scope = trio.CancelScope()
+
+    async def watch(task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
+            async for _ in signals:
+                scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(watch)
+        yield scope
+        nursery.cancel_scope.cancel()
+
+
+async def run_command(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Run a command on this terminal; its exit code, 128 + N if signal N ended it. If cancelled, ends it: TERM, later KILL."""
+    # Ctrl-C is for the command: while it runs, this process takes no notice. (Ignoring it would be inherited.)
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        try:
+            process = await trio.lowlevel.open_process(list(command), env=environment)
+        except FileNotFoundError:
+            raise NotFound(f"there is no command {command[0]!r} on the path") from None
+        except OSError as error:
+            raise UsageError(f"{command[0]} cannot be run: {error.strerror}") from error
+        try:
+            status = await process.wait()
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                process.terminate()
+                with trio.move_on_after(KILL_AFTER):
+                    await process.wait()
+                process.kill()
+                await process.wait()
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return status if status >= 0 else 128 - status

@@ -1,0 +1,42 @@
+"""Typer, as jmp uses it: plain help, and errors that go the way of all others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.main import get_command
+
+from jmp.errors import UsageError
+
+
+def new_app(help: str, **options: Any) -> typer.Typer:
+    """A group of commands, or one command if it gets just one callback."""
+    return typer.Typer(
+        help=help,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **options,
+    )
+
+
+def run_app(app: typer.Typer, name: str, arguments: list[str]) -> int:
+    """Run a command line; returns its exit code, raises ``UsageError`` where typer would print an error."""
+    command = get_command(app)
+    try:
+        result = command.main(arguments, prog_name=name, standalone_mode=False)
+    except Exception as error:
+        # Typer's errors about the command line are its own vendored classes, which have no public name.
+        describe = getattr(error, "format_message", None)
+        if describe is not None:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                typer.echo(describe())
+                return 0
+            raise UsageError(f"{describe().rstrip('.')}; see {name} --help") from None
+        if type(error).__name__ == "Abort":
+            return 130
+        raise
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,330 @@
+"""``DRIVER VERB ARGUMENTS`` → a call → its output: what ``j`` and the prompt of ``jmp shell`` have in common.
+
+Verbs are the methods in the exporter's report and those that the client class of a driver marks with ``@verb``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, get_args
+
+from jmp.cli import output
+from jmp.driver.proxy import Blocking, DriverClient, RemoteMethod, verbs_of
+from jmp.driver.schema import Parameter, describe, did_you_mean, parameters_of, parse
+from jmp.errors import BadValue, NotFound, UsageError
+from jmp.rpc.messages import Kind
+
+HELP: Final = ("-h", "--help")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One thing that can be done with a driver."""
+
+    name: str
+    doc: str
+    parameters: Sequence[Parameter]
+    function: Callable[..., Any]
+    """Takes the parsed arguments; blocking."""
+    kind: Kind = Kind.CALL
+
+    @property
+    def summary(self) -> str:
+        return self.doc.partition("\n")[0]
+
+    def usage(self) -> str:
+        """As help shows it: ``cycle [--wait SECONDS]``."""
+        words = [self.name]
+        for parameter in self.parameters:
+            name = parameter.name.replace("_", "-")
+            if parameter.kind == "var-positional":
+                words.append(f"[{name.upper()}...]")
+            elif parameter.kind == "var-keyword":
+                words.append("[--KEY VALUE...]")
+            elif parameter.required and parameter.kind != "keyword-only":
+                words.append(name.upper())
+            elif parameter.required:
+                words.append(f"--{name} {_placeholder(parameter)}")
+            else:
+                words.append(f"[--{name} {_placeholder(parameter)}]" if not _is_flag(parameter) else f"[--{name}]")
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place in the tree, as the command line sees it."""
+
+    path: str
+    client: DriverClient
+
+    @property
+    def children(self) -> dict[str, Target]:
+        return {
+            name: Target(f"{self.path}.{name}" if self.path else name, child)
+            for name, child in self.client._children.items()
+        }
+
+    def verbs(self) -> dict[str, Verb]:
+        """What can be done here, by name with hyphens."""
+        found = {
+            name.replace("_", "-"): _remote(self.client, method) for name, method in self.client._node.methods.items()
+        }
+        for name, function in verbs_of(self.client).items():
+            shown = name.replace("_", "-")
+            parameters = tuple(item for item in parameters_of(function) if item.name != "progress")
+            found[shown] = Verb(shown, inspect.getdoc(function) or "", parameters, _local(function, shown))
+        return dict(sorted(found.items()))
+
+
+@dataclass
+class Request:
+    """A parsed line."""
+
+    verb: Verb
+    args: list[Any] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    form: output.Format | None = None
+
+
+def execute(device: DriverClient, words: Sequence[str]) -> int:
+    """Carry out a line; returns the exit code. Raises :class:`~jmp.errors.JmpError`."""
+    target, rest = locate(Target("", device), words)
+    verbs = target.verbs()
+    default = target.client.default_verb
+    if (rest and rest[0] in HELP) or (not rest and default is None):
+        sys.stdout.write(help_of(target))
+        return 0
+    if rest and not rest[0].startswith("-") and rest[0] not in verbs:
+        known = [*verbs, *target.children]
+        place = repr(target.path) if target.path else "the device"
+        raise NotFound(f"{place} has no driver or verb {rest[0]!r}{did_you_mean(rest[0], known)}")
+    if rest and not rest[0].startswith("-"):
+        verb, rest = verbs[rest[0]], rest[1:]
+    elif default is not None:
+        verb = verbs[default]
+    else:
+        raise UsageError(f"{rest[0]} comes after a verb{did_you_mean('', verbs)}")
+    if any(word in HELP for word in rest):
+        sys.stdout.write(help_of_verb(target, verb))
+        return 0
+    return perform(read(target, verb, rest))
+
+
+def locate(target: Target, words: Sequence[str]) -> tuple[Target, list[str]]:
+    """Follow words (``board power`` or ``board.power``) down the tree; the place and the words left."""
+    rest = list(words)
+    while rest and not rest[0].startswith("-"):
+        steps = rest[0].split(".")
+        deeper = target
+        for step in steps:
+            child = deeper.children.get(step)
+            if child is None:
+                if len(steps) > 1:
+                    raise NotFound(f"there is no driver {rest[0]!r}{did_you_mean(step, deeper.children)}")
+                return target, rest
+            deeper = child
+        target, rest = deeper, rest[1:]
+    return target, rest
+
+
+def read(target: Target, verb: Verb, words: Sequence[str]) -> Request:
+    """Parse a verb's arguments: positional ones, ``--name value``, ``--name=value``, ``--flag``, ``--no-flag``, ``-o FORMAT``."""
+    request = Request(verb)
+    where = f"{target.path} {verb.name}".strip()
+    texts: dict[str, list[str]] = {}
+    free: list[str] = []
+    by_name = {parameter.name.replace("_", "-"): parameter for parameter in verb.parameters}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            free += rest
+            break
+        if word in ("-o", "--output"):
+            request.form = _form(rest.pop(0) if rest else "")
+            continue
+        if not word.startswith("--") or word == "--":
+            free.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        parameter, value_given = by_name.get(name), bool(equals)
+        if parameter is None and name.removeprefix("no-") in by_name and _is_flag(by_name[name.removeprefix("no-")]):
+            name = name.removeprefix("no-")
+            value, value_given = "false", True
+        elif parameter is not None and _is_flag(parameter) and not value_given:
+            value, value_given = "true", True
+        elif parameter is None and not any(item.kind == "var-keyword" for item in verb.parameters):
+            raise UsageError(f"{where} has no option --{name}{did_you_mean(name, by_name)}")
+        if not value_given:
+            if not rest:
+                raise UsageError(f"{where}: --{name} needs a value")
+            value = rest.pop(0)
+        texts.setdefault(name, []).append(value)
+    _assign(verb, where, request, texts, free)
+    return request
+
+
+def _assign(verb: Verb, where: str, request: Request, texts: dict[str, list[str]], free: list[str]) -> None:
+    gap = False
+    for parameter in verb.parameters:
+        name = parameter.name.replace("_", "-")
+        if parameter.kind == "var-positional":
+            request.args += [_parse(parameter, where, text) for text in free]
+            free.clear()
+        elif parameter.kind == "var-keyword":
+            for key in list(texts):
+                request.kwargs[key.replace("-", "_")] = _parse(parameter, where, texts.pop(key))
+        elif name in texts:
+            request.kwargs[parameter.name] = _parse(parameter, where, texts.pop(name))
+            gap = True
+        elif free and parameter.kind != "keyword-only":
+            value = _parse(parameter, where, free.pop(0))
+            if gap:
+                request.kwargs[parameter.name] = value
+            else:
+                request.args.append(value)
+        elif parameter.required:
+            raise UsageError(f"{where} needs {name.upper()}: {verb.usage()}")
+        else:
+            gap = True
+    if free:
+        raise UsageError(f"{where} takes no further argument {free[0]!r}: {verb.usage()}")
+
+
+def _parse(parameter: Parameter, where: str, text: str | list[str]) -> Any:
+    try:
+        return parse(parameter.schema, text)
+    except BadValue as error:
+        raise BadValue(f"{where}: {parameter.name.replace('_', '-')}: {error.message}") from None
+
+
+def _form(text: str) -> output.Format:
+    for form in get_args(output.Format):
+        if form == text:
+            chosen: output.Format = form
+            return chosen
+    raise UsageError(f"-o takes one of {', '.join(get_args(output.Format))}, not {text!r}")
+
+
+def perform(request: Request) -> int:
+    """Make the call and print what comes of it; returns the exit code."""
+    result = request.verb.function(*request.args, **request.kwargs)
+    if request.verb.kind is Kind.CALL:
+        output.print_value(result, request.form)
+        return 0
+    if request.verb.kind is Kind.ITEMS:
+        return _print_items(result, request.form)
+    with result as stream:
+        _join(stream)
+    return 0
+
+
+def _print_items(items: Any, form: output.Format | None) -> int:
+    """Print items as they come. Those of a command (``jmp.shell/v1``) go where the command meant them to."""
+    code = 0
+    for item in items:
+        if form is None and isinstance(item, dict) and len(item) == 1 and (name := next(iter(item))) in _COMMAND_ITEMS:
+            if name == "exit_code":
+                code = int(item[name])
+            else:
+                to = sys.stdout if name == "stdout" else sys.stderr
+                to.flush()
+                to.buffer.write(item[name])
+                to.buffer.flush()
+        else:
+            output.print_value(item, form)
+    return code
+
+
+_COMMAND_ITEMS: Final = frozenset({"stdout", "stderr", "exit_code"})
+
+
+def _join(stream: Any) -> None:
+    """Standard input to the stream, the stream to standard output, until the stream ends."""
+
+    def send() -> None:
+        while chunk := os.read(sys.stdin.fileno(), 65536):
+            stream.send_all(chunk)
+        stream.send_eof()
+
+    threading.Thread(target=send, name="jmp-stdin", daemon=True).start()
+    while received := stream.receive_some():
+        sys.stdout.buffer.write(received)
+        sys.stdout.buffer.flush()
+
+
+# ---- help
+
+
+def help_of(target: Target) -> str:
+    """What there is at a place in the tree."""
+    node = target.client._node
+    lines = [node.description] if node.description else []
+    if node.state == "degraded":
+        lines.append(f"degraded: {node.reason}")
+    children, verbs = target.children, target.verbs()
+    if children:
+        rows = [
+            (name, child.client._node.description + (" (degraded)" if child.client._node.state == "degraded" else ""))
+            for name, child in children.items()
+        ]
+        lines += ["", "Drivers:", *_aligned(rows)]
+    if verbs:
+        lines += ["", "Verbs:", *_aligned([(verb.usage(), verb.summary) for verb in verbs.values()])]
+    words = f"{target.path.replace('.', ' ')} " if target.path else ""
+    lines += ["", f"j {words}{'VERB' if verbs else 'DRIVER'} --help says more."]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def help_of_verb(target: Target, verb: Verb) -> str:
+    """How to use a verb."""
+    lines = [f"Usage: j {target.path.replace('.', ' ')} {verb.usage()}", "", verb.doc]
+    rows = []
+    for parameter in verb.parameters:
+        name = parameter.name.replace("_", "-")
+        shown = name.upper() if parameter.required else f"--{name}"
+        about = [part for part in (parameter.doc, describe(parameter.schema)) if part]
+        if not parameter.required and parameter.default is not None:
+            about.append(f"default: {output.plain(parameter.default)}")
+        rows.append((shown, "; ".join(about)))
+    if rows:
+        lines += ["", "Arguments:", *_aligned(rows)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = min(max(len(left) for left, _ in rows), 32)
+    return [f"  {left:{width}}  {right}".rstrip() for left, right in rows]
+
+
+def _placeholder(parameter: Parameter) -> str:
+    return describe(parameter.schema).upper().replace(" OR NONE", "").replace(" ", "-")
+
+
+def _is_flag(parameter: Parameter) -> bool:
+    return parameter.schema.get("type") == "boolean" and not parameter.required
+
+
+# ---- where verbs come from
+
+
+def _remote(client: DriverClient, method: RemoteMethod) -> Verb:
+    function = Blocking(getattr(client, method.name))
+    return Verb(method.name.replace("_", "-"), method.doc, tuple(method.parameters), function, method.kind)
+
+
+def _local(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A client class's own method, made blocking and shown its progress."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if "progress" not in inspect.signature(function).parameters:
+            return Blocking(function)(*args, **kwargs)
+        with output.progress(name) as progress:
+            return Blocking(function)(*args, progress=progress, **kwargs)
+
+    return call
