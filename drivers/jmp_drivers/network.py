@@ -68,7 +68,7 @@ class Unix(Network):
 
 
 class Udp(Datagram):
-    """A UDP port that the exporter can reach. Each stream has a local port of its own, for as long as it is open."""
+    """A UDP port that the exporter can reach. Each stream has a local port of its own until the client ends its input."""
 
     host: str
     port: int
@@ -83,6 +83,7 @@ class Udp(Datagram):
             async with open_nursery() as nursery:
                 nursery.start_soon(_datagrams_to_client, port, stream)
                 await _datagrams_to_target(stream, port)
+                nursery.cancel_scope.cancel()
 
     async def _open_port(self) -> trio.socket.SocketType:
         try:

@@ -210,8 +210,9 @@ async def test_udp_keeps_the_bounds_of_datagrams(address: str) -> None:
                 assert await read_exactly(stream, len(answer)) == answer
                 big = os.urandom(40_000)
                 await stream.send_all(framed(big))
-                await stream.send_eof()
                 assert await read_exactly(stream, 2 + len(big)) == framed(big[::-1])
+                await stream.send_eof()
+                assert await stream.receive_some() == b""
 
 
 async def test_udp_survives_that_nobody_listens_yet() -> None:
