@@ -21,10 +21,14 @@ def driver_class(name: str) -> type[Driver]:
     return found
 
 
+def blocks(path: str, language: str) -> list[str]:
+    """The code blocks of one language in a Markdown file of the repository."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / path).read_text(), re.DOTALL | re.MULTILINE)
+
+
 def problems_in(path: str) -> list[str]:
     """What the exporter objects to in a config file of the repository, or in the configs in a Markdown file."""
-    text = (ROOT / path).read_text()
-    configs = re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if path.endswith(".md") else [text]
+    configs = blocks(path, "yaml") if path.endswith(".md") else [(ROOT / path).read_text()]
     assert configs, f"there is no configuration in {path}"
     return [
         f"{path}: {problem}" for each in configs for problem in config.read_text(each, ROOT / path, driver_class)[1]
