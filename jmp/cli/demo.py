@@ -14,6 +14,7 @@ from jmp.cli.typed import new_app
 from jmp.client.connect import Device, Dial, open_trio, who
 from jmp.driver.proxy import ByteStream
 from jmp.errors import DeviceError, Timeout
+from jmp.exporter.config import ExporterConfig
 
 app = new_app("Boot the virtual board, log in, run a command, power off.", invoke_without_command=True)
 app.info.no_args_is_help = False
@@ -29,18 +30,19 @@ def demo() -> None:
     This is what `jmp shell --exporter-config board.yaml` does for a real board, with the example configuration
     virtual-board. Exit status 0 if all went well.
     """
-    trio.run(_demo)
-
-
-async def _demo() -> None:
     from jmp.exporter import examples
-    from jmp.exporter.session import open_session
 
     with TemporaryDirectory(prefix="jmp-demo-") as directory:
         file = Path(directory, "virtual-board.yaml")
         file.write_text(examples.text("virtual-board"))
-        async with open_session(load(str(file)), who()) as session, open_trio(Dial(session.url)) as device:
-            await _use(device)
+        trio.run(_demo, load(str(file)))
+
+
+async def _demo(config: ExporterConfig) -> None:
+    from jmp.exporter.session import open_session
+
+    async with open_session(config, who()) as session, open_trio(Dial(session.url)) as device:
+        await _use(device)
 
 
 async def _use(device: Device) -> None:

@@ -16,7 +16,8 @@ import typer
 from jmp.cli import output
 from jmp.cli.exporter import default_socket, load, read_passphrase
 from jmp.cli.typed import new_app
-from jmp.client.connect import Dial, open_trio, who
+from jmp.client.connect import Dial, open_session, who
+from jmp.client.relay import relay
 from jmp.environment import session_directory, session_environment
 from jmp.errors import Busy, NotFound, UsageError
 
@@ -87,7 +88,7 @@ def _is_served(exporter: str) -> bool:
 
 async def _with_own_exporter(exporter: str, command: Sequence[str] | None) -> int:
     """A session of an exporter in this very process."""
-    from jmp.exporter.session import open_session
+    from jmp.exporter.session import open_session as open_own_session
 
     config = load(exporter)
     _log_to_stderr()
@@ -98,7 +99,7 @@ async def _with_own_exporter(exporter: str, command: Sequence[str] | None) -> in
 
     async with _until_told() as scope:
         with scope:
-            async with open_session(config, who(), output=show) as session:
+            async with open_own_session(config, who(), output=show) as session:
                 _warn_degraded(session.tree.report())
                 running = Running(config.metadata.name, config.motd or "", session.url, session.environment())
                 return await _use(running, command)
@@ -107,29 +108,26 @@ async def _with_own_exporter(exporter: str, command: Sequence[str] | None) -> in
 
 async def _over_link(dial: Dial, wait: bool, command: Sequence[str] | None) -> int:
     """A session of an exporter that listens somewhere."""
-    from jmp.client.relay import relay
-
     async with _until_told() as scope:
         with scope:
             try:
-                opened = open_trio(dial, wait=0.0)
-                device = await opened.__aenter__()
-            except Busy as busy:
+                return await _use_link(dial, 0.0, command)
+            except* Busy as busy:
                 if not wait:
                     raise
-                output.note(f"jmp: {busy.message.removesuffix('; --wait to queue for it')}; waiting …")
-                opened = open_trio(dial, wait=None)
-                device = await opened.__aenter__()
-            try:
-                with session_directory() as directory:
-                    url = f"unix:{directory / 'session.sock'}"
-                    async with relay(device, url):
-                        name = str(device.info.get("name", ""))
-                        environment = session_environment(directory, url, JMP_EXPORTER=name, JMP_CLIENT=who())
-                        return await _use(Running(name, str(device.info.get("motd", "")), url, environment), command)
-            finally:
-                await opened.__aexit__(None, None, None)
+                output.note(f"jmp: {busy.exceptions[0]}; waiting …")
+            return await _use_link(dial, None, command)
     return 128 + signal.SIGTERM
+
+
+async def _use_link(dial: Dial, wait: float | None, command: Sequence[str] | None) -> int:
+    async with open_session(dial, wait=wait) as (connection, device):
+        with session_directory() as directory:
+            url = f"unix:{directory / 'session.sock'}"
+            async with relay(connection, url):
+                name, motd = str(device.info.get("name", "")), str(device.info.get("motd", ""))
+                environment = session_environment(directory, url, JMP_EXPORTER=name, JMP_CLIENT=who())
+                return await _use(Running(name, motd, url, environment), command)
 
 
 async def _use(running: Running, command: Sequence[str] | None) -> int:
@@ -137,9 +135,7 @@ async def _use(running: Running, command: Sequence[str] | None) -> int:
         output.note(running.motd.rstrip("\n"))
     if command:
         return await run_command(command, running.environment)
-    from jmp.cli.repl import repl
-
-    return await trio.to_thread.run_sync(repl, running.name, running.url, running.environment, abandon_on_cancel=True)
+    return await run_command([os.environ.get("SHELL") or "/bin/sh"], running.environment)
 
 
 def _warn_degraded(report: dict[str, object], path: str = "") -> None:

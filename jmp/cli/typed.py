@@ -35,7 +35,8 @@ def run_app(app: typer.Typer, name: str, arguments: list[str]) -> int:
             if type(error).__name__ == "NoArgsIsHelpError":
                 typer.echo(describe())
                 return 0
-            raise UsageError(f"{describe().rstrip('.')}; see {name} --help") from None
+            where = getattr(getattr(error, "ctx", None), "command_path", name)
+            raise UsageError(f"{describe().rstrip('.')}; see {where} --help") from None
         if type(error).__name__ == "Abort":
             return 130
         raise

@@ -26,6 +26,8 @@ from jmp.errors import ProtocolViolation, UsageError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
+    from jmp.mux.stream import Connection
+
 TARGET: Final = "@session"
 
 
@@ -181,8 +183,8 @@ def open_blocking(dial: Dial, *, wait: float | None = 0.0) -> Iterator[Any]:
 
 
 @asynccontextmanager
-async def open_trio(dial: Dial, *, wait: float | None = 0.0) -> AsyncIterator[Device]:
-    """The device at ``dial``, under Trio."""
+async def open_session(dial: Dial, *, wait: float | None = 0.0) -> AsyncIterator[tuple[Connection, Device]]:
+    """A connection to ``dial`` that holds a session, and its device, under Trio."""
     from jmp.link.websocket import connect as dial_link
     from jmp.mux.protocol import Role
     from jmp.mux.stream import multiplex
@@ -191,7 +193,15 @@ async def open_trio(dial: Dial, *, wait: float | None = 0.0) -> AsyncIterator[De
     link = await dial_link(dial.url, token=dial.passphrase, fingerprint=dial.fingerprint, ca=dial.ca)
     async with multiplex(link, Role.DIALLER, watch=not dial.is_local) as connection:
         caller = Caller(connection)
-        yield device_of(caller, await caller.call(TARGET, "begin", (), {"who": who(), "wait": wait}))
+        report = await caller.call(TARGET, "begin", (), {"who": who(), "wait": wait})
+        yield connection, device_of(caller, report)
+
+
+@asynccontextmanager
+async def open_trio(dial: Dial, *, wait: float | None = 0.0) -> AsyncIterator[Device]:
+    """The device at ``dial``, under Trio."""
+    async with open_session(dial, wait=wait) as (_, device):
+        yield device
 
 
 def device_of(backend: Backend, report: Any) -> Device:

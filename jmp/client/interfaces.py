@@ -16,12 +16,7 @@ from typing import Final
 from jmp.driver.proxy import ClientClass, DriverClient
 from jmp.errors import ConfigError
 
-BUILTIN: Final[Mapping[str, str]] = {
-    "jmp.console/v1": "jmp.client.console:ConsoleClient",
-    "jmp.storage/v1": "jmp.client.storage:StorageClient",
-    "jmp.network/v1": "jmp.client.network:NetworkClient",
-    "jmp.datagram/v1": "jmp.client.network:DatagramClient",
-}
+BUILTIN: Final[Mapping[str, str]] = {}
 ALLOWED: Final = "JMP_CLIENT_PACKAGES"
 
 

@@ -191,7 +191,7 @@ class Driver(_Configured):
     @classmethod
     def summary(cls) -> str:
         """The first line of the class's documentation."""
-        return (inspect.getdoc(cls) or "").partition("\n")[0]
+        return (inspect.getdoc(cls) or "").partition("\n")[0].replace("``", "'")
 
 
 # ---- blocking methods in worker threads

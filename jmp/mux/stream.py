@@ -106,6 +106,11 @@ class MuxStream(trio.abc.HalfCloseableStream):
         """The other side has reset the stream, or the link has ended."""
         return self._error is not None
 
+    @property
+    def error(self) -> BaseException | None:
+        """What broke the stream: :class:`StreamReset`, or the error that ended the link."""
+        return self._error
+
     def unread(self, data: bytes) -> None:
         """Give received bytes back: they are the next to be received."""
         self._front = data + self._front
@@ -245,6 +250,11 @@ class MuxStream(trio.abc.HalfCloseableStream):
         return error
 
     # ---- closing
+
+    def stop(self) -> None:
+        """Tell the other side that nothing more will be read; sending goes on."""
+        self._mux.stop(self.number)
+        self._connection._flush()
 
     async def aclose(self) -> None:
         """End sending and reading. What was sent still arrives."""

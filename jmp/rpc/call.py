@@ -29,7 +29,7 @@ class Caller:
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
 
     async def call(self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value that a unary method returns."""
@@ -85,7 +85,7 @@ class Caller:
         left = trio.current_effective_deadline() - trio.current_time()
         request = Request(target, method, args, kwargs, None if left == math.inf else max(left, 0)).encode()
         whole = len(request) <= MAX_DATA
-        stream = self._connection.open_stream(request[:MAX_DATA], end=end and whole)
+        stream = self.connection.open_stream(request[:MAX_DATA], end=end and whole)
         try:
             if not whole:
                 with self._translated(f"{target}.{method}"):
@@ -102,7 +102,7 @@ class Caller:
         except StreamReset as error:
             raise messages.revive(error.detail) or Cancelled(f"{name} was ended by the other side: {error}") from None
         except trio.BrokenResourceError as error:
-            lost = self._connection.error
+            lost = self.connection.error
             if lost is None:
                 raise Cancelled(f"{name}: {error}") from error
             raise LinkLost(f"the link was lost during {name}: {lost.message}") from error
