@@ -161,15 +161,18 @@ class Hub:
         writer: ExitStack,
     ) -> None:
         """Pass on what the client sends, until its end of input."""
-        try:
-            async for data in stream:
-                if not write:
-                    raise UsageError("this client is attached to the console read-only; attach with write=True to send")
-                await send(bytes(data))
-        except trio.BrokenResourceError:  # the client is gone
-            reader.scope.cancel()
-        else:
-            writer.close()
+        while True:
+            try:
+                data = await stream.receive_some()
+            except trio.BrokenResourceError:  # the client is gone
+                reader.scope.cancel()
+                return
+            if not data:
+                writer.close()
+                return
+            if not write:
+                raise UsageError("this client is attached to the console read-only; attach with write=True to send")
+            await send(bytes(data))
 
     async def _deliver(self, reader: _Reader, stream: trio.abc.SendStream) -> None:
         """Send the reader its bytes, until it has all that are meant for it or the client is gone."""
