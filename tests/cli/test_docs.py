@@ -1,0 +1,60 @@
+"""What the documentation says is what the program does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from jmp.driver.plugins import driver_names
+from jmp.errors import BY_CODE
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from jmp.cli import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_help_blocks_are_what_the_program_prints() -> None:
+    blocks = re.findall(r"```console\n\$ jmp (.*)\n([\s\S]*?)```", (ROOT / "docs/cli.md").read_text())
+    assert blocks
+    for arguments, printed in blocks:
+        assert run(*arguments.split()).stdout == printed
+
+
+def test_every_exit_code_is_documented() -> None:
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", (ROOT / "docs/cli.md").read_text(), re.MULTILINE)}
+    assert {error.exit_code for error in BY_CODE.values()} | {0} == documented
+
+
+def test_every_driver_has_a_page() -> None:
+    table = (ROOT / "docs/drivers.md").read_text()
+    assert set(driver_names()) == set(
+        re.findall(r"`([a-z-]+)`", "\n".join(re.findall(r"^\| (`[^|]*)\|", table, re.MULTILINE)))
+    )
+    for page in re.findall(r"\((drivers/.*?\.md)\)", table):
+        assert (ROOT / "docs" / page).is_file(), page
+
+
+def test_bad_input_is_one_line_and_a_documented_code(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("apiVersion: jmp/v1\nkind: Exporter\nmetadata: {name: x}\nexport:\n  power: {type: mock-powr}\n")
+    cases = [
+        (["nope"], 64, "there is no command 'nope'"),
+        (["shell"], 64, "--exporter NAME"),
+        (["shell", "--exporter", "nope"], 64, "there is no exporter 'nope'"),
+        (["shell", "--exporter-config", str(wrong)], 78, "mock-power"),
+        (["shell", "--connect", f"unix:{tmp_path}/none.sock", "--", "true"], 69, "cannot reach"),
+        (["exporter", "serve", "--bogus"], 64, "see jmp exporter serve --help"),
+        (["exporter", "serve", str(wrong)], 78, "wrong.yaml:5"),
+    ]
+    for arguments, code, said in cases:
+        done = run(*arguments)
+        assert done.returncode == code, (arguments, done.stderr)
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
