@@ -61,7 +61,7 @@ def jmp(*arguments: str) -> subprocess.CompletedProcess[str]:
 def serving(bench: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """An exporter process that is ready, and its URL."""
     url = f"unix:{bench}/bench.sock"
-    argv = [sys.executable, build.DIST / "jmp", "exporter", "serve", "bench.yaml", "--listen", url]
+    argv = [sys.executable, str(build.DIST / "jmp"), "exporter", "serve", "bench.yaml", "--listen", url]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:

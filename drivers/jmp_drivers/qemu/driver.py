@@ -1,0 +1,288 @@
+"""The driver ``qemu`` and the parts of the machine that clients see."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from jmp.driver import BadValue, ConfigError, DeviceError, Driver, Stream, export
+from jmp.driver.interfaces import Console, Network, Power, PowerState, Storage
+from jmp_drivers._reason import reason
+from jmp_drivers.network import join
+from jmp_drivers.qemu.disk import Disk, parse_size
+from jmp_drivers.qemu.machines import Arch, Hardware
+from jmp_drivers.qemu.nbd import CHUNK, Nbd
+from jmp_drivers.qemu.picture import png
+from jmp_drivers.qemu.vm import Vm
+
+
+@dataclass(kw_only=True)
+class Image:
+    """The machine's disk."""
+
+    path: Path | None = field(default=None, metadata={"doc": "image file; without it the disk begins blank"})
+    format: str = field(default="", metadata={"doc": "QEMU's name of it; default: qcow2 for *.qcow2, else raw"})
+    size: int | str = field(default=0, metadata={"doc": "bytes, or 64M, 4G …; default: as the image"})
+    writable: bool = field(default=False, metadata={"doc": "change the image itself, not a copy per session"})
+
+    def __post_init__(self) -> None:
+        self.bytes = parse_size(self.size) if isinstance(self.size, str) else self.size
+        if self.path is None and not self.bytes:
+            raise ConfigError("needs 'path' (an image file) or 'size' (of a blank disk)")
+        if self.writable and (self.path is None or self.bytes):
+            raise ConfigError("a writable disk has a 'path' and no 'size': the image decides")
+
+    def disk(self) -> Disk:
+        """A session's disk made from it."""
+        return Disk(self.path, format=self.format, size=self.bytes, writable=self.writable)
+
+
+class Qemu(Driver):
+    """A virtual machine under QEMU: power, serial console, monitor, disk, screen and network ports."""
+
+    arch: Arch
+    machine: str = field(default="", metadata={"doc": "QEMU's -machine; default: virt, or pc for x86_64"})
+    cpu: str = field(default="", metadata={"doc": "QEMU's -cpu; default: one that is fast to emulate"})
+    memory: str = field(default="", metadata={"doc": "such as 512M; default: 256M, or what the board has"})
+    smp: int | None = field(default=None, metadata={"doc": "number of processors"})
+    accel: str = field(default="tcg", metadata={"doc": "tcg emulates; kvm needs the host's own architecture"})
+    bios: Path | None = field(default=None, metadata={"doc": "firmware image, such as U-Boot"})
+    kernel: Path | None = field(default=None, metadata={"doc": "kernel to start directly"})
+    initrd: Path | None = field(default=None, metadata={"doc": "its initial RAM disk"})
+    append: str | None = field(default=None, metadata={"doc": "its command line; default: console on the serial port"})
+    dtb: Path | None = field(default=None, metadata={"doc": "device tree; default: QEMU makes one"})
+    disk: Image | None = field(default=None, metadata={"doc": "the machine's disk"})
+    network: bool = field(default=True, metadata={"doc": "a network card behind QEMU's own NAT"})
+    forward: dict[str, int] = field(default_factory=dict, metadata={"doc": "child name → TCP port of the guest"})
+    vnc: bool = field(default=False, metadata={"doc": "a screen and a keyboard, reached by VNC"})
+    args: list[str] = field(default_factory=list, metadata={"doc": "more arguments for QEMU"})
+    binary: str = field(default="", metadata={"doc": "QEMU's program; default: that of the architecture"})
+    power_on_open: bool = field(default=False, metadata={"doc": "switch on when the session begins"})
+
+    def __post_init__(self) -> None:
+        if self.forward and not self.network:
+            raise ConfigError("'forward' needs 'network'")
+        hardware = Hardware(
+            arch=self.arch,
+            machine=self.machine,
+            cpu=self.cpu,
+            memory=self.memory,
+            smp=self.smp,
+            accel=self.accel,
+            bios=self.bios,
+            kernel=self.kernel,
+            initrd=self.initrd,
+            append=self.append,
+            dtb=self.dtb,
+            network=self.network,
+            forward=self.forward,
+            vnc=self.vnc,
+            args=self.args,
+        )
+        self._vm = Vm(hardware, binary=self.binary, disk=self.disk.disk() if self.disk else None)
+        self.children["power"] = VmPower(_vm=self._vm)
+        self.children["console"] = VmConsole(_vm=self._vm)
+        self.children["monitor"] = VmMonitor(_vm=self._vm)
+        if self.disk is not None:
+            self.children["storage"] = VmStorage(_vm=self._vm)
+        if self.vnc:
+            self.children["vnc"] = VmVnc(_vm=self._vm)
+        for name, port in self.forward.items():
+            if name in self.children:
+                raise ConfigError(f"forward: {name!r} is the name of another part of the machine; choose one more")
+            if not 0 < port < 65536:
+                raise ConfigError(f"forward.{name}: port must be 1 to 65535, not {port}")
+            self.children[name] = VmPort(_vm=self._vm, _port=port)
+
+    async def open(self) -> None:
+        await self._vm.open(self.nursery, self.log)
+        if self.power_on_open:
+            await self._vm.on()
+
+    async def close(self) -> None:
+        await self._vm.close()
+
+    async def reset(self) -> None:
+        """Machine off and the session's changes to its disk dropped; then on again, if it is to be on from the start."""
+        await self._vm.reset()
+        if self.power_on_open:
+            await self._vm.on()
+
+
+class VmPower(Power):
+    """The machine's power: on starts QEMU, off ends it."""
+
+    _vm: Vm
+
+    async def on(self) -> None:
+        """Switch on; the console shows everything from the first byte of the boot."""
+        await self._vm.on()
+
+    async def off(self, graceful: float = 0) -> None:
+        """Switch off. With graceful, press the power button first and give the guest so many seconds to shut down."""
+        await self._vm.off(graceful)
+
+    async def state(self) -> PowerState:
+        """Off also when the guest has switched itself off, or QEMU has died."""
+        return "on" if self._vm.is_on else "off"
+
+
+class VmConsole(Console):
+    """The machine's first serial port; stays attached when the machine is switched off and on."""
+
+    _vm: Vm
+
+    async def connect(self, stream: Stream, replay: bool = True, write: bool = True) -> None:
+        await self._vm.hub.serve(stream, self._vm.type, replay=replay, write=write)
+
+    async def history(self) -> bytes:
+        return self._vm.hub.history()
+
+    async def send(self, data: bytes) -> None:
+        await self._vm.type(data)
+
+    @export
+    async def send_break(self) -> None:
+        """Send a break, for Linux's magic SysRq say."""
+        await self._vm.running().qmp.execute("chardev-send-break", {"id": "serial"})
+
+
+class VmMonitor(Driver):
+    """QEMU's monitor: whatever QMP, its machine protocol, can do."""
+
+    _vm: Vm
+
+    @export
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        """Run a QMP command and return its value."""
+        return await self._vm.running().qmp.execute(command, arguments)
+
+    @export
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """What QEMU reports from now on (RESET, SHUTDOWN, …): name, data, and time in seconds since 1970."""
+        async for event in self._vm.events():
+            yield {"event": event.name, "data": event.data, "time": event.when}
+
+    @export
+    async def status(self) -> str:
+        """``running``, ``paused`` and so on as QMP's query-status tells; ``off`` when the machine is off."""
+        if not self._vm.is_on:
+            return "off"
+        status: dict[str, str] = await self._vm.running().qmp.execute("query-status")
+        return status["status"]
+
+    @export(name="reset")
+    async def press_reset(self) -> None:
+        """Press the reset button."""
+        await self._vm.running().qmp.execute("system_reset")
+
+    @export
+    async def screendump(self) -> bytes:
+        """The screen, as a PNG file."""
+        try:
+            picture = await self._vm.running().screendump()
+        except DeviceError as error:
+            raise DeviceError(f"{error.message} ('vnc: true' gives the machine a screen)") from error
+        return await trio.to_thread.run_sync(png, picture)
+
+
+class VmStorage(Storage):
+    """The machine's disk, while the machine is off."""
+
+    _vm: Vm
+
+    async def write(self, stream: Stream, offset: int = 0) -> None:
+        async with self._vm.opened_disk() as disk:
+            _check_range(offset, None, disk.size)
+            pending = bytearray()
+            ended = False
+            while not ended or pending:
+                while not ended and len(pending) < CHUNK:
+                    data = await stream.receive_some()
+                    ended = not data
+                    pending += data
+                piece = bytes(pending[:CHUNK])
+                if offset + len(piece) > disk.size:
+                    raise DeviceError(f"the disk is full: it has {disk.size} bytes")
+                await disk.write(offset, piece)
+                offset += len(piece)
+                del pending[: len(piece)]
+
+    async def read(self, stream: Stream, offset: int = 0, size: int | None = None) -> None:
+        async with self._vm.opened_disk() as disk:
+            async for data in _pieces(disk, offset, size):
+                await stream.send_all(data)
+
+    async def size(self) -> int:
+        """Size of the disk in bytes, also while the machine is on."""
+        return self._vm.disk_size
+
+    async def digest(self, size: int | None = None, offset: int = 0, algorithm: str = "sha256") -> str:
+        digest = _new_digest(algorithm)
+        async with self._vm.opened_disk() as disk:
+            async for data in _pieces(disk, offset, size):
+                await trio.to_thread.run_sync(digest.update, data)
+        return digest.hexdigest()
+
+
+class VmVnc(Network):
+    """The machine's screen and keyboard, as a VNC server."""
+
+    _vm: Vm
+
+    async def connect(self, stream: Stream) -> None:
+        await join(stream, await self._vm.running().open_vnc(), await self.address())
+
+    async def address(self) -> str:
+        """It has none: nobody but clients of this driver can connect."""
+        return "QEMU's VNC server"
+
+
+class VmPort(Network):
+    """A TCP port of the guest, by way of QEMU's NAT."""
+
+    _vm: Vm
+    _port: int
+
+    async def connect(self, stream: Stream) -> None:
+        target = await self.address()
+        try:
+            connection = await trio.open_tcp_stream("127.0.0.1", self._vm.running().ports[self._port])
+        except OSError as error:
+            raise DeviceError(f"cannot connect to {target}: {reason(error)}") from error
+        await join(stream, connection, target)
+
+    async def address(self) -> str:
+        """Changes each time that the machine is switched on."""
+        return f"tcp:127.0.0.1:{self._vm.running().ports[self._port]}"
+
+
+def _check_range(offset: int, size: int | None, total: int) -> int:
+    """Where the range ends. Raises `BadValue` unless it lies within `total` bytes."""
+    end = total if size is None else offset + size
+    if not 0 <= offset <= end <= total:
+        raise BadValue(f"bytes {offset} to {end} are not within the disk, which has {total}")
+    return end
+
+
+async def _pieces(disk: Nbd, offset: int, size: int | None) -> AsyncIterator[bytes]:
+    end = _check_range(offset, size, disk.size)
+    while offset < end:
+        data = await disk.read(offset, min(CHUNK, end - offset))
+        yield data
+        offset += len(data)
+
+
+def _new_digest(algorithm: str) -> hashlib._Hash:
+    try:
+        digest = hashlib.new(algorithm)
+    except ValueError:
+        digest = None
+    if digest is None or not digest.digest_size:  # SHAKE, whose length would be one more argument
+        raise BadValue(f"no algorithm {algorithm!r} here; take sha256, sha512, blake2b, md5 …")
+    return digest
