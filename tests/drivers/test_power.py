@@ -5,7 +5,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -203,7 +203,8 @@ def relay() -> Iterator[Relay]:
             self.send_response(status)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
-            self.wfile.write(text.encode())
+            with suppress(BrokenPipeError):  # the driver has given up
+                self.wfile.write(text.encode())
 
         do_GET = do_PATCH = answer
 

@@ -27,8 +27,15 @@ def blocks(path: str, language: str) -> list[str]:
 
 
 def problems_in(path: str) -> list[str]:
-    """What the exporter objects to in a config file of the repository, or in the configs in a Markdown file."""
-    configs = blocks(path, "yaml") if path.endswith(".md") else [(ROOT / path).read_text()]
+    """What the exporter objects to in a config file of the repository, or in the configs in a Markdown file.
+
+    An example file is tried as it is, and with the keys that it shows in comments.
+    """
+    if path.endswith(".md"):
+        configs = blocks(path, "yaml")
+    else:
+        text = (ROOT / path).read_text()
+        configs = [text, re.sub(r"^( +)# ([a-z_]+: )", r"\1\2", text, flags=re.MULTILINE)]
     assert configs, f"there is no configuration in {path}"
     return [
         f"{path}: {problem}" for each in configs for problem in config.read_text(each, ROOT / path, driver_class)[1]
