@@ -317,8 +317,18 @@ async def _dial(address: Address) -> trio.socket.SocketType:
             return (await trio.open_unix_socket(address.path)).socket
         return (await trio.open_tcp_stream(address.host, address.port)).socket
     except OSError as error:
-        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        raise LabError(f"cannot reach {address}: {cause.strerror or cause}") from error
+        cause: BaseException = error
+        if isinstance(error.__cause__, ExceptionGroup):
+            # Of several addresses that were tried, the failure of the first one is as telling as any.
+            cause = _leaves(error.__cause__)[0]
+        raise LabError(f"cannot reach {address}: {_reason(cause)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Say why in the system's words. Trio repeats the address in its own."""
+    code = getattr(error, "errno", None)
+    # A name that is not found has a negative number of another kind.
+    return os.strerror(code) if code is not None and code > 0 else getattr(error, "strerror", None) or str(error)
 
 
 @dataclass(frozen=True)
@@ -440,6 +450,9 @@ class _Server(Generic[Identity]):
             if not data:
                 raise LinkLost("the connection ended before the opening handshake")
             received += data
+            if not received.startswith(b"GET "[: len(received)]):
+                # Said at once, because one that speaks another protocol, TLS say, waits for an answer to what it sent.
+                await _reject(pipe, "400 Bad Request", "this is not a WebSocket handshake")
             head, end, early = bytes(received).partition(b"\r\n\r\n")
             if len(head) > MAX_HEAD:
                 await _reject(pipe, "431 Request Header Fields Too Large", "the request is too long")

@@ -141,8 +141,8 @@ async def upgraded(url: str) -> trio.SocketStream:
     stream = await dial(url)
     handshake = ClientHandshake("localhost")
     await stream.send_all(handshake.request)
-    while handshake.feed(await stream.receive_some()) is None:
-        pass
+    while handshake.feed(await stream.receive_some(1)) is None:
+        pass  # byte by byte, to leave the frames that follow
     return stream
 
 

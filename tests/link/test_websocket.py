@@ -530,6 +530,7 @@ async def test_failing_handler(group: bool, tmp_path: Path, caplog: pytest.LogCa
     async def handler(link: WebSocketLink, request: UpgradeRequest) -> None:
         if request.token is None:
             await echo(link, request)
+            return
         error = LinkLost("lost it") if request.token == "lost" else ValueError("a defect")
         raise ExceptionGroup("both", [error, error]) if group else error
 
@@ -653,13 +654,21 @@ async def test_with_the_client_of_trio_websocket(tmp_path: Path) -> None:
         await their.ping(b"x")
         await their.aclose(4003, "done")
         await done.wait()
-        with pytest.raises(trio_websocket.ConnectionRejected) as rejected:
-            await trio_websocket.connect_websocket_url(nursery, url)
-        assert rejected.value.status_code == 400
-        assert b"jmp.v1" in (rejected.value.body or b"")
         their = await trio_websocket.connect_websocket_url(nursery, url, subprotocols=["jmp.v1"])
         await their.send_message("text")
         with pytest.raises(trio_websocket.ConnectionClosed) as closed:
             await their.get_message()
         assert closed.value.reason is not None
         assert closed.value.reason.code == 1003
+        await their.aclose()
+
+
+async def test_trio_websocket_without_our_subprotocol_is_told_why(tmp_path: Path) -> None:
+    async with serving("ws", tmp_path) as url:
+        with pytest.RaisesGroup(trio_websocket.ConnectionRejected, flatten_subgroups=True) as caught:
+            async with trio.open_nursery() as nursery:
+                await trio_websocket.connect_websocket_url(nursery, url)
+        (rejected,) = caught.value.exceptions
+        assert isinstance(rejected, trio_websocket.ConnectionRejected)
+        assert rejected.status_code == 400
+        assert b"jmp.v1" in (rejected.body or b"")
