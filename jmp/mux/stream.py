@@ -8,6 +8,7 @@ and for what follows in a burst, through one writer task, so that frames that ar
 from __future__ import annotations
 
 import math
+import operator
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -129,24 +130,29 @@ class MuxStream(trio.abc.HalfCloseableStream):
 
     def _on_stopped(self) -> None:
         self._stopped = True
-        self._writable.wake()
+        self._wake_sender()
 
     def _on_broken(self, error: BaseException) -> None:
         self._error = error
         if self.scope is not None:
             self.scope.cancel()
         self._readable.wake()
+        self._wake_sender()
+
+    def _wake_sender(self) -> None:
+        """Sending is over: let one that waits, for credit or for the link, find out."""
         self._writable.wake()
+        self._connection._room.unpark_all()
 
     # ---- receiving
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        if max_bytes is not None and max_bytes < 1:
+        if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
         if self._readable.busy:
             raise trio.BusyResourceError("another task is receiving from this stream")
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._chunks or self._front:
+        if self._chunks or self._front or self._ended:
             await trio.lowlevel.cancel_shielded_checkpoint()
         while True:
             if self._closed:
@@ -156,10 +162,10 @@ class MuxStream(trio.abc.HalfCloseableStream):
                 return data
             if self._chunks:
                 return self._take(max_bytes)
+            if self._ended and not isinstance(self._error, StreamReset):
+                return b""  # whatever became of the link afterwards
             if self._error is not None:
                 raise self._broken()
-            if self._ended:
-                return b""
             await self._readable.wait()
 
     def _take(self, max_bytes: int | None) -> bytes:
@@ -275,7 +281,7 @@ class MuxStream(trio.abc.HalfCloseableStream):
         self._chunks.clear()
         self._connection._streams.pop(self.number, None)
         self._readable.wake()
-        self._writable.wake()
+        self._wake_sender()
         self._connection._flush()
 
 
@@ -396,6 +402,7 @@ class Connection:
                     self._unsent = []
                     if self._mux.outgoing_bytes <= HIGH_WATER:
                         self._room.unpark_all()
+                self._room.unpark_all()  # also when somebody else has sent what was here
                 self._direct = True
                 await self._wake_writer.wait()
         except (LinkLost, ProtocolViolation) as error:
@@ -459,4 +466,5 @@ async def _drain(connection: Connection) -> None:
     """Wait until everything queued has been given to the link."""
     while connection.error is None and (connection._unsent or connection._mux.outgoing_bytes):
         connection._flush()
-        await connection._room.park()
+        if connection._unsent or connection._mux.outgoing_bytes:
+            await connection._room.park()
