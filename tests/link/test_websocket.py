@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -639,14 +640,20 @@ async def test_with_the_server_of_trio_websocket(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def their_client(url: str) -> AsyncIterator[trio_websocket.WebSocketConnection]:
+    async with await dial(url) as stream, trio.open_nursery() as nursery:
+        yield await trio_websocket.wrap_client_stream(nursery, stream, "localhost", "/", subprotocols=["jmp.v1"])
+        nursery.cancel_scope.cancel()
+
+
 async def test_with_the_client_of_trio_websocket(tmp_path: Path) -> None:
     async def handler(link: WebSocketLink, _: object) -> None:
         await echo(link, _)
         done.set()
 
     done = trio.Event()
-    async with serving("ws", tmp_path, handler) as url, trio.open_nursery() as nursery:
-        their = await trio_websocket.connect_websocket_url(nursery, url, subprotocols=["jmp.v1"])
+    async with serving("ws", tmp_path, handler) as url, their_client(url) as their:
         assert their.subprotocol == "jmp.v1"
         for size in (5, 126, 300_000):
             await their.send_message(bytes(size))
@@ -654,13 +661,19 @@ async def test_with_the_client_of_trio_websocket(tmp_path: Path) -> None:
         await their.ping(b"x")
         await their.aclose(4003, "done")
         await done.wait()
-        their = await trio_websocket.connect_websocket_url(nursery, url, subprotocols=["jmp.v1"])
+
+
+async def test_text_from_trio_websocket(tmp_path: Path) -> None:
+    async def handler(link: WebSocketLink, _: object) -> None:
+        with pytest.raises(Violation):
+            await link.receive()
+
+    async with serving("ws", tmp_path, handler) as url, their_client(url) as their:
         await their.send_message("text")
         with pytest.raises(trio_websocket.ConnectionClosed) as closed:
             await their.get_message()
         assert closed.value.reason is not None
         assert closed.value.reason.code == 1003
-        await their.aclose()
 
 
 async def test_trio_websocket_without_our_subprotocol_is_told_why(tmp_path: Path) -> None:
