@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from jmp.errors import ConfigError, DeviceError
 from jmp_drivers.qemu import Qemu
 from jmp_drivers.qemu.disk import parse_size
 from jmp_drivers.qemu.driver import Image
+from tests.fakes.bundled import ROOT, problems_in
 
 
 def test_parts_of_the_machine_are_children() -> None:
@@ -107,3 +110,19 @@ async def test_a_machine_that_is_off_says_so() -> None:
                     await call()
             await client.console.send(b"nobody listens\r")
             await client.power.off()
+
+
+DOC = "docs/drivers/qemu.md"
+
+
+@pytest.mark.parametrize("path", [DOC, "jmp/examples/qemu-uboot.yaml", "jmp/examples/qemu-linux.yaml"])
+def test_documented_configurations_are_valid(path: str) -> None:
+    assert problems_in(path) == []
+
+
+def test_every_key_is_documented() -> None:
+    text = (ROOT / DOC).read_text().partition("## Configuration")[2].partition("## ")[0]
+    machine, disk = text.split("`disk` has:")
+    for table, config in ((machine, Qemu), (disk, Image)):
+        rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", table, re.MULTILINE)
+        assert set(re.findall(r"\w+", " ".join(rows))) == {field.name for field in fields(config) if field.init}
