@@ -164,13 +164,16 @@ class VmMonitor(Driver):
 
     @export
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """What QEMU reports from now on (RESET, SHUTDOWN, …): name, data, and time in seconds since 1970."""
+        """What QEMU reports from now on: RESET, SHUTDOWN and so on.
+
+        Each is a dict of event (its name), data, and time in seconds since 1970.
+        """
         async for event in self._vm.events():
             yield {"event": event.name, "data": event.data, "time": event.when}
 
     @export
     async def status(self) -> str:
-        """``running``, ``paused`` and so on as QMP's query-status tells; ``off`` when the machine is off."""
+        """What the guest does: running, paused, … (see QMP's query-status), or off."""
         if not self._vm.is_on:
             return "off"
         status: dict[str, str] = await self._vm.running().qmp.execute("query-status")
@@ -184,8 +187,9 @@ class VmMonitor(Driver):
     @export
     async def screendump(self) -> bytes:
         """The screen, as a PNG file."""
+        qemu = self._vm.running()
         try:
-            picture = await self._vm.running().screendump()
+            picture = await qemu.screendump()
         except DeviceError as error:
             raise DeviceError(f"{error.message} ('vnc: true' gives the machine a screen)") from error
         return await trio.to_thread.run_sync(png, picture)
