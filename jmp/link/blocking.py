@@ -122,6 +122,7 @@ class BlockingLink:
         except (LinkLost, ProtocolViolation, Timeout):
             pass  # it is closed below in any case
         finally:
+            self._end = self._end or LinkLost(_CLOSED_HERE)
             self._abandon()
 
     def _abandon(self) -> None:
