@@ -96,6 +96,12 @@ async def test_a_program_that_ends_at_once_is_quoted(tmp_path: Path) -> None:
     assert message == "QEMU did not start: no such machine"
 
 
+@pytest.mark.real
+async def test_one_that_cannot_be_on_from_the_beginning_is_degraded(tmp_path: Path) -> None:
+    driver = Qemu(arch="arm64", binary="/bin/false", disk=Image(size="1M"), power_on_open=True)
+    assert await refusal(driver) == "the virtual machine is off: QEMU did not start: it ended (exit status 1)"
+
+
 async def test_a_machine_that_is_off_says_so() -> None:
     with trio.fail_after(10):
         async with serve(Qemu(arch="arm64", binary="/bin/true", vnc=True, forward={"ssh": 22})) as client:

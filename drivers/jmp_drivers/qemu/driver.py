@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,23 +67,7 @@ class Qemu(Driver):
     def __post_init__(self) -> None:
         if self.forward and not self.network:
             raise ConfigError("'forward' needs 'network'")
-        hardware = Hardware(
-            arch=self.arch,
-            machine=self.machine,
-            cpu=self.cpu,
-            memory=self.memory,
-            smp=self.smp,
-            accel=self.accel,
-            bios=self.bios,
-            kernel=self.kernel,
-            initrd=self.initrd,
-            append=self.append,
-            dtb=self.dtb,
-            network=self.network,
-            forward=self.forward,
-            vnc=self.vnc,
-            args=self.args,
-        )
+        hardware = Hardware(**{field.name: getattr(self, field.name) for field in fields(Hardware)})
         self._vm = Vm(hardware, binary=self.binary, disk=self.disk.disk() if self.disk else None)
         self.children["power"] = VmPower(_vm=self._vm)
         self.children["console"] = VmConsole(_vm=self._vm)
@@ -100,9 +84,7 @@ class Qemu(Driver):
             self.children[name] = VmPort(_vm=self._vm, _port=port)
 
     async def open(self) -> None:
-        await self._vm.open(self.nursery, self.log)
-        if self.power_on_open:
-            await self._vm.on()
+        await self._vm.open(self.nursery, self.log, on=self.power_on_open)
 
     async def close(self) -> None:
         await self._vm.close()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from enum import Enum
 
 import trio
@@ -23,7 +23,6 @@ from jmp_drivers.qemu.qmp import Event
 
 EVENT_BACKLOG = 1000
 """Events that a listener may be behind."""
-
 
 RELEASE = 1.0
 """Seconds that the disk may stay in use before others are refused: a call that was just given up takes a moment to let go."""
@@ -68,30 +67,42 @@ class Vm:
 
     # ---- the session
 
-    async def open(self, nursery: trio.Nursery, log: logging.Logger) -> None:
-        """Begin a session: machine off, disk unchanged. Raises `DeviceError` for what is missing."""
+    async def open(self, nursery: trio.Nursery, log: logging.Logger, *, on: bool = False) -> None:
+        """Begin a session: disk unchanged, machine off, or `on`. Raises `DeviceError` for what is missing."""
         self._log = log
-        try:
-            self._find_binary()
-            for option in ("bios", "kernel", "initrd", "dtb"):
-                file = getattr(self._hardware, option)
-                if file is not None and not file.is_file():
-                    raise DeviceError(f"{option} image {file} does not exist: install it or correct '{option}'")
-            if self._disk is not None:
-                await self._disk.prepare()
-        except DeviceError as error:
-            self._reason = error.message
-            raise
-        self._nursery = nursery
-        self._reason = "switch it on first"
+        with ExitStack() as on_failure:
+            on_failure.callback(self._forget)
+            try:
+                self._check_files()
+                if self._disk is not None:
+                    await self._disk.prepare()
+                self._nursery = nursery
+                self._reason = "switch it on first"
+                if on:
+                    await self.on()
+            except DeviceError as error:
+                self._reason = error.message
+                raise
+            on_failure.pop_all()
+
+    def _check_files(self) -> None:
+        self._find_binary()
+        for option in ("bios", "kernel", "initrd", "dtb"):
+            file = getattr(self._hardware, option)
+            if file is not None and not file.is_file():
+                raise DeviceError(f"{option} image {file} does not exist: install it or correct '{option}'")
+
+    def _forget(self) -> None:
+        self._nursery = None
+        if self._disk is not None:
+            self._disk.discard()
 
     async def close(self) -> None:
         """End QEMU. The session's changes to the disk are gone."""
         self._nursery = None
         await self.off()
         self._reason = "its session has ended"
-        if self._disk is not None:
-            self._disk.discard()
+        self._forget()
         self.hub.end()
 
     async def reset(self) -> None:
