@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jmp.errors import LinkLost
 from jmp.link.address import parse
 from jmp.link.rfc6455 import ClientHandshake
-from jmp.link.tls import fingerprint_of
+from jmp.link.tls import fingerprint_of, server_context
 from jmp.link.websocket import UpgradeRequest, WebSocketLink, serve
 
 KINDS = ("unix", "ws", "wss")
@@ -34,11 +34,9 @@ class Certificate(NamedTuple):
 
     def context(self, directory: Path) -> ssl.SSLContext:
         """A listener's context; leaves ``cert.pem`` and ``key.pem`` in the directory."""
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         (directory / "cert.pem").write_bytes(self.pem)
         (directory / "key.pem").write_bytes(self.key)
-        context.load_cert_chain(directory / "cert.pem", directory / "key.pem")
-        return context
+        return server_context(directory / "cert.pem", directory / "key.pem")
 
 
 @functools.cache

@@ -494,11 +494,12 @@ async def test_something_else_answers(answer: bytes, error: type[JmpError], tmp_
             await stream.receive_some()
             await stream.send_all(answer)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, other, listeners)
-        with pytest.raises(error):
-            await connect(url)
-        nursery.cancel_scope.cancel()
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, other, listeners)
+            with pytest.raises(error):
+                await connect(url)
+            nursery.cancel_scope.cancel()
 
 
 async def test_nothing_answers(tmp_path: Path) -> None:
@@ -626,18 +627,19 @@ async def test_with_the_server_of_trio_websocket(tmp_path: Path) -> None:
         await their.ping(b"are you there")  # returns when the pong has come
         await their.aclose(4002, "enough")
 
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(
-            functools.partial(trio_websocket.serve_websocket, handler, "127.0.0.1", 0, ssl_context=None)
-        )
-        link = await connect(f"ws://127.0.0.1:{server.port}")
-        for size in (5, 126, 300_000):
-            await link.send([bytes(size)])
-            assert await link.receive() == bytes(size)
-        with pytest.raises(Closed, match="4002 enough"):
-            await link.receive()
-        await link.aclose()
-        nursery.cancel_scope.cancel()
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(
+                functools.partial(trio_websocket.serve_websocket, handler, "127.0.0.1", 0, ssl_context=None)
+            )
+            link = await connect(f"ws://127.0.0.1:{server.port}")
+            for size in (5, 126, 300_000):
+                await link.send([bytes(size)])
+                assert await link.receive() == bytes(size)
+            with pytest.raises(Closed, match="4002 enough"):
+                await link.receive()
+            await link.aclose()
+            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -679,8 +681,8 @@ async def test_text_from_trio_websocket(tmp_path: Path) -> None:
 async def test_trio_websocket_without_our_subprotocol_is_told_why(tmp_path: Path) -> None:
     async with serving("ws", tmp_path) as url:
         with pytest.RaisesGroup(trio_websocket.ConnectionRejected, flatten_subgroups=True) as caught:
-            async with trio.open_nursery() as nursery:
-                await trio_websocket.connect_websocket_url(nursery, url)
+            async with await dial(url) as stream, trio.open_nursery() as nursery:
+                await trio_websocket.wrap_client_stream(nursery, stream, "localhost", "/")
         (rejected,) = caught.value.exceptions
         assert isinstance(rejected, trio_websocket.ConnectionRejected)
         assert rejected.status_code == 400
