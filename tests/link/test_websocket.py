@@ -676,14 +676,3 @@ async def test_text_from_trio_websocket(tmp_path: Path) -> None:
             await their.get_message()
         assert closed.value.reason is not None
         assert closed.value.reason.code == 1003
-
-
-async def test_trio_websocket_without_our_subprotocol_is_told_why(tmp_path: Path) -> None:
-    async with serving("ws", tmp_path) as url:
-        with pytest.RaisesGroup(trio_websocket.ConnectionRejected, flatten_subgroups=True) as caught:
-            async with await dial(url) as stream, trio.open_nursery() as nursery:
-                await trio_websocket.wrap_client_stream(nursery, stream, "localhost", "/")
-        (rejected,) = caught.value.exceptions
-        assert isinstance(rejected, trio_websocket.ConnectionRejected)
-        assert rejected.status_code == 400
-        assert b"jmp.v1" in (rejected.body or b"")
