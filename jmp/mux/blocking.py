@@ -19,7 +19,7 @@ from typing import Final
 
 from jmp.errors import JmpError, LinkLost, ProtocolViolation
 from jmp.link.blocking import BlockingLink
-from jmp.mux.protocol import Credited, Ended, Event, Mux, Opened, Received, Role, Stopped, WasReset
+from jmp.mux.protocol import Credited, Ended, Event, Mux, Opened, Received, Role, Stopped, WasReset, again
 from jmp.wire.frames import MAX_DATA, Reset
 
 KEEP_EVERY: Final = 4.0
@@ -76,13 +76,12 @@ class BlockingConnection:
     def close(self) -> None:
         """Say good-bye and close the link; every stream ends."""
         self._flush()
-        self._over.set()
-        self._link.close()
         self._end(LinkLost("the link was closed on this side"))
+        self._link.close()
 
     def _check(self) -> None:
         if self.error is not None:
-            raise type(self.error)(self.error.message) from self.error
+            raise again(self.error)
 
     def _end(self, error: JmpError) -> None:
         with self._state:
@@ -119,8 +118,11 @@ class BlockingConnection:
             else:
                 self._read(left)
 
-    def _read(self, timeout: float | None) -> None:
-        """Read one message, if one comes in time, and act on it. The caller holds ``_state``, which is let go meanwhile."""
+    def _read(self, timeout: float | None) -> bool:
+        """Read one message, if one comes in time (then True), and act on it.
+
+        The caller holds ``_state``, which is let go meanwhile.
+        """
         self._reading = True
         self._state.release()
         message: bytes | None = None
@@ -148,6 +150,7 @@ class BlockingConnection:
                 self._flush()
             finally:
                 self._state.acquire()
+        return message is not None
 
     def _act(self, event: Event) -> None:
         if isinstance(event, Opened):
@@ -171,11 +174,11 @@ class BlockingConnection:
     def _keep(self) -> None:
         while not self._over.wait(KEEP_EVERY):
             with self._state:
-                if not self._reading and self.error is None:
-                    self._read(0)
+                # All that is there: a PING may be behind a window's worth of data that no thread wants yet.
+                while not self._reading and self.error is None and self._read(0):
+                    pass
+                self._mux.ping()  # the other side hears nothing from a client that only reads
                 silent = time.monotonic() - self._heard
-                if silent > KEEP_EVERY:
-                    self._mux.ping()
             if silent > SILENCE:
                 self._end(LinkLost(f"{self._link.peer} gave no sign of life for {SILENCE:g} s"))
                 self._link.close()

@@ -20,7 +20,7 @@ from collections import deque
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from jmp.errors import ProtocolViolation
+from jmp.errors import JmpError, LinkLost, ProtocolViolation
 from jmp.wire.frames import MAX_DATA, MAX_STREAM, TARGET_MESSAGE, Kind, Reset, pack, pack_data, unpack
 
 VERSION: Final = (1, 0)
@@ -349,3 +349,11 @@ class Mux:
         del self._streams[number]
         if self._is_peers(number):
             self._of_peer -= 1
+
+
+def again(error: JmpError) -> JmpError:
+    """A fresh exception, to be raised where somebody learns only now of the error that ended the link."""
+    kind = ProtocolViolation if isinstance(error, ProtocolViolation) else LinkLost
+    fresh = kind(error.message)
+    fresh.__cause__ = error
+    return fresh

@@ -30,6 +30,7 @@ from jmp.mux.protocol import (
     Role,
     Stopped,
     WasReset,
+    again,
 )
 from jmp.wire.frames import MAX_DATA, Reset
 
@@ -314,7 +315,7 @@ class Connection:
         Raises :class:`~jmp.errors.LinkLost` if the link has ended.
         """
         if self.error is not None:
-            raise type(self.error)(self.error.message) from self.error
+            raise again(self.error)
         stream = MuxStream(self, self._mux.open(data, end=end))
         stream._sent_end = end
         self._streams[stream.number] = stream

@@ -479,6 +479,16 @@ async def test_an_error_in_the_block_comes_out() -> None:
             await listener.wait_over()
 
 
+async def test_no_stream_opens_on_a_link_that_was_closed_in_due_form() -> None:
+    with trio.fail_after(5):
+        left, right = memory_links()
+        async with multiplex(right, Role.LISTENER) as listener:
+            await left.aclose(4001, "had enough")
+            await listener.wait_over()
+            with pytest.raises(LinkLost, match="4001 had enough"):
+                listener.open_stream()
+
+
 async def test_a_peer_that_breaks_the_protocol_is_told_so() -> None:
     with trio.fail_after(5):
         left, right = memory_links()
