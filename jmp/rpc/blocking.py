@@ -156,7 +156,7 @@ def _translated(name: str) -> Iterator[None]:
     try:
         yield
     except StreamReset as error:
-        raise messages.revive(error.detail) or Cancelled(f"{name} was ended by the other side: {error}") from None
+        raise messages.from_reset(name, error.code, error.detail) from None
     except StreamClosed as error:
         raise Cancelled(f"{name}: {error}") from None
     except LinkLost as error:

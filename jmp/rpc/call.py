@@ -100,7 +100,7 @@ class Caller:
         try:
             yield
         except StreamReset as error:
-            raise messages.revive(error.detail) or Cancelled(f"{name} was ended by the other side: {error}") from None
+            raise messages.from_reset(name, error.code, error.detail) from None
         except trio.BrokenResourceError as error:
             lost = self.connection.error
             if lost is None:

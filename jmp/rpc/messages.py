@@ -17,12 +17,14 @@ the detail. A caller that gives up resets its stream.
 
 from __future__ import annotations
 
+import math
 import traceback
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
-from jmp.errors import BY_CODE, DriverError, JmpError, ProtocolViolation
+from jmp.errors import BY_CODE, BadValue, Busy, Cancelled, DriverError, JmpError, ProtocolViolation
 from jmp.wire import codec
+from jmp.wire.frames import Reset
 
 MAX_VALUE: Final = 64 * 1024 * 1024
 """Bytes of one request or reply; what is larger belongs into a byte stream."""
@@ -63,7 +65,7 @@ class Request(NamedTuple):
 
     def encode(self) -> bytes:
         options = {} if self.timeout is None else {"timeout": self.timeout}
-        return codec.encode([self.target, self.method, list(self.args), self.kwargs, options])
+        return _encode([self.target, self.method, list(self.args), self.kwargs, options])
 
     @classmethod
     def decode(cls, value: object) -> Request:
@@ -72,11 +74,30 @@ class Request(NamedTuple):
             case [str(target), str(method), list(args), dict(kwargs), dict(options)] if all(
                 type(name) is str for name in kwargs
             ):
-                timeout = options.get("timeout")
-                if timeout is not None and (type(timeout) not in (int, float) or not timeout >= 0):
-                    raise ProtocolViolation("a request's timeout is no number of seconds")
-                return cls(target, method, tuple(args), kwargs, timeout)
+                return cls(target, method, tuple(args), kwargs, _seconds(options.get("timeout")))
         raise ProtocolViolation("a call does not begin with a request")
+
+
+def _seconds(timeout: object) -> float | None:
+    if timeout is None:
+        return None
+    if type(timeout) in (int, float):
+        try:
+            seconds = float(timeout)  # type: ignore[arg-type]  # a number
+        except OverflowError:
+            seconds = math.nan
+        if seconds >= 0:
+            return seconds
+    raise ProtocolViolation("a request's timeout is no number of seconds")
+
+
+def _encode(value: object) -> bytes:
+    data = codec.encode(value)
+    if len(data) > MAX_VALUE:
+        raise BadValue(
+            f"a value is larger than {MAX_VALUE >> 20} MiB in all; what is that large belongs into a byte stream"
+        )
+    return data
 
 
 END: Final = codec.encode([int(Reply.END)])
@@ -84,11 +105,11 @@ READY: Final = codec.encode([int(Reply.READY)])
 
 
 def result(value: object) -> bytes:
-    return codec.encode([int(Reply.RESULT), value])
+    return _encode([int(Reply.RESULT), value])
 
 
 def item(value: object) -> bytes:
-    return codec.encode([int(Reply.ITEM), value])
+    return _encode([int(Reply.ITEM), value])
 
 
 def read(value: object) -> tuple[Reply, Any]:
@@ -106,18 +127,27 @@ def describe(problem: BaseException, *, tracebacks: bool = True) -> bytes:
 
     An exception that is none of jmp's own crosses as ``driver``: its type and message become the message.
     """
-    if isinstance(problem, JmpError):
-        described = {"code": problem.code, "message": problem.message}
-        remote = problem.remote_traceback
-    else:
-        text = " ".join(str(problem).split())
-        name = type(problem).__name__
-        described = {"code": DriverError.code, "message": f"{name}: {text}" if text else name}
-        remote = "".join(traceback.format_exception(problem))
+    own = isinstance(problem, JmpError)
+    message = _text(problem)
+    if message is None:
+        message = f"{type(problem).__name__}: its message cannot be shown"
+    elif not own:
+        message = f"{type(problem).__name__}: {' '.join(message.split())}".removesuffix(": ")
+    described = {
+        "code": problem.code if isinstance(problem, JmpError) else DriverError.code,
+        "message": message[:MAX_TRACEBACK],
+    }
+    remote = getattr(problem, "remote_traceback", None) if own else "".join(traceback.format_exception(problem))
     if remote is not None and tracebacks:
         described["traceback"] = remote[-MAX_TRACEBACK:]
-    described["message"] = described["message"][:MAX_TRACEBACK]
     return codec.encode({key: text.encode(errors="replace").decode() for key, text in described.items()})
+
+
+def _text(problem: BaseException) -> str | None:
+    try:
+        return problem.message if isinstance(problem, JmpError) else str(problem)
+    except Exception:  # noqa: BLE001  # anybody's code; that it fails must not hide that something has failed
+        return None
 
 
 def revive(detail: bytes) -> JmpError | None:
@@ -133,6 +163,16 @@ def revive(detail: bytes) -> JmpError | None:
         return None
     if not isinstance(described, dict):
         return None
-    kind = BY_CODE.get(described.get("code", ""), JmpError)
+    kind = BY_CODE.get(str(described.get("code")), JmpError)
     remote = described.get("traceback")
     return kind(str(described.get("message", "")), remote_traceback=remote if isinstance(remote, str) else None)
+
+
+def from_reset(name: str, code: int, detail: bytes) -> JmpError:
+    """What the caller of the method ``name`` raises when its stream was reset."""
+    if (error := revive(detail)) is not None:
+        return error
+    if code == Reset.REFUSED:
+        return Busy(f"{name} was refused: too many calls are open there, or it is about to stop; try again later")
+    kind = ProtocolViolation if code == Reset.FLOW else Cancelled
+    return kind(f"{name} was ended by the other side: {Reset(code).name if code in set(Reset) else code}")
