@@ -110,7 +110,7 @@ class ThreadSide(Side):
         async with aclosing(self.caller.items("it", method, args, kwargs)) as items:
             while True:
                 try:
-                    item = await in_thread(lambda: run(items.__anext__()))  # type: ignore[arg-type]  # a coroutine, too
+                    item = await in_thread(lambda: run(items.__anext__()))
                 except StopAsyncIteration:
                     return
                 yield item
@@ -118,13 +118,13 @@ class ThreadSide(Side):
     @asynccontextmanager
     async def open(self, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Bytes]:
         context = self.caller.open("it", method, args, kwargs)
-        stream = await in_thread(lambda: run(context.__aenter__()))  # type: ignore[arg-type]
+        stream = await in_thread(lambda: run(context.__aenter__()))
         try:
             yield ThreadBytes(stream)
         except BaseException as error:
-            run(context.__aexit__(type(error), error, error.__traceback__))  # type: ignore[arg-type]
+            run(context.__aexit__(type(error), error, error.__traceback__))
             raise
-        await in_thread(lambda: run(context.__aexit__(None, None, None)))  # type: ignore[arg-type]
+        await in_thread(lambda: run(context.__aexit__(None, None, None)))
 
     def fail_after(self, seconds: float) -> Any:
         return blocking.fail_after(seconds)

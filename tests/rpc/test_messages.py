@@ -67,7 +67,7 @@ def test_what_is_no_reply(value: object) -> None:
     "make", [messages.result, messages.item, lambda value: Request("t", "m", (value,), {}).encode()]
 )
 def test_what_is_too_large_is_refused_where_it_would_leave(make: Any) -> None:
-    with pytest.raises(BadValue, match="larger than 64 MiB.*byte stream"):
+    with pytest.raises(BadValue, match=r"larger than 64 MiB.*byte stream"):
         make(bytes(messages.MAX_VALUE))
     assert len(make(bytes(messages.MAX_VALUE - 100))) <= messages.MAX_VALUE
 
