@@ -1,4 +1,4 @@
-"""An import may only point to the right: cli → client | exporter → driver → rpc → mux → link → wire → errors."""
+"""An import may only point to the right: cli → client | exporter | controller | router → driver → rpc → mux → link → wire → errors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ RANK = {
     "cli": 8,
     "client": 7,
     "exporter": 7,
+    "controller": 7,
+    "router": 7,
     "driver": 6,
     "rpc": 5,
     "mux": 4,

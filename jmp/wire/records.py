@@ -1,0 +1,244 @@
+"""What a lab keeps and tells: clients, exporters, policies, tokens and leases, and the same as plain values.
+
+Records are immutable; whoever changes one makes a new one of it (:func:`dataclasses.replace`). Times are seconds since the epoch
+(UTC), durations are seconds, both as float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from jmp.errors import ProtocolViolation
+
+
+class State(StrEnum):
+    """Where a lease stands."""
+
+    QUEUED = "queued"
+    """Waiting for what it wants."""
+    PREPARING = "preparing"
+    """Its devices are its own; their exporters are getting them ready (drivers, beforeLease)."""
+    READY = "ready"
+    """In use: its time runs."""
+    ENDING = "ending"
+    """Nobody may use its devices; their exporters clean up (afterLease, drivers)."""
+    ENDED = "ended"
+    """History."""
+
+
+class Phase(StrEnum):
+    """Where one exporter stands with its lease, as it reports it."""
+
+    IDLE = "idle"
+    PREPARING = "preparing"
+    READY = "ready"
+    ENDING = "ending"
+
+
+class Role(StrEnum):
+    """What an identity is for."""
+
+    ADMIN = "admin"
+    CLIENT = "client"
+    EXPORTER = "exporter"
+    ROUTER = "router"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Want:
+    """One device that somebody wants: any that matches, or the one that is named (which has to match, too)."""
+
+    selector: str = ""
+    exporter: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """One device of a lease."""
+
+    exporter: str
+    epoch: int
+    """The exporter's epoch at the grant: whoever comes with an older one is refused."""
+    phase: Phase = Phase.PREPARING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """A bounded time with one device, or with several at once; from its request on, and as history when it has ended."""
+
+    id: str
+    client: str
+    wants: tuple[Want, ...]
+    duration: float
+    """Seconds from when it gets ready."""
+    created: float
+    number: int
+    """Rises by one with each request of a lab: the order of the queue within a priority."""
+    priority: int = 0
+    begin: float | None = None
+    """Not to be granted before."""
+    give_up: float | None = None
+    """Ends if it is still queued then."""
+    tied: bool = False
+    """Ends when its holder has been gone for a while."""
+    idle_limit: float | None = None
+    """Ends after so many seconds without a call or a byte."""
+    allow_disabled: bool = False
+    """Takes an exporter that is in maintenance, too."""
+    tags: tuple[str, ...] = ()
+    context: dict[str, str] = field(default_factory=dict)
+    """What its log lines carry, such as a CI job's number."""
+    state: State = State.QUEUED
+    devices: tuple[Held, ...] = ()
+    """One for each want, in their order, from the grant on."""
+    granted: float | None = None
+    ready: float | None = None
+    ends: float | None = None
+    """When it will end by itself, or did; None while it is queued."""
+    ended: float | None = None
+    reason: str = ""
+    """Why it is ending or has ended."""
+    version: int = 0
+    """Set by the store: of two versions, the larger one is the later one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """Somebody who may lease: a person, a CI job."""
+
+    name: str
+    labels: dict[str, str] = field(default_factory=dict)
+    disabled: str | None = None
+    """Why it may do nothing at present."""
+    created: float = 0.0
+    version: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exporter:
+    """A device's exporter as the lab knows it, connected or not."""
+
+    name: str
+    labels: dict[str, str] = field(default_factory=dict)
+    """Those that the exporter's configuration gives, and over them those that an admin has set."""
+    own_labels: dict[str, str] = field(default_factory=dict)
+    """Those that an admin has set."""
+    description: str = ""
+    disabled: str | None = None
+    """Why it is in maintenance."""
+    created: float = 0.0
+    epoch: int = 0
+    """Raised with each grant and transfer."""
+    used: float = 0.0
+    """When its last lease was granted."""
+    version: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What the clients that match may do with the exporters that match. Without a policy that says so nothing is allowed."""
+
+    name: str
+    clients: str = ""
+    """Selector; the empty one matches all."""
+    exporters: str = ""
+    lease: bool = True
+    """May lease them."""
+    see: bool = True
+    """May see who holds them."""
+    manage: bool = False
+    """May release, transfer and extend others' leases of them, and lease them in maintenance."""
+    priority: int = 0
+    """The highest that may be asked for, and what a request gets that asks for none."""
+    longest: float | None = None
+    """Longest lease in seconds, all extensions included."""
+    allow: tuple[str, ...] = ("*",)
+    """Patterns of driver methods: ``power.*``, ``storage.write``."""
+    deny: tuple[str, ...] = ()
+    """Patterns of driver methods that are refused whatever is allowed."""
+    packages: tuple[str, ...] | None = None
+    """Distributions whose drivers may be loaded; None: all that are installed."""
+    created: float = 0.0
+    version: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """An identity token that has been issued: never the token itself."""
+
+    id: str
+    subject: str
+    """Name of the client, exporter or router."""
+    role: Role
+    issued: float
+    expires: float
+    revoked: float | None = None
+    version: int = 0
+
+
+T = TypeVar("T")
+
+
+def to_wire(record: Any) -> Any:
+    """A record as plain values: dicts, lists, strings, numbers."""
+    if is_dataclass(record):
+        return {item.name: to_wire(getattr(record, item.name)) for item in fields(record)}
+    if isinstance(record, list | tuple):
+        return [to_wire(item) for item in record]
+    if isinstance(record, dict):
+        return {key: to_wire(value) for key, value in record.items()}
+    return str(record) if isinstance(record, StrEnum) else record
+
+
+def from_wire(cls: type[T], value: Any) -> T:
+    """The record that :func:`to_wire` made ``value`` of. Keys that this version does not know are passed over.
+
+    Raises :class:`~jmp.errors.ProtocolViolation` if it cannot be one.
+    """
+    try:
+        record: T = _read(cls, value)
+    except (TypeError, ValueError) as error:
+        raise ProtocolViolation(f"this is no {cls.__name__.lower()}: {error}") from None
+    return record
+
+
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    return get_type_hints(cls)
+
+
+_SCALARS: Final = (str, int, bool, NoneType)
+
+
+def _read(hint: Any, value: Any) -> Any:
+    origin = get_origin(hint)
+    if is_dataclass(hint):
+        return _read_record(hint, value)
+    if origin in (Union, UnionType):
+        return None if value is None else _read(next(item for item in get_args(hint) if item is not NoneType), value)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_read(get_args(hint)[0], item) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {_read(get_args(hint)[0], key): _read(get_args(hint)[1], item) for key, item in value.items()}
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint(value)
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if hint in _SCALARS and type(value) is hint:
+        return value
+    raise TypeError(f"{value!r:.60} where {getattr(hint, '__name__', hint)} is due")
+
+
+def _read_record(cls: Any, value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r:.60} is no mapping")
+    hints = _hints(cls)
+    for item in fields(cls):
+        if item.name not in value and item.default is MISSING and item.default_factory is MISSING:
+            raise TypeError(f"{item.name} is missing")
+    return cls(**{item.name: _read(hints[item.name], value[item.name]) for item in fields(cls) if item.name in value})
