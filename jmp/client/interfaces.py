@@ -16,7 +16,9 @@ from typing import Final
 from jmp.driver.proxy import ClientClass, DriverClient
 from jmp.errors import ConfigError
 
-BUILTIN: Final[Mapping[str, str]] = {}
+BUILTIN: Final[Mapping[str, str]] = {
+    "jmp.console/v1": "jmp.client.console:ConsoleClient",
+}
 ALLOWED: Final = "JMP_CLIENT_PACKAGES"
 
 

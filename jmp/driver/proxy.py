@@ -239,7 +239,7 @@ class Blocking:
     """Any object of the asynchronous client API, with plain methods of the same names.
 
     Coroutines are run, asynchronous generators become generators, asynchronous context managers plain ones; what they give is
-    wrapped in turn. The backend must be one that blocks.
+    wrapped in turn; what is a plain context manager already is given as it is. The backend must be one that blocks.
     """
 
     def __init__(self, wrapped: Any) -> None:
@@ -287,7 +287,7 @@ _PLAIN = (str, bytes, int, float, bool, type(None), list, tuple, dict, set, froz
 
 
 def _blocking(value: Any) -> Any:
-    if isinstance(value, _PLAIN):
+    if isinstance(value, _PLAIN) or hasattr(type(value), "__enter__"):  # the latter serves both sides by itself
         return value
     if inspect.iscoroutine(value):
         return _blocking(run(value))
