@@ -129,6 +129,10 @@ class BlockingByteStream:
         """End the stream. Another thread that waits for it gets ``Cancelled``."""
         self._stream.close()
 
+    def reset(self) -> None:
+        """End the stream at once, both ways, as leaving its block by an exception does. Any thread may call this."""
+        self._stream.reset()
+
 
 class _Answer:
     """The replies on a stream."""

@@ -1,0 +1,361 @@
+"""Port forward: each connection to a port on this machine becomes a byte stream of a driver.
+
+Bytes and the end of either side's output are carried both ways, and a slow side slows the other down: one piece per direction
+is held. What ends a connection otherwise is passed on as it is among sockets: the other side's connection is reset, so that
+nobody takes half an answer for a whole one. Such an end, a refused connection for example, is told (as a warning of the logger
+``jmp.forward``) and ends nothing else.
+
+Everything is here twice, for Trio and for threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from jmp.client.adapters.listen import Bound, listening
+from jmp.driver.proxy import Backend, Blocking, ByteStream, run
+from jmp.errors import Cancelled, JmpError, LinkLost, UsageError
+from jmp.rpc.blocking import BlockingCaller
+
+if TYPE_CHECKING:
+    import trio
+
+log = logging.getLogger("jmp.forward")
+
+CLOSE_SECONDS: Final = 5.0
+"""How long a forward's end waits for the threads of its connections, which have been cut off by then."""
+_PIECE: Final = 128 * 1024
+_RETRY_SECONDS: Final = 0.1
+"""Pause before accepting again when this process has no file descriptors left; as in Trio."""
+
+Open = Callable[[], AbstractAsyncContextManager[ByteStream]]
+"""Opens a byte stream of the driver."""
+
+
+class Running(Protocol):
+    """A forward, by tasks or by threads."""
+
+    @property
+    def running(self) -> Callable[[], Any]:
+        """A context manager that gives what is :class:`~jmp.client.adapters.listen.Bound`."""
+
+
+class Forward:
+    """A port on this machine for as long as the block lasts: ``with`` for threads, ``async with`` for Trio.
+
+    Entering gives where it listens, a :class:`~jmp.client.adapters.listen.Bound`, and raises
+    :class:`~jmp.errors.UsageError` or ``LabError`` if it cannot listen there. What is still open at the end is cut off.
+    """
+
+    def __init__(self, backend: Backend, path: str, by_threads: Running, by_tasks: Running) -> None:
+        self._backend = backend
+        self._path = path
+        self._by_threads = by_threads
+        self._by_tasks = by_tasks
+        self._open: AbstractContextManager[Bound] | None = None
+        self._async_open: AbstractAsyncContextManager[Bound] | None = None
+
+    def __enter__(self) -> Bound:
+        if not isinstance(self._backend, BlockingCaller):
+            raise UsageError("a forward of a device that is used with Trio is entered with `async with`")
+        self._open = self._by_threads.running()
+        return self._open.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._open is not None
+        return self._open.__exit__(kind, error, traceback)
+
+    async def __aenter__(self) -> Bound:
+        self._async_open = self._by_tasks.running()
+        return await self._async_open.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._async_open is not None
+        return await self._async_open.__aexit__(kind, error, traceback)
+
+    def describe(self, bound: Bound) -> str:
+        """What the command line says on a terminal; blocks."""
+        return f"listening on {bound} → {run(self._backend.call(self._path, 'address', (), {}))}"
+
+    def wait(self) -> None:
+        """Block until the session is over, and raise :class:`~jmp.errors.LinkLost` then."""
+        try:
+            for _ in Blocking(self._backend.items("@session", "states", (), {})):
+                pass
+        except (Cancelled, LinkLost) as error:
+            raise LinkLost(f"the session is over, and so is the forward of {self._path}") from error
+
+
+def _told(peer: object, error: JmpError) -> None:
+    source = f"the connection from {peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a connection"
+    log.warning("%s was closed: %s", source, error.message)
+
+
+def _reset(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Let closing ``sock`` tell its peer that the connection broke (TCP only)."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _at_once(sock: socket.socket | trio.socket.SocketType) -> None:
+    with suppress(OSError):  # a Unix socket has no such delay
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+# ---- Trio
+
+
+class TaskForward:
+    """A forward by tasks."""
+
+    def __init__(self, open_stream: Open, listen: str) -> None:
+        self._open_stream = open_stream
+        self._listen = listen
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Bound]:
+        """Connections still open at the end of the block are cut off."""
+        import trio
+
+        with ExitStack() as stack:
+            sock, bound = await trio.to_thread.run_sync(stack.enter_context, listening(self._listen))
+            listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.serve_listeners, self._connection, [listener])
+                yield bound
+                nursery.cancel_scope.cancel()
+
+    async def _connection(self, near: trio.SocketStream) -> None:
+        import trio
+
+        async with near:
+            whole = False
+            peer = near.socket.getpeername()
+            try:
+                async with self._open_stream() as far:
+                    await _join(near, far)
+                whole = True
+            except JmpError as error:
+                _told(peer, error)
+            except trio.BrokenResourceError as error:
+                log.debug("a program broke off its connection to %s: %s", self._listen, error)
+            finally:
+                if not whole:
+                    _reset(near.socket)
+
+
+async def _join(near: trio.SocketStream, far: ByteStream) -> None:
+    """Carry bytes both ways until both sides have ended; raises what ended it otherwise."""
+    import trio
+
+    failure: BaseException | None = None
+
+    async def upward() -> None:
+        nonlocal failure
+        try:
+            async for data in near:
+                await far.send_all(data)
+            await far.send_eof()
+        except JmpError:
+            pass  # the driver takes no more; why, the other direction learns, which may still have much to bring
+        except trio.BrokenResourceError as error:
+            failure = error
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upward)
+        try:
+            while data := await far.receive_some():
+                await near.send_all(data)
+            await near.send_eof()
+        except (JmpError, trio.BrokenResourceError) as error:
+            failure = error
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+# ---- threads
+
+
+class ThreadForward:
+    """A forward by threads: one that accepts, two for each connection."""
+
+    def __init__(self, open_stream: Open, listen: str) -> None:
+        self._open_stream = open_stream
+        self._listen = listen
+        self._connections: set[_Connection] = set()
+        self._state = threading.Lock()
+
+    @contextmanager
+    def running(self) -> Iterator[Bound]:
+        """Connections still open at the end of the block are cut off."""
+        with listening(self._listen) as (sock, bound), ExitStack() as stack:
+            woken, wake = socket.socketpair()
+            stack.enter_context(woken)
+            stack.callback(self._cut_all)
+            acceptor = threading.Thread(target=self._accept, args=(sock, woken), name="jmp-forward", daemon=True)
+            acceptor.start()
+            stack.callback(acceptor.join)
+            stack.enter_context(wake)  # its end ends the acceptor, and whoever waits for a program
+            yield bound
+
+    def _accept(self, listener: socket.socket, woken: socket.socket) -> None:
+        while True:
+            try:
+                _wait(listener, select.POLLIN, woken)
+                near, peer = listener.accept()
+            except _CutOff:
+                return
+            except (BlockingIOError, ConnectionError):
+                continue  # it has been given up already
+            except OSError as error:
+                log.warning("cannot accept a connection at %s: %s", self._listen, os.strerror(error.errno or 0))
+                with suppress(_CutOff):
+                    _wait(woken, 0, woken, _RETRY_SECONDS)
+                continue
+            connection = _Connection(self, near, peer, woken)
+            with self._state:
+                self._connections.add(connection)
+            try:
+                connection.start()
+            except RuntimeError as error:  # no more threads
+                near.close()
+                self._over(connection)
+                log.warning("a connection to %s was closed: %s", self._listen, error)
+
+    def _cut_all(self) -> None:
+        with self._state:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.cut()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for connection in connections:
+            connection.join(max(0, deadline - time.monotonic()))
+
+    def _over(self, connection: _Connection) -> None:
+        with self._state:
+            self._connections.discard(connection)
+
+
+class _CutOff(Exception):
+    """This side ends it."""
+
+
+def _wait(sock: socket.socket, event: int, woken: socket.socket, seconds: float | None = None) -> None:
+    """Wait until ``sock`` is ready; raises `_CutOff` once there is something to read from ``woken``."""
+    ready = select.poll()
+    ready.register(sock, event)
+    ready.register(woken, select.POLLIN)
+    if any(number == woken.fileno() for number, _ in ready.poll(None if seconds is None else seconds * 1000)):
+        raise _CutOff
+
+
+class _Connection(threading.Thread):
+    """One connection: this thread brings what the driver sends, a second one takes what the program sends."""
+
+    def __init__(self, forward: ThreadForward, near: socket.socket, peer: object, woken: socket.socket) -> None:
+        super().__init__(name="jmp-forward-down", daemon=True)
+        self._forward = forward
+        self._near = near
+        self._peer = peer
+        self._woken = woken
+        self._far: Any = None
+        self._cut = False
+        self._state = threading.Lock()
+
+    def run(self) -> None:
+        whole = False
+        try:
+            self._near.setblocking(False)
+            _at_once(self._near)
+            with Blocking(self._forward._open_stream()) as far:
+                self._join(far)
+            whole = True
+        except JmpError as error:
+            if not self._cut:
+                _told(self._peer, error)
+        except OSError as error:
+            log.debug("a program broke off its connection to %s: %s", self._forward._listen, error)
+        except _CutOff:
+            pass
+        finally:
+            if not whole:
+                _reset(self._near)
+            self._near.close()
+            self._forward._over(self)
+
+    def cut(self) -> None:
+        """Reset the driver's stream: who waits for it on this side is woken. Any thread may call this."""
+        with self._state:
+            self._cut = True
+            if self._far is not None:
+                self._far.reset()
+
+    def _join(self, far: Any) -> None:
+        """Carry bytes both ways until both sides have ended; raises what ended it otherwise."""
+        with self._state:
+            self._far = far
+            if self._cut:
+                raise _CutOff
+        upward = threading.Thread(target=self._upward, args=(far,), name="jmp-forward-up", daemon=True)
+        upward.start()
+        try:
+            while data := far.receive_some():
+                self._send(data)
+            self._near.shutdown(socket.SHUT_WR)
+            upward.join()
+            if self._cut:
+                raise _CutOff
+        except BaseException:
+            far.reset()
+            with suppress(OSError):
+                self._near.shutdown(socket.SHUT_RD)  # wakes the other thread, and tells the program nothing
+            upward.join()
+            raise
+
+    def _send(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[self._near.send(rest) :]
+            except BlockingIOError:
+                _wait(self._near, select.POLLOUT, self._woken)
+
+    def _receive(self) -> bytes:
+        while True:
+            try:
+                return self._near.recv(_PIECE)
+            except BlockingIOError:
+                _wait(self._near, select.POLLIN, self._woken)
+
+    def _upward(self, far: Any) -> None:
+        try:
+            while data := self._receive():
+                far.send_all(data)
+            far.send_eof()
+        except JmpError:
+            pass  # the driver takes no more; why, the other direction learns, which may still have much to bring
+        except (OSError, _CutOff):
+            self.cut()
