@@ -198,6 +198,7 @@ class BlockingStream:
         self._stopped = False
         self._closed = False
         self._reset: WasReset | None = None
+        self._waiting = 0
 
     def receive_some(self, max_bytes: int | None = None, *, deadline: float | None = None) -> bytes:
         """Wait for bytes; ``b""`` at their end.
@@ -209,9 +210,7 @@ class BlockingStream:
             return data
         connection = self._connection
         with connection._state:
-            connection._wait(
-                lambda: bool(self._chunks) or self._ended or self._reset is not None or self._closed, deadline
-            )
+            self._wait(lambda: bool(self._chunks) or self._ended or self._reset is not None or self._closed, deadline)
             if self._closed:
                 raise StreamClosed("this stream was closed here")
             if not self._chunks:
@@ -241,7 +240,7 @@ class BlockingStream:
         while True:
             with connection._state:
                 if len(rest):
-                    connection._wait(self._may_send, deadline)
+                    self._wait(self._may_send, deadline)
                 if self._reset is not None:
                     raise StreamReset(self._reset.code, self._reset.detail)
                 connection._check()
@@ -256,6 +255,13 @@ class BlockingStream:
             connection._flush()
             if not len(rest):
                 return
+
+    def _wait(self, ready: Callable[[], bool], deadline: float | None) -> None:
+        self._waiting += 1
+        try:
+            self._connection._wait(ready, deadline)
+        finally:
+            self._waiting -= 1
 
     def _may_send(self) -> bool:
         """Whether sending can go on, or has to fail."""
@@ -290,3 +296,5 @@ class BlockingStream:
         self._closed = True
         self._connection._streams.pop(self._number, None)
         self._connection._state.notify_all()
+        if self._waiting:  # by reading the link, maybe: the answer to this wakes that thread
+            self._mux.ping()

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -290,6 +290,34 @@ async def test_streams_of_the_other_side_are_refused(tmp_path: Path) -> None:
                 await refused.wait()
                 stream._connection._link._abandon()
                 nursery.cancel_scope.cancel()
+
+
+async def test_a_reset_wakes_who_waits_by_reading_the_link(tmp_path: Path) -> None:
+    """The other side may have nothing to say to a reset, and so nothing that the link's reader would notice."""
+    over = trio.Event()
+
+    async def serve(stream: MuxStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.receive_some()
+            await stream.receive_some()
+        over.set()
+
+    with trio.fail_after(10):
+        async with connected(tmp_path, serve) as connection:
+            stream = connection.open_stream(b"hello")
+
+            waiting = threading.Barrier(2)
+
+            def receive() -> None:
+                waiting.wait()
+                with pytest.raises(StreamClosed, match="this stream was closed here"):
+                    stream.receive_some()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(in_thread, receive)
+                await in_thread(waiting.wait)
+                await in_thread(stream.reset)
+            await over.wait()
 
 
 @pytest.mark.parametrize("whom", ["stream", "connection"])
