@@ -181,6 +181,51 @@ class Token:
     version: int = 0
 
 
+# ---- what a controller and an exporter tell each other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grant:
+    """A lease as its exporter needs to know it."""
+
+    lease: str
+    client: str
+    duration: float
+    """Seconds from when it gets ready."""
+    remaining: float
+    """Seconds from now: until it must be ready, or, when the controller knows that it is, until its end."""
+    allow: tuple[str, ...] = ("*",)
+    deny: tuple[str, ...] = ()
+    packages: tuple[str, ...] | None = None
+    idle_limit: float | None = None
+    tags: tuple[str, ...] = ()
+    context: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desired:
+    """What an exporter shall be doing."""
+
+    epoch: int
+    grant: Grant | None = None
+    reason: str = ""
+    """Without a grant: why the last one is over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What an exporter is doing."""
+
+    epoch: int
+    """The newest that it has heard of."""
+    lease: str | None = None
+    """The lease that ``phase`` is about: the present one, or when idle the last one."""
+    phase: Phase = Phase.IDLE
+    reason: str = ""
+    """Why the lease ended here."""
+    attached: int = 0
+    """Links of its holder."""
+
 T = TypeVar("T")
 
 
