@@ -66,6 +66,8 @@ class Node:
     reason: str = ""
     """Why it is degraded."""
     path: str = ""
+    barred: str = ""
+    """Why it may not be opened at all."""
 
     @classmethod
     def of(cls, driver: Driver, *, type: str | None = None) -> Node:
@@ -229,6 +231,11 @@ class _Keeper:
     # ---- life
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        if self._node.barred:
+            self._set(State.OPENING)
+            self._set(State.DEGRADED, self._node.barred)
+            task_status.started()
+            return
         attempts = 0
         while True:
             self._gone = trio.Event()

@@ -21,10 +21,18 @@ Print = Callable[[str, bytes], None]
 """Takes what a hook printed: its source (``beforeLease``) and some bytes."""
 
 
+class HookFailed(LabError):
+    """A hook failed, or took longer than its timeout."""
+
+    def __init__(self, message: str, hook: Hook) -> None:
+        super().__init__(message)
+        self.hook = hook
+
+
 async def run_hook(name: str, hook: Hook, environ: Mapping[str, str], output: Print) -> None:
     """Run one hook to its end; ``output`` gets what it prints, as it comes.
 
-    Raises :class:`~jmp.errors.LabError` if it fails or takes longer than its timeout. However this is left, nothing of the
+    Raises :class:`HookFailed` if it fails or takes longer than its timeout. However this is left, nothing of the
     hook runs on: its whole process group gets TERM, and KILL 5 seconds later.
     """
     argv = [hook.interpreter, str(hook.file)] if hook.file is not None else [hook.interpreter, "-c", hook.script or ""]
@@ -38,7 +46,7 @@ async def run_hook(name: str, hook: Hook, environ: Mapping[str, str], output: Pr
             start_new_session=True,
         )
     except OSError as error:
-        raise LabError(f"hook {name} cannot be run: {hook.interpreter}: {error.strerror}") from error
+        raise HookFailed(f"hook {name} cannot be run: {hook.interpreter}: {error.strerror}", hook) from error
     assert process.stdout is not None
     try:
         with trio.move_on_after(hook.timeout.total_seconds()) as scope:
@@ -49,9 +57,9 @@ async def run_hook(name: str, hook: Hook, environ: Mapping[str, str], output: Pr
     finally:
         await _end(process)
     if scope.cancelled_caught:
-        raise LabError(f"hook {name} did not end within {hook.timeout.total_seconds():g} s")
+        raise HookFailed(f"hook {name} did not end within {hook.timeout.total_seconds():g} s", hook)
     if process.returncode:
-        raise LabError(f"hook {name} failed with exit status {process.returncode}")
+        raise HookFailed(f"hook {name} failed with exit status {process.returncode}", hook)
 
 
 async def _end(process: trio.Process) -> None:

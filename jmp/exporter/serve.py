@@ -21,13 +21,15 @@ from typing import Any, Final
 
 import trio
 
+from jmp.driver import export
+from jmp.driver.service import method_of
 from jmp.errors import Busy, LabError, Refused
 from jmp.exporter.config import ExporterConfig
-from jmp.exporter.session import TARGET, Session, open_session, own_method
+from jmp.exporter.session import TARGET, Session, open_session
 from jmp.link import websocket
 from jmp.mux.protocol import Role
 from jmp.mux.stream import multiplex
-from jmp.rpc.messages import Kind, Request
+from jmp.rpc.messages import Request
 from jmp.rpc.serve import Method, serve
 
 log = logging.getLogger("jmp.exporter")
@@ -91,15 +93,15 @@ class _Visit:
         self._exporter = exporter
         self._nursery = nursery
         self._session: Session | None = None
-        self._methods: dict[str, tuple[Kind, Callable[..., Any]]] = {"begin": (Kind.CALL, self.begin)}
 
     def resolve(self, request: Request) -> Method:
         if request.target == TARGET and request.method == "begin":
-            return own_method(self._methods, request)
+            return method_of(self, request)
         if self._session is None:
             raise Refused("no session was begun on this link: call @session.begin first")
         return self._session.resolve(request)
 
+    @export
     async def begin(self, who: str = "unknown", wait: float | None = 0.0) -> dict[str, Any]:
         """Get the device, and its report. Raises ``Busy`` if it is not free within ``wait`` seconds (None: no limit)."""
         if self._session is None:

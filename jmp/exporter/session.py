@@ -7,25 +7,26 @@ answers for the target ``@session``, which is the session itself; ``docs/protoco
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import trio
 
 import jmp
-from jmp.driver.schema import bind, did_you_mean, parameters_of
+from jmp.driver import export
+from jmp.driver.plugins import driver_package
+from jmp.driver.service import method_of
 from jmp.driver.tree import Node, Tree
 from jmp.environment import session_directory, session_environment
-from jmp.errors import JmpError, NotFound
 from jmp.exporter.config import ExporterConfig, Hook
-from jmp.exporter.hooks import Print, run_hook
+from jmp.exporter.hooks import HookFailed, Print, run_hook
 from jmp.link import Link, websocket
 from jmp.mux.protocol import Role
 from jmp.mux.stream import multiplex
-from jmp.rpc.messages import Kind, Request
+from jmp.rpc.messages import Request
 from jmp.rpc.serve import Method, serve
 
 log = logging.getLogger("jmp.exporter")
@@ -36,18 +37,13 @@ TARGET: Final = "@session"
 class Session:
     """One session; made by :func:`open_session`."""
 
-    def __init__(self, config: ExporterConfig, directory: Path, who: str) -> None:
+    def __init__(self, config: ExporterConfig, directory: Path, who: str, environ: Mapping[str, str]) -> None:
         self.config = config
         self.who = who
         self.directory = directory
         self.tree = Tree(config.tree(), changed=self._changed)
+        self._environ = environ
         self._news = trio.lowlevel.ParkingLot()
-        self._methods: dict[str, tuple[Kind, Callable[..., Any]]] = {
-            "begin": (Kind.CALL, self.begin),
-            "report": (Kind.CALL, self.report),
-            "states": (Kind.ITEMS, self.states),
-            "reset": (Kind.CALL, self.reset),
-        }
 
     @property
     def url(self) -> str:
@@ -56,16 +52,17 @@ class Session:
 
     def environment(self) -> dict[str, str]:
         """The environment of programs on this machine that use the session: hooks, and the local user's shell."""
-        return session_environment(
+        own = session_environment(
             self.directory, self.url, JMP_EXPORTER=self.config.metadata.name, JMP_CLIENT=self.who
         )
+        return {**own, **self._environ}
 
     # ---- serving
 
     def resolve(self, request: Request) -> Method:
         """What carries out a request; raises ``NotFound``, ``BadValue``, ``DeviceError``."""
         if request.target == TARGET:
-            return own_method(self._methods, request)
+            return method_of(self, request)
         return self.tree.method(request.target, request.method, request.args, request.kwargs)
 
     async def serve_link(self, link: Link, _: object = None) -> None:
@@ -75,10 +72,12 @@ class Session:
 
     # ---- the methods of @session
 
+    @export
     async def begin(self, who: str = "", wait: float | None = 0.0) -> dict[str, Any]:
         """Join this session, which has begun already; the report."""
         return await self.report()
 
+    @export
     async def report(self) -> dict[str, Any]:
         """What there is: see ``docs/protocol.md``."""
         return {
@@ -90,6 +89,7 @@ class Session:
             "tree": self.tree.report(),
         }
 
+    @export
     async def states(self) -> AsyncGenerator[dict[str, tuple[str, str]], None]:
         """State and reason of every driver, by its path: now, and again whenever one has changed."""
         known: dict[str, tuple[str, str]] | None = None
@@ -101,6 +101,7 @@ class Session:
             else:
                 await self._news.park()
 
+    @export
     async def reset(self, path: str = "") -> None:
         """Reset the driver at ``path`` and all below it."""
         await self.tree.reset(path)
@@ -113,26 +114,27 @@ class Session:
         self._news.unpark_all()
 
 
-def own_method(methods: dict[str, tuple[Kind, Callable[..., Any]]], request: Request) -> Method:
-    """A method of an object of the exporter's own, its arguments checked and bound."""
-    if request.method not in methods:
-        raise NotFound(f"{request.target} has no method {request.method!r}{did_you_mean(request.method, methods)}")
-    kind, function = methods[request.method]
-    args, kwargs = bind(parameters_of(function), request.args, request.kwargs)
-    return Method(kind, partial(function, *args, **kwargs))
-
-
 @asynccontextmanager
-async def open_session(config: ExporterConfig, who: str, *, output: Print | None = None) -> AsyncIterator[Session]:
-    """One session of ``who`` with new drivers, from its hooks' beforeLease to their afterLease.
+async def open_session(
+    config: ExporterConfig,
+    who: str,
+    *,
+    output: Print | None = None,
+    environ: Mapping[str, str] = MappingProxyType({}),
+    packages: Collection[str] | None = None,
+    before: bool = True,
+) -> AsyncIterator[Session]:
+    """One session of ``who`` with new drivers, from its hooks' beforeLease (left out if not ``before``) to their afterLease.
 
-    Entered when every driver is open or degraded. ``output`` gets what hooks print (default: the log). A failing
-    beforeLease hook raises ``LabError`` unless it is configured to warn. Cancellation ends the block; then, as ever, afterLease
-    runs while the drivers are still there, and they are closed.
+    Entered when every driver is open or degraded. ``output`` gets what hooks print (default: the log), ``environ`` is added to
+    their environment. Drivers of other distributions than ``packages`` (None: any) are degraded and never opened. A failing
+    beforeLease hook raises ``HookFailed`` unless it is configured to warn. Cancellation ends the block; then, as ever,
+    afterLease runs while the drivers are still there, and they are closed.
     """
     show = output or _to_log
     with session_directory() as directory:
-        session = Session(config, directory, who)
+        session = Session(config, directory, who, environ)
+        _bar(session.tree.root, packages)
         async with trio.open_nursery() as outside:
             body = trio.CancelScope()
             outside.start_soon(_pass_on, body)
@@ -143,13 +145,25 @@ async def open_session(config: ExporterConfig, who: str, *, output: Print | None
                         with body:
                             await session.tree.start(nursery)
                             await nursery.start(_listen, session)
-                            await _hook("beforeLease", config.hooks.before_lease, session, show)
+                            if before:
+                                await _hook("beforeLease", config.hooks.before_lease, session, show)
                             yield session
                     finally:
                         await _hook("afterLease", config.hooks.after_lease, session, show)
                         nursery.cancel_scope.cancel()
             outside.cancel_scope.cancel()
         await trio.lowlevel.checkpoint_if_cancelled()
+
+
+def _bar(node: Node, packages: Collection[str] | None, barred: str = "") -> None:
+    """Keep drivers of distributions that are not allowed from being opened; what such a driver brings along goes with it."""
+    if packages is not None and node.type is not None:
+        package = driver_package(node.type)
+        barred = "" if package in packages else f"a policy does not allow drivers of {package or 'no package'}"
+    if node.driver is not None:
+        node.barred = barred
+    for child in node.children.values():
+        _bar(child, packages, barred)
 
 
 async def _pass_on(scope: trio.CancelScope) -> None:
@@ -179,9 +193,9 @@ async def _hook(name: str, hook: Hook | None, session: Session, show: Print) -> 
         return
     try:
         await run_hook(name, hook, {**session.environment(), "JMP_HOOK": name}, show)
-    except JmpError as error:
+    except HookFailed as error:
         log.warning("%s", error.message)
-        if name == "beforeLease" and hook.on_failure != "warn":
+        if hook.on_failure == "exit" or (name == "beforeLease" and hook.on_failure == "endLease"):
             raise
         show(name, f"{error.message}\n".encode())
 

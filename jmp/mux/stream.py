@@ -204,6 +204,7 @@ class MuxStream(trio.abc.HalfCloseableStream):
                     piece, rest = rest[:size], rest[size:]
                     if len(piece) or end:
                         self._mux.send(self.number, piece, end=end and not len(rest))
+                        self._connection.used = trio.current_time()
                         self._connection._flush()
                     if not len(rest):
                         break
@@ -303,6 +304,8 @@ class Connection:
         self._direct = True
         """Whether the next frame may go to the link at once: nothing went that way since the last message or writer's turn."""
         self._heard = -math.inf
+        self.used = trio.current_time()
+        """When a stream was last opened by the other side, or a stream's bytes came or went, on Trio's clock."""
         self._over = trio.Event()
         self.error: JmpError | None = None
         """Why the link ended, once it has."""
@@ -354,9 +357,11 @@ class Connection:
     def _act(self, event: Event, handlers: trio.Nursery) -> None:
         match event:
             case Received(number, data):
+                self.used = self._heard
                 if (stream := self._streams.get(number)) is not None:
                     stream._on_received(data)
             case Opened(number):
+                self.used = self._heard
                 if self._serve is None:
                     self._mux.reset(number, Reset.REFUSED, b"")
                 else:
