@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from jmp.driver.proxy import ByteStream, DriverClient, verb
+from jmp.errors import BadValue, ProtocolViolation, UsageError
 
 if TYPE_CHECKING:
     from jmp.client.adapters.forward import Forward
+
+IDLE_SECONDS: Final = 60.0
+"""A forwarded program's silence that ends its stream: more than the keep-alive of what runs over UDP for hours."""
+MAX_DATAGRAM: Final = 0xFFFF
+_HEAD: Final = 2
 
 
 class NetworkClient(DriverClient):
@@ -25,9 +34,94 @@ class NetworkClient(DriverClient):
         """
         from jmp.client.adapters.forward import Forward, TaskForward, ThreadForward
 
-        def open_stream() -> AbstractAsyncContextManager[ByteStream]:
-            return self._backend.open(self._node.path, "connect", (), {})
+        open_stream = partial(self._backend.open, self._node.path, "connect", (), {})
+        by_threads, by_tasks = ThreadForward(open_stream, listen), TaskForward(open_stream, listen)
+        return Forward(self._backend, self._node.path, by_threads, by_tasks)
 
-        return Forward(
-            self._backend, self._node.path, ThreadForward(open_stream, listen), TaskForward(open_stream, listen)
-        )
+
+class DatagramClient(DriverClient):
+    """A port of the device that takes and sends datagrams."""
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Datagrams]:
+        """A way to the port, as it is for one sender: ``send(data)``, ``receive()``, and iteration over what comes."""
+        async with self._backend.open(self._node.path, "connect", (), {}) as stream:
+            yield Datagrams(stream)
+
+    @verb
+    def forward(self, listen: str = "127.0.0.1:0", *, idle: float = IDLE_SECONDS) -> Forward:
+        """Listen for datagrams on this machine, and exchange them with the device's port.
+
+        ``listen`` and what entering gives are those of a stream port's forward, but for ``unix:``. Any number of programs may
+        send; each gets the answers to its own datagrams, until nothing has come or gone for ``idle`` seconds.
+        """
+        from jmp.client.adapters.datagrams import TaskForward, ThreadForward
+        from jmp.client.adapters.forward import Forward
+
+        if not idle > 0:
+            raise UsageError(f"idle must be more than 0 seconds, not {idle:g}")
+        open_stream = partial(self._backend.open, self._node.path, "connect", (), {})
+        by_threads, by_tasks = ThreadForward(open_stream, listen, idle), TaskForward(open_stream, listen, idle)
+        return Forward(self._backend, self._node.path, by_threads, by_tasks)
+
+
+def pack(datagram: bytes) -> bytes:
+    """A datagram as it is on a stream: its length (16 bit, big-endian) and its bytes."""
+    return len(datagram).to_bytes(_HEAD, "big") + datagram
+
+
+class Unpacker:
+    """The datagrams in a stream's bytes."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The datagrams that ``data`` completes."""
+        self._pending += data
+        while len(self._pending) >= _HEAD:
+            end = _HEAD + int.from_bytes(self._pending[:_HEAD], "big")
+            if len(self._pending) < end:
+                return
+            datagram = bytes(self._pending[_HEAD:end])
+            del self._pending[:end]
+            yield datagram
+
+    def end(self) -> None:
+        """The stream has ended. Raises :class:`~jmp.errors.ProtocolViolation` in the middle of a datagram."""
+        if self._pending:
+            raise ProtocolViolation("a stream of datagrams ended in the middle of one")
+
+
+class Datagrams:
+    """Datagrams on a driver's byte stream. One task or thread may send while another one receives."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._unpacker = Unpacker()
+        self._received: deque[bytes] = deque()
+
+    async def send(self, datagram: bytes) -> None:
+        """Send one, of at most 65 535 bytes; the port's own limit may be lower."""
+        if len(datagram) > MAX_DATAGRAM:
+            raise BadValue(f"a datagram has at most {MAX_DATAGRAM} bytes, this one has {len(datagram)}")
+        await self._stream.send_all(pack(datagram))
+
+    async def receive(self) -> bytes | None:
+        """The next one, which may be empty; None when the port gives no more."""
+        while not self._received:
+            data = await self._stream.receive_some()
+            if not data:
+                self._unpacker.end()
+                return None
+            self._received += self._unpacker.feed(data)
+        return self._received.popleft()
+
+    def __aiter__(self) -> Datagrams:
+        return self
+
+    async def __anext__(self) -> bytes:
+        datagram = await self.receive()
+        if datagram is None:
+            raise StopAsyncIteration
+        return datagram

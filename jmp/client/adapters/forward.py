@@ -224,16 +224,16 @@ class ThreadForward:
     def _accept(self, listener: socket.socket, woken: socket.socket) -> None:
         while True:
             try:
-                _wait(listener, select.POLLIN, woken)
+                wait_for(listener, select.POLLIN, woken)
                 near, peer = listener.accept()
-            except _CutOff:
+            except CutOff:
                 return
             except (BlockingIOError, ConnectionError):
                 continue  # it has been given up already
             except OSError as error:
                 log.warning("cannot accept a connection at %s: %s", self._listen, os.strerror(error.errno or 0))
-                with suppress(_CutOff):
-                    _wait(woken, 0, woken, _RETRY_SECONDS)
+                with suppress(CutOff):
+                    wait_for(woken, 0, woken, _RETRY_SECONDS)
                 continue
             connection = _Connection(self, near, peer, woken)
             with self._state:
@@ -259,17 +259,17 @@ class ThreadForward:
             self._connections.discard(connection)
 
 
-class _CutOff(Exception):
+class CutOff(Exception):
     """This side ends it."""
 
 
-def _wait(sock: socket.socket, event: int, woken: socket.socket, seconds: float | None = None) -> None:
-    """Wait until ``sock`` is ready; raises `_CutOff` once there is something to read from ``woken``."""
+def wait_for(sock: socket.socket, event: int, woken: socket.socket, seconds: float | None = None) -> None:
+    """Wait until ``sock`` is ready; raises `CutOff` once there is something to read from ``woken``."""
     ready = select.poll()
     ready.register(sock, event)
     ready.register(woken, select.POLLIN)
     if any(number == woken.fileno() for number, _ in ready.poll(None if seconds is None else seconds * 1000)):
-        raise _CutOff
+        raise CutOff
 
 
 class _Connection(threading.Thread):
@@ -298,7 +298,7 @@ class _Connection(threading.Thread):
                 _told(self._peer, error)
         except OSError as error:
             log.debug("a program broke off its connection to %s: %s", self._forward._listen, error)
-        except _CutOff:
+        except CutOff:
             pass
         finally:
             if not whole:
@@ -318,7 +318,7 @@ class _Connection(threading.Thread):
         with self._state:
             self._far = far
             if self._cut:
-                raise _CutOff
+                raise CutOff
         upward = threading.Thread(target=self._upward, args=(far,), name="jmp-forward-up", daemon=True)
         upward.start()
         try:
@@ -327,7 +327,7 @@ class _Connection(threading.Thread):
             self._near.shutdown(socket.SHUT_WR)
             upward.join()
             if self._cut:
-                raise _CutOff
+                raise CutOff
         except BaseException:
             far.reset()
             with suppress(OSError):
@@ -341,14 +341,14 @@ class _Connection(threading.Thread):
             try:
                 rest = rest[self._near.send(rest) :]
             except BlockingIOError:
-                _wait(self._near, select.POLLOUT, self._woken)
+                wait_for(self._near, select.POLLOUT, self._woken)
 
     def _receive(self) -> bytes:
         while True:
             try:
                 return self._near.recv(_PIECE)
             except BlockingIOError:
-                _wait(self._near, select.POLLIN, self._woken)
+                wait_for(self._near, select.POLLIN, self._woken)
 
     def _upward(self, far: Any) -> None:
         try:
@@ -357,5 +357,5 @@ class _Connection(threading.Thread):
             far.send_eof()
         except JmpError:
             pass  # the driver takes no more; why, the other direction learns, which may still have much to bring
-        except (OSError, _CutOff):
+        except (OSError, CutOff):
             self.cut()
