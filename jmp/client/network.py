@@ -27,10 +27,12 @@ class NetworkClient(DriverClient):
     def forward(self, listen: str = "127.0.0.1:0") -> Forward:
         """Listen on this machine, and connect whoever comes to the device's port.
 
-        ``listen`` is ``HOST:PORT`` (port 0: one that is free), ``PORT`` on 127.0.0.1, or ``unix:PATH``. In Python, ``with
-        dut.ssh.forward() as bound:`` (``async with`` under Trio) gives ``bound.host``, ``bound.port``, ``bound.path`` and all of
-        it by ``str(bound)``. Any number of connections is served at once; one that fails is closed, and a warning of the
-        logger ``jmp.forward`` says why. At the end those still open are cut off.
+        LISTEN is HOST:PORT (port 0: one that is free), PORT on 127.0.0.1, or unix:PATH. Any number of connections
+        is served at once. One that fails is closed, and a warning (logger jmp.forward) says why. At the end those
+        still open are cut off.
+
+        In Python: with dut.ssh.forward() as bound (async with under Trio); bound.host, bound.port, bound.path, and
+        all of it by str(bound).
         """
         from jmp.client.adapters.forward import Forward, TaskForward, ThreadForward
 
@@ -52,8 +54,9 @@ class DatagramClient(DriverClient):
     def forward(self, listen: str = "127.0.0.1:0", *, idle: float = IDLE_SECONDS) -> Forward:
         """Listen for datagrams on this machine, and exchange them with the device's port.
 
-        ``listen`` and what entering gives are those of a stream port's forward, but for ``unix:``. Any number of programs may
-        send; each gets the answers to its own datagrams, until nothing has come or gone for ``idle`` seconds.
+        LISTEN is HOST:PORT (port 0: one that is free) or PORT on 127.0.0.1. Any number of programs may send; each
+        gets the answers to its own datagrams, until nothing has come or gone for IDLE seconds. In Python as the
+        forward of a stream port.
         """
         from jmp.client.adapters.datagrams import TaskForward, ThreadForward
         from jmp.client.adapters.forward import Forward

@@ -51,15 +51,15 @@ class StorageClient(DriverClient):
         decompress: bool = True,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
-        """Write an image to the medium, from byte ``offset`` on; ``-`` is standard input.
+        """Write an image to the medium, from byte OFFSET on; - is standard input.
 
-        One packed with gzip, xz, bzip2 or (Python 3.14) zstd is unpacked on the way, whatever its name, unless ``decompress`` is
-        off. With ``verify`` the medium's own checksum of what was written is compared. Returns the number of ``bytes`` written,
-        their ``sha256``, and the ``seconds`` that all took.
+        An image packed with gzip, xz, bzip2 or (Python 3.14) zstd is unpacked on the way, whatever its name,
+        unless decompress is off. Verify compares the medium's own checksum of what was written. The result has
+        the number of bytes written, their sha256, and the seconds that all took.
 
-        Raises :class:`~jmp.errors.UsageError` for a file that cannot be read or unpacked, ``BadValue`` for an image that does not
-        fit (nothing has been written if its size was known: a plain file's is) and ``DeviceError`` if the medium holds
-        something else than was written. A flash that fails or is cancelled leaves what was written until then.
+        A file that cannot be read or unpacked is a UsageError. An image that does not fit is a BadValue, and if
+        its size is known, as that of a plain file is, nothing has been written then. A medium that holds something
+        else afterwards is a DeviceError. A flash that fails or is cancelled leaves what was written until then.
         """
         begin = time.monotonic()
         room = await self._backend.call(self._node.path, "size", (), {}) - offset
@@ -97,13 +97,13 @@ class StorageClient(DriverClient):
         verify: bool = True,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
-        """Read ``size`` bytes (default: all) from byte ``offset`` on into a file.
+        """Read SIZE bytes (default: all) of the medium, from byte OFFSET on, into a file.
 
-        A name that ends in .gz, .xz, .bz2 or (Python 3.14) .zst has it packed. With ``verify`` the medium's own checksum is
-        compared. The file appears under its name when it is complete; a dump that fails or is cancelled leaves none, or the one
-        that was there. Returns ``bytes``, ``sha256`` (before packing) and ``seconds``.
+        A name that ends in .gz, .xz, .bz2 or (Python 3.14) .zst has it packed. Verify compares the medium's own
+        checksum. The file appears under its name when it is complete: a dump that fails or is cancelled leaves
+        none, or the one that was there. The result has bytes, sha256 (before packing) and seconds.
 
-        Raises :class:`~jmp.errors.UsageError` if the file cannot be written and ``DeviceError`` if less came or something else.
+        A file that cannot be written is a UsageError; fewer or other bytes than the medium holds, a DeviceError.
         """
         begin = time.monotonic()
         if size is None:
