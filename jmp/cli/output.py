@@ -103,7 +103,10 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar on standard error, if that is a terminal; the function takes bytes done and bytes in all, if known."""
+    """A progress bar on standard error, if that is a terminal; the function takes bytes done and bytes in all, if known.
+
+    It appears with the function's first call, so that what fails before leaves only its message.
+    """
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -118,6 +121,13 @@ def progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    with shown:
-        task = shown.add_task(title, total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+    task = shown.add_task(title, total=None)
+
+    def show(done: int, total: int | None) -> None:
+        shown.start()  # does nothing to one that is there
+        shown.update(task, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        shown.stop()

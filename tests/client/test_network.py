@@ -309,6 +309,25 @@ def test_forward_tells_where_and_ends_with_its_signal(tmp_path: Path) -> None:
         assert not (tmp_path / "port").exists()
 
 
+def test_forward_says_what_was_refused_and_goes_on(tmp_path: Path) -> None:
+    with (
+        session(tmp_path) as environ,
+        subprocess.Popen(
+            ["j", "net", "forward"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, text=True
+        ) as forward,
+    ):
+        assert forward.stdout is not None
+        assert forward.stderr is not None
+        host, _, port = forward.stdout.readline().strip().partition(":")
+        for _ in range(2):
+            with socket.create_connection((host, int(port))) as sock:
+                name = f"{host}:{sock.getsockname()[1]}"
+                told = f"the connection from {name} was closed: cannot connect to tcp:127.0.0.1:1: Connection refused\n"
+                assert forward.stderr.readline() == told
+        forward.send_signal(signal.SIGINT)
+        assert forward.wait(30) == 130
+
+
 def test_forward_ends_with_its_session(tmp_path: Path) -> None:
     with session(tmp_path) as environ:
         forward = subprocess.Popen(
