@@ -18,7 +18,7 @@ from jmp.cli.exporter import default_socket, load, read_passphrase
 from jmp.cli.typed import new_app
 from jmp.client.connect import Dial, open_session, who
 from jmp.client.relay import relay
-from jmp.environment import session_directory, session_environment
+from jmp.environment import import_path, session_directory, session_environment
 from jmp.errors import Busy, NotFound, UsageError
 
 app = new_app("Use a device.", invoke_without_command=True)
@@ -100,7 +100,8 @@ async def _with_own_exporter(exporter: str, command: Sequence[str] | None) -> in
     async with _until_told() as scope:
         with scope:
             async with open_own_session(config, who(), output=show) as session:
-                _warn_degraded(session.tree.report())
+                if command or not sys.stdin.isatty():  # the prompt says it itself
+                    _warn_degraded(session.tree.report())
                 running = Running(config.metadata.name, config.motd or "", session.url, session.environment())
                 return await _use(running, command)
     return 128 + signal.SIGTERM
@@ -131,11 +132,15 @@ async def _use_link(dial: Dial, wait: float | None, command: Sequence[str] | Non
 
 
 async def _use(running: Running, command: Sequence[str] | None) -> int:
-    if running.motd and (command is None or sys.stderr.isatty()):
+    if running.motd and sys.stderr.isatty():
         output.note(running.motd.rstrip("\n"))
-    if command:
-        return await run_command(command, running.environment)
-    return await run_command([os.environ.get("SHELL") or "/bin/sh"], running.environment)
+    return await run_command(command or _prompt(), running.environment)
+
+
+def _prompt() -> list[str]:
+    """The program of the prompt, started past everything that would slow it."""
+    code = f"import sys; sys.path[:0] = {import_path()!r}; from jmp.cli.repl import main; sys.exit(main())"
+    return [sys.executable, "-S", "-E", "-P", "-c", code]
 
 
 def _warn_degraded(report: dict[str, object], path: str = "") -> None:

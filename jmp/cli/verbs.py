@@ -5,8 +5,11 @@ Verbs are the methods in the exporter's report and those that the client class o
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
+import select
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -16,7 +19,7 @@ from typing import Any, Final, get_args
 from jmp.cli import output
 from jmp.driver.proxy import Blocking, DriverClient, RemoteMethod, verbs_of
 from jmp.driver.schema import Parameter, describe, did_you_mean, parameters_of, parse
-from jmp.errors import BadValue, NotFound, UsageError
+from jmp.errors import BadValue, JmpError, NotFound, UsageError
 from jmp.rpc.messages import Kind
 
 HELP: Final = ("-h", "--help")
@@ -51,7 +54,7 @@ class Verb:
             elif parameter.required:
                 words.append(f"--{name} {_placeholder(parameter)}")
             else:
-                words.append(f"[--{name} {_placeholder(parameter)}]" if not _is_flag(parameter) else f"[--{name}]")
+                words.append(f"[--{name} {_placeholder(parameter)}]" if not is_flag(parameter) else f"[--{name}]")
         return " ".join(words)
 
 
@@ -153,10 +156,10 @@ def read(target: Target, verb: Verb, words: Sequence[str]) -> Request:
             continue
         name, equals, value = word[2:].partition("=")
         parameter, value_given = by_name.get(name), bool(equals)
-        if parameter is None and name.removeprefix("no-") in by_name and _is_flag(by_name[name.removeprefix("no-")]):
+        if parameter is None and name.removeprefix("no-") in by_name and is_flag(by_name[name.removeprefix("no-")]):
             name = name.removeprefix("no-")
             value, value_given = "false", True
-        elif parameter is not None and _is_flag(parameter) and not value_given:
+        elif parameter is not None and is_flag(parameter) and not value_given:
             value, value_given = "true", True
         elif parameter is None and not any(item.kind == "var-keyword" for item in verb.parameters):
             raise UsageError(f"{where} has no option --{name}{did_you_mean(name, by_name)}")
@@ -214,6 +217,9 @@ def _form(text: str) -> output.Format:
 def perform(request: Request) -> int:
     """Make the call and print what comes of it; returns the exit code."""
     result = request.verb.function(*request.args, **request.kwargs)
+    if hasattr(type(result), "__enter__") and not isinstance(result, Blocking):
+        _hold(result)
+        return 0
     if request.verb.kind is Kind.CALL:
         output.print_value(result, request.form)
         return 0
@@ -222,6 +228,24 @@ def perform(request: Request) -> int:
     with result as stream:
         _join(stream)
     return 0
+
+
+def _hold(held: Any) -> None:
+    """What Python holds for a ``with`` block (a forwarded port, a pty) is held here until it ends or is interrupted."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    previous = None
+    if threading.current_thread() is threading.main_thread():  # only there can signals be handled
+        previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        with held as what:
+            output.print_value(held.describe(what) if output.is_terminal() else str(what))
+            held.wait()
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
 
 
 def _print_items(items: Any, form: output.Format | None) -> int:
@@ -246,23 +270,37 @@ _COMMAND_ITEMS: Final = frozenset({"stdout", "stderr", "exit_code"})
 
 def _join(stream: Any) -> None:
     """Standard input to the stream, the stream to standard output, until the stream ends."""
+    woken, wake = os.pipe()
 
     def send() -> None:
-        while chunk := os.read(sys.stdin.fileno(), 65536):
-            stream.send_all(chunk)
-        stream.send_eof()
+        # Not one byte is taken that comes after the stream's end: it is for whoever reads this input next.
+        source = sys.stdin.fileno()
+        with contextlib.suppress(JmpError):  # the stream has ended; how, the other direction tells
+            while woken not in select.select([source, woken], [], [])[0]:
+                chunk = os.read(source, 65536)
+                if not chunk:
+                    stream.send_eof()
+                    return
+                stream.send_all(chunk)
 
-    threading.Thread(target=send, name="jmp-stdin", daemon=True).start()
-    while received := stream.receive_some():
-        sys.stdout.buffer.write(received)
-        sys.stdout.buffer.flush()
+    sender = threading.Thread(target=send, name="jmp-stdin", daemon=True)
+    sender.start()
+    try:
+        while received := stream.receive_some():
+            sys.stdout.buffer.write(received)
+            sys.stdout.buffer.flush()
+    finally:
+        os.close(wake)
+        stream.aclose()
+        sender.join()
+        os.close(woken)
 
 
 # ---- help
 
 
-def help_of(target: Target) -> str:
-    """What there is at a place in the tree."""
+def help_of(target: Target, *, at_prompt: bool = False) -> str:
+    """What there is at a place in the tree; ``at_prompt`` as it is asked for there."""
     node = target.client._node
     lines = [node.description] if node.description else []
     if node.state == "degraded":
@@ -277,13 +315,15 @@ def help_of(target: Target) -> str:
     if verbs:
         lines += ["", "Verbs:", *_aligned([(verb.usage(), verb.summary) for verb in verbs.values()])]
     words = f"{target.path.replace('.', ' ')} " if target.path else ""
-    lines += ["", f"j {words}{'VERB' if verbs else 'DRIVER'} --help says more."]
+    words += "VERB" if verbs else "DRIVER"
+    lines += ["", f"help {words} says more." if at_prompt else f"j {words} --help says more."]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def help_of_verb(target: Target, verb: Verb) -> str:
+def help_of_verb(target: Target, verb: Verb, *, at_prompt: bool = False) -> str:
     """How to use a verb."""
-    lines = [f"Usage: j {target.path.replace('.', ' ')} {verb.usage()}", "", verb.doc]
+    words = ["Usage:", *([] if at_prompt else ["j"]), *target.path.split("."), verb.usage()]
+    lines = [" ".join(filter(None, words)), "", verb.doc]
     rows = []
     for parameter in verb.parameters:
         name = parameter.name.replace("_", "-")
@@ -306,7 +346,8 @@ def _placeholder(parameter: Parameter) -> str:
     return describe(parameter.schema).upper().replace(" OR NONE", "").replace(" ", "-")
 
 
-def _is_flag(parameter: Parameter) -> bool:
+def is_flag(parameter: Parameter) -> bool:
+    """Whether it is given as ``--name`` or ``--no-name``, without a value."""
     return parameter.schema.get("type") == "boolean" and not parameter.required
 
 
