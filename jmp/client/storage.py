@@ -69,17 +69,23 @@ class StorageClient(DriverClient):
             if offset < 0 or room < 0 or (source.size or 0) > room:
                 raise self._does_not_fit(source, offset, room)
             written = 0
+            refusal: UsageError | None = None
             async with self._backend.open(self._node.path, "write", (), {"offset": offset}) as stream:
-                while piece := await self._backend.run(ahead.next):
-                    if written + len(piece) > room:
-                        raise self._does_not_fit(source, offset, room)
-                    await stream.send_all(piece)
-                    written += len(piece)
-                    if progress is not None:
-                        progress(source.taken, source.total)
+                try:
+                    while piece := await self._backend.run(ahead.next):
+                        if written + len(piece) > room:
+                            raise self._does_not_fit(source, offset, room)
+                        await stream.send_all(piece)
+                        written += len(piece)
+                        if progress is not None:
+                            progress(source.taken, source.total)
+                except UsageError as error:  # the image's fault: the medium is left in order, free for another one
+                    refusal = error
                 await stream.send_eof()
                 while await stream.receive_some():  # its end says that everything has been written
                     pass
+            if refusal is not None:
+                raise refusal
         finally:
             ahead.close()
         checksum = source.checksum.hexdigest()

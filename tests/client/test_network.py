@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from jmp.driver.interfaces import Datagram
 from jmp.driver.testing import serve
 from jmp.errors import BadValue, DeviceError, ProtocolViolation, UsageError
 from jmp_drivers.network import Udp
+from tests.fakes.sessions import shell_session
 
 
 @pytest.fixture(autouse=True)
@@ -224,34 +223,8 @@ export:
 
 @contextmanager
 def session(tmp_path: Path, port: int = 1) -> Iterator[dict[str, str]]:
-    """A session, and the environment of commands in it."""
-    (tmp_path / "bench.yaml").write_text(CONFIG.format(port=port))
-    code = "from jmp.cli import main; import sys; sys.exit(main())"
-    argv = [
-        sys.executable,
-        "-c",
-        code,
-        "shell",
-        "--exporter-config",
-        "bench.yaml",
-        "--",
-        "sh",
-        "-c",
-        "env -0; exec cat",
-    ]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("JMP_", "JUMPSTARTER"))}
-    with subprocess.Popen(
-        argv, cwd=tmp_path, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    ) as shell:
-        assert shell.stdin is not None
-        assert shell.stdout is not None
-        seen = b""
-        while not re.search(rb"(?:^|\0)JMP_HOST=[^\0]*\0", seen) or not re.search(rb"(?:^|\0)PATH=[^\0]*\0", seen):
-            more = os.read(shell.stdout.fileno(), 65536)
-            assert more, seen
-            seen += more
-        yield dict(item.split("=", 1) for item in seen.decode().split("\0") if "=" in item)
-        shell.stdin.close()
+    with shell_session(tmp_path, CONFIG.format(port=port)) as environ:
+        yield environ
 
 
 def test_connect_joins_standard_input_and_output(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import json
 import lzma
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from jmp.driver.interfaces import Storage
 from jmp.driver.testing import serve
 from jmp.errors import BadValue, DeviceError, JmpError, UsageError
 from jmp_drivers.virtual_board.card import Card
+from tests.fakes.sessions import shell_session
 
 SIZE = 8 * PIECE
 IMAGE = os.urandom(3 * PIECE + 12345)
@@ -282,5 +285,44 @@ async def test_a_cancelled_flash_ends_the_write_and_leaves_what_was_written(tmp_
             with trio.CancelScope() as scope:
                 await client.flash(image, progress=lambda done, total: scope.cancel())
             assert scope.cancelled_caught
-            await client.flash(image)
-    assert (tmp_path / "card").read_bytes() == IMAGE.ljust(SIZE, b"\0")
+    assert IMAGE.startswith((tmp_path / "card").read_bytes().rstrip(b"\0"))
+
+
+CONFIG = """\
+apiVersion: jmp/v1
+kind: Exporter
+metadata: {name: bench}
+export:
+  board: {type: virtual-board, config: {boot_time: 0, size: 4194304}}
+"""
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    """A file, standard input, what it prints, and exit codes."""
+
+    def j(*words: str, data: bytes = b"") -> tuple[int, str, str]:
+        argv = ["j", "board", *words]
+        done = subprocess.run(argv, input=data, capture_output=True, cwd=tmp_path, env=environ, timeout=60, check=False)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    image = b"#!jmp-image name=demo version=2.0\n" + os.urandom(PIECE)
+    (tmp_path / "demo.img.xz").write_bytes(lzma.compress(image))
+    with shell_session(tmp_path, CONFIG) as environ:
+        for words, data in ((("demo.img.xz",), b""), (("-",), image), (("-",), gzip.compress(image))):
+            code, out, err = j("storage", "flash", *words, "-o", "json", data=data)
+            result = json.loads(out)
+            assert (code, err, result["bytes"], result["sha256"]) == (0, "", len(image), sha256(image))
+        code, out, err = j("storage", "dump", "copy.img", "--size", str(len(image)))
+        assert (code, err, (tmp_path / "copy.img").read_bytes() == image) == (0, "", True)
+        assert out.startswith(f"bytes: {len(image)}\nsha256: {sha256(image)}\nseconds: ")
+        assert j("power", "on")[0] == 0
+        assert j("storage", "flash", "none.img") == (
+            64,
+            "",
+            "jmp: none.img cannot be read: No such file or directory\n",
+        )
+        code, out, err = j("storage", "flash", "-", data=bytes(5 * PIECE))
+        assert (code, out) == (64, "")
+        assert err == (
+            "jmp: standard input does not fit: board.storage has 4194304 bytes; they hold the beginning of it now\n"
+        )
