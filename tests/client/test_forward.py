@@ -6,7 +6,9 @@ import logging
 import os
 import socket
 import stat
+import subprocess
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from jmp.driver.interfaces import Network
 from jmp.driver.testing import serve
 from jmp.errors import DeviceError, JmpError, LabError, UsageError
 from jmp_drivers.network import Echo, Tcp
+from jmp_drivers.virtual_board.driver import VirtualBoard
 
 Handler = Callable[[socket.socket], None]
 
@@ -351,3 +354,18 @@ async def test_threads_and_tasks_are_not_mixed_up() -> None:
     async with serve(Echo(), class_of=client_class) as client:
         with pytest.raises(UsageError, match="async with"), client.forward():
             pass
+
+
+def test_a_browser_on_the_virtual_board(tmp_path: Path) -> None:
+    with serve(VirtualBoard(boot_time=0), class_of=client_class) as board:
+        with board.console.connect() as console:
+            board.power.on()
+            seen = b""
+            while b"login:" not in seen:
+                seen += console.receive_some()
+        with board.network.forward() as bound, urllib.request.urlopen(f"http://{bound}/", timeout=30) as answer:
+            assert b"virtual" in answer.read()
+        with board.network.forward(f"unix:{tmp_path}/http"):
+            socat = ["socat", "-t30", "-", f"UNIX-CONNECT:{tmp_path}/http"]
+            done = subprocess.run(socat, input=b"GET / HTTP/1.0\r\n\r\n", capture_output=True, timeout=60, check=True)
+            assert done.stdout.startswith(b"HTTP/1.1 200 OK\r\n")

@@ -151,8 +151,10 @@ class TaskForward:
 
         async with near:
             whole = False
-            peer = near.socket.getpeername()
+            peer: object = None
             try:
+                with suppress(OSError):  # it may be gone already
+                    peer = near.socket.getpeername()
                 async with self._open_stream() as far:
                     await _join(near, far)
                 whole = True
