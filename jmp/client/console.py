@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Final
 
-from jmp.driver.proxy import ByteStream, DriverClient
+from jmp.driver.proxy import ByteStream, DriverClient, verb
+from jmp.errors import UsageError
 
 if TYPE_CHECKING:
     from jmp.client.adapters.expect import Expecting
@@ -50,6 +51,7 @@ class ConsoleClient(DriverClient):
 
         return Expecting(self, replay=replay, timeout=timeout, prompt=prompt, encoding=encoding, errors=errors)
 
+    @verb
     def pty(self, *, link: str | None = None, replay: bool = False) -> Pty:
         """A pseudo-terminal of this machine that is the console, for programs that want a serial port.
 
@@ -59,6 +61,41 @@ class ConsoleClient(DriverClient):
         from jmp.client.adapters.pty import Pty
 
         return Pty(self, link=link, replay=replay)
+
+    @verb
+    async def interact(
+        self,
+        *,
+        watch: Annotated[bool, "only look"] = False,
+        replay: Annotated[bool, "begin with what came before"] = True,
+        escape: Annotated[str, "the key that, with Ctrl, begins a command"] = "]",
+        idle: Annotated[float, "seconds of silence that end it, once piped input has ended"] = 1.0,
+    ) -> None:
+        """Use the console in this terminal. Ctrl-] q quits, Ctrl-] ? helps.
+
+        Input from a pipe or file is sent; output is shown until there has been none for a while. Blocking clients only.
+        """
+        from jmp.rpc.blocking import BlockingCaller
+
+        if not isinstance(self._backend, BlockingCaller):
+            raise UsageError("interact takes a terminal for itself, so it needs a blocking client: with jmp.connect()")
+        from jmp.client.adapters.terminal import interact
+
+        interact(self, watch=watch, replay=replay, escape=escape, idle=idle)
+
+    @verb
+    async def pipe(self, *, replay: Annotated[bool, "begin with what came before"] = True) -> None:
+        """Write what the console says to standard output, as it is, until it ends. Sends nothing."""
+        import sys
+
+        async with self.connect(replay=replay, write=False) as stream:
+            while data := await stream.receive_some():
+                await self._backend.run(_write, sys.stdout.buffer, data)
+
+
+def _write(target: BinaryIO, data: bytes) -> None:
+    target.write(data)
+    target.flush()
 
 
 class _Tapped:

@@ -1,0 +1,291 @@
+"""A console on the user's terminal, or between the programs of a pipe.
+
+The terminal is raw meanwhile: every key goes to the device, but for the escape key, which begins a command to this program. One
+thread shows what comes, one sends what was typed, and the caller's reads the keys, so that the escape key works even while the
+device takes nothing. However it ends, the terminal is left as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import termios
+import threading
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum
+from functools import partial
+from queue import SimpleQueue
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+from jmp.client.adapters.expect import control
+from jmp.driver.proxy import Blocking
+from jmp.errors import Busy, Cancelled, JmpError
+
+if TYPE_CHECKING:
+    from jmp.client.console import ConsoleClient
+
+LAST_WORDS: Final = 1.0
+"""Seconds that what was typed last has to get away, once the user quits."""
+_AS_BEFORE: Final = b"\x1b[0m\x1b[?25h"
+"""What a device may have left its terminal in is undone: colours, and a hidden cursor."""
+
+
+class Command(Enum):
+    """What follows the escape key, and what help says about it."""
+
+    QUIT = "q", "quit"
+    BREAK = "b", "send a break"
+    SUSPEND = "z", "suspend; fg comes back"
+    HELP = "?", "this help"
+
+    @property
+    def key(self) -> bytes:
+        return self.value[0].encode()
+
+
+class Keys:
+    """Tells what is for the device from what is for this program. Pure."""
+
+    def __init__(self, escape: bytes) -> None:
+        self.escape = escape
+        self._escaped = False
+        # The escape key with and without Ctrl: twice quits, so the bare character sends it.
+        self._literal = bytes([escape[0] + 0x40]).lower()
+
+    def feed(self, typed: bytes) -> list[bytes | Command]:
+        """What to send and what to do, in order."""
+        found: list[bytes | Command] = []
+        plain = bytearray()
+        for key in (typed[index : index + 1] for index in range(len(typed))):
+            if not self._escaped:
+                self._escaped = key == self.escape
+                if not self._escaped:
+                    plain += key
+                continue
+            self._escaped = False
+            if key.lower() == self._literal:
+                plain += self.escape
+                continue
+            if plain:
+                found.append(bytes(plain))
+                plain.clear()
+            if key == self.escape:
+                found.append(Command.QUIT)
+            else:
+                found.append(next((each for each in Command if each.key == key.lower()), Command.HELP))
+        if plain:
+            found.append(bytes(plain))
+        return found
+
+    @property
+    def name(self) -> str:
+        return f"Ctrl-{chr(self.escape[0] + 0x40)}"
+
+    def help(self, *, can_break: bool) -> str:
+        """One line per command."""
+        lines = [
+            f"{self.name} {each.value[0]}  {each.value[1]}"
+            for each in Command
+            if can_break or each is not Command.BREAK
+        ]
+        return "\n".join([*lines, f"{self.name} {self._literal.decode()}  send {self.name} itself"])
+
+
+def interact(client: ConsoleClient, *, watch: bool, replay: bool, escape: str, idle: float) -> None:
+    """Join the console with standard input and output, until either ends; see :meth:`ConsoleClient.interact`."""
+    keys = Keys(control(escape).encode())
+    attended = os.isatty(0)
+    path = client._node.path
+    try:
+        with Blocking(client.connect(replay=replay and (attended or watch), write=not watch)) as stream:
+            shown = _Shown(stream)
+            try:
+                if attended:
+                    _at_terminal(client, stream, shown, keys, watch)
+                elif watch:
+                    shown.join()
+                else:
+                    _in_pipe(stream, shown, idle)
+            finally:
+                stream.aclose()
+                shown.join(LAST_WORDS)
+            if shown.error is not None:
+                raise shown.error
+    except Busy:
+        words = path.replace(".", " ")
+        raise Busy(
+            f"another client is writing to {path or 'this console'}; `j {words} --watch` shows it without writing"
+        ) from None
+
+
+class _Shown(threading.Thread):
+    """Writes what the console says to standard output, from now on until it ends."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(name="jmp-console-output", daemon=True)
+        self._stream = stream
+        self.error: Exception | None = None
+        self.news = threading.Condition()  # notified for every piece and at the end
+        self.over = False
+        self.woken, self._wake = os.pipe()
+        """``woken`` is readable once it is over."""
+        sys.stdout.flush()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            while data := self._stream.receive_some():
+                write_all(1, data)
+                with self.news:
+                    self.news.notify_all()
+        except Cancelled:
+            pass  # closed on this side
+        except (JmpError, OSError) as error:
+            self.error = error
+        finally:
+            self.end()
+
+    def end(self, error: Exception | None = None) -> None:
+        """Let the waiting thread go, to raise ``error``."""
+        with self.news:
+            if self.over:
+                return
+            self.over = True
+            self.error = self.error or error
+            os.close(self._wake)
+            self.news.notify_all()
+
+
+def _in_pipe(stream: Any, shown: _Shown, idle: float) -> None:
+    """Standard input to the console; at its end, once nothing has come for ``idle`` seconds, it is over."""
+    while shown.woken not in (ready := select.select([0, shown.woken], [], [])[0]):
+        if 0 in ready:
+            data = os.read(0, 64 * 1024)
+            if not data:
+                break
+            stream.send_all(data)
+    else:
+        return
+    stream.send_eof()
+    with shown.news:
+        while not shown.over and shown.news.wait(idle):
+            pass
+
+
+def _at_terminal(client: ConsoleClient, stream: Any, shown: _Shown, keys: Keys, watch: bool) -> None:
+    can_break = "send_break" in client._node.methods and not watch
+    only = "; read-only" if watch else ""
+    _say(f"{client._node.path or 'console'}: {keys.name} q quits, {keys.name} ? helps{only}\n")
+    typed = _Typed(stream, shown)
+    with raw_terminal(0) as suspend:
+        try:
+            while shown.woken not in (ready := select.select([0, shown.woken], [], [])[0]):
+                data = os.read(0, 4096) if 0 in ready else b""
+                if not data:
+                    break  # the terminal has gone away
+                for each in keys.feed(data):
+                    if isinstance(each, bytes):
+                        if not watch:
+                            typed.put(partial(stream.send_all, each))
+                    elif each is Command.QUIT:
+                        return
+                    elif each is Command.BREAK and can_break:
+                        typed.put(Blocking(client.send_break))
+                    elif each is Command.SUSPEND:
+                        suspend()
+                    else:
+                        _say(f"\r\n{keys.help(can_break=can_break)}\n".replace("\n", "\r\n"))
+        finally:
+            typed.finish()
+            if os.isatty(1):
+                with suppress(OSError):
+                    write_all(1, _AS_BEFORE)
+            _say("\r\n")
+
+
+class _Typed(threading.Thread):
+    """Does what was typed, in order, however long the device makes it wait."""
+
+    def __init__(self, stream: Any, shown: _Shown) -> None:
+        super().__init__(name="jmp-console-input", daemon=True)
+        self._shown = shown
+        self._todo: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self.start()
+
+    def put(self, action: Callable[[], object]) -> None:
+        self._todo.put(action)
+
+    def run(self) -> None:
+        try:
+            while (action := self._todo.get()) is not None:
+                action()
+        except Cancelled:
+            pass  # the console has ended; how, the other thread learns
+        except JmpError as error:
+            self._shown.end(error)
+
+    def finish(self) -> None:
+        self._todo.put(None)
+        self.join(LAST_WORDS)
+
+
+@contextmanager
+def raw_terminal(descriptor: int) -> Iterator[Callable[[], None]]:
+    """A terminal that passes every key on, for the block; also if that ends by a signal, or is suspended meanwhile.
+
+    Gives the function that suspends this program.
+    """
+    saved = termios.tcgetattr(descriptor)
+
+    def restore() -> None:
+        with suppress(termios.error):  # the terminal may have gone away
+            termios.tcsetattr(descriptor, termios.TCSANOW, saved)
+
+    def make_raw(*_: object) -> None:
+        tty.setraw(descriptor, termios.TCSANOW)
+
+    def suspend(*_: object) -> None:
+        restore()
+        os.kill(0, signal.SIGSTOP)  # the whole job, as Ctrl-Z does; goes on below at SIGCONT
+        make_raw()
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], object]] = {
+        signal.SIGTERM: leave,
+        signal.SIGHUP: leave,
+        signal.SIGTSTP: suspend,
+        signal.SIGCONT: make_raw,
+    }
+    previous: dict[signal.Signals, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():  # only there can signals be handled
+            for number, handler in handlers.items():
+                previous[number] = signal.signal(number, handler)
+        make_raw()
+        yield suspend
+    finally:
+        restore()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of ``data``, waiting where the descriptor does not."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
