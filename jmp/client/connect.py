@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -21,11 +22,13 @@ from typing import TYPE_CHECKING, Any, Final
 from jmp.client.interfaces import client_class
 from jmp.driver.proxy import Backend, Blocking, DriverClient, Node, build, read_report, run
 from jmp.environment import session_url
-from jmp.errors import ProtocolViolation, UsageError
+from jmp.errors import ProtocolViolation, Timeout, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
+    from jmp.link import Link
+    from jmp.link.blocking import BlockingLink
     from jmp.mux.stream import Connection
 
 TARGET: Final = "@session"
@@ -62,13 +65,21 @@ class Dial:
 
     url: str
     passphrase: str | None = None
+    """What the listener asks for: a passphrase, or for a leased device a session token."""
     fingerprint: str | None = None
     ca: Path | None = None
+    leased: bool = False
+    seconds: float | None = None
+    """How long it may take until the listener has let this side in; None: as long as it takes."""
 
     @property
     def is_local(self) -> bool:
         """The system itself tells when the other side is gone."""
         return self.url.startswith("unix:")
+
+    def introduction(self, wait: float | None) -> dict[str, Any]:
+        """What ``@session.begin`` is told."""
+        return {"who": who()} | ({"token": self.passphrase} if self.leased else {"wait": wait})
 
 
 def who() -> str:
@@ -165,35 +176,53 @@ class connect:  # used like a function
                 await trio.to_thread.run_sync(own.__exit__, None, None, None)
 
 
-@contextmanager
-def open_blocking(dial: Dial, *, wait: float | None = 0.0) -> Iterator[Any]:
-    """The device at ``dial``, for threads: a :class:`~jmp.driver.proxy.Blocking` :class:`Device`."""
+def dial_blocking(dial: Dial) -> BlockingLink:
+    """A link to ``dial``, for threads. Raises ``LabError``, ``Refused``, ``Timeout``."""
     from jmp.link.blocking import connect as dial_link
+
+    return dial_link(dial.url, token=dial.passphrase, fingerprint=dial.fingerprint, ca=dial.ca, timeout=dial.seconds)
+
+
+async def dial_trio(dial: Dial) -> Link:
+    """A link to ``dial``, under Trio. Raises as :func:`dial_blocking` does."""
+    import trio
+
+    from jmp.link.websocket import connect as dial_link
+
+    try:
+        with trio.fail_after(math.inf if dial.seconds is None else dial.seconds):
+            return await dial_link(dial.url, token=dial.passphrase, fingerprint=dial.fingerprint, ca=dial.ca)
+    except trio.TooSlowError:
+        raise Timeout(f"{dial.url} did not answer within {dial.seconds:g} s") from None
+
+
+@contextmanager
+def open_blocking(dial: Dial, *, wait: float | None = 0.0, link: BlockingLink | None = None) -> Iterator[Any]:
+    """The device at ``dial``, for threads: a :class:`~jmp.driver.proxy.Blocking` :class:`Device`; over ``link`` if that is there."""
     from jmp.mux.blocking import BlockingConnection
     from jmp.rpc.blocking import BlockingCaller
 
-    link = dial_link(dial.url, token=dial.passphrase, fingerprint=dial.fingerprint, ca=dial.ca)
-    connection = BlockingConnection(link, keep=not dial.is_local)
+    connection = BlockingConnection(link or dial_blocking(dial), keep=not dial.is_local)
     try:
         caller = BlockingCaller(connection)
-        report = run(caller.call(TARGET, "begin", (), {"who": who(), "wait": wait}))
+        report = run(caller.call(TARGET, "begin", (), dial.introduction(wait)))
         yield Blocking(device_of(caller, report))
     finally:
         connection.close()
 
 
 @asynccontextmanager
-async def open_session(dial: Dial, *, wait: float | None = 0.0) -> AsyncIterator[tuple[Connection, Device]]:
-    """A connection to ``dial`` that holds a session, and its device, under Trio."""
-    from jmp.link.websocket import connect as dial_link
+async def open_session(
+    dial: Dial, *, wait: float | None = 0.0, link: Link | None = None
+) -> AsyncIterator[tuple[Connection, Device]]:
+    """A connection to ``dial`` that holds a session, and its device, under Trio; over ``link`` if that is there."""
     from jmp.mux.protocol import Role
     from jmp.mux.stream import multiplex
     from jmp.rpc.call import Caller
 
-    link = await dial_link(dial.url, token=dial.passphrase, fingerprint=dial.fingerprint, ca=dial.ca)
-    async with multiplex(link, Role.DIALLER, watch=not dial.is_local) as connection:
+    async with multiplex(link or await dial_trio(dial), Role.DIALLER, watch=not dial.is_local) as connection:
         caller = Caller(connection)
-        report = await caller.call(TARGET, "begin", (), {"who": who(), "wait": wait})
+        report = await caller.call(TARGET, "begin", (), dial.introduction(wait))
         yield connection, device_of(caller, report)
 
 
