@@ -115,7 +115,7 @@ class _Base(Spawn):
         except TIMEOUT:
             seconds = time.monotonic() - began
             raise ExpectTimeout(
-                f"{self.name} did not say {_shown(patterns)} within {seconds:.3g} s; {self._last()}"
+                f"{self.name} did not say {_shown(patterns)} within {round(seconds, 1):g} s; {self._last()}"
             ) from None
         except EOF:
             raise ExpectEOF(f"{self.name} ended before it said {_shown(patterns)}; {self._last()}") from None

@@ -122,6 +122,8 @@ class Pty:
                 await carry(stream, line)
             except JmpError as error:
                 failure = failure or error
+            finally:
+                self._over.set()
 
         with _Line.opened(self._link) as line:
             async with self._connect() as stream, trio.open_nursery() as nursery:
