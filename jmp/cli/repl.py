@@ -316,6 +316,7 @@ class _Prompt:
         rest = ""
         while True:
             repl.watch.check()
+            self._begin_line()
             self._show_notices()
             try:
                 text = self.session.prompt(default=rest, pre_run=lambda: self._in_loop(app.loop))
@@ -342,6 +343,16 @@ class _Prompt:
                 output.note(f"jmp: line {number} of {len(lines)} failed; {lines_left} left, at the prompt again")
                 return "\n".join(left)
         return ""
+
+    def _begin_line(self) -> None:
+        """Go to the beginning of a line, and keep what is on this one: output need not end with a newline.
+
+        As many blanks as a line is wide, after a mark: they wrap where something stands already, and there the mark stays.
+        """
+        if os.environ.get("TERM") != "dumb":
+            out = self.session.output
+            out.write_raw(f"\x1b[7m%\x1b[0m{' ' * (out.get_size().columns - 1)}\r \r")
+            out.flush()
 
     def _show_notices(self) -> None:
         while self.repl.watch.notices:
@@ -411,8 +422,14 @@ def _keys() -> Any:
     from prompt_toolkit.enums import DEFAULT_BUFFER
     from prompt_toolkit.filters import has_focus, is_searching
     from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.keys import Keys
 
     keys = KeyBindings()
+
+    @keys.add(Keys.BracketedPaste)
+    def paste(event: Any) -> None:
+        """Show what was pasted; nothing of it is carried out before Enter."""
+        event.current_buffer.insert_text("\n".join(event.data.rstrip().splitlines()))
 
     @keys.add("enter", filter=has_focus(DEFAULT_BUFFER) & ~is_searching)
     def enter(event: Any) -> None:

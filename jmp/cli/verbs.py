@@ -100,7 +100,7 @@ def execute(device: DriverClient, words: Sequence[str]) -> int:
     verbs = target.verbs()
     default = target.client.default_verb
     if (rest and rest[0] in HELP) or (not rest and default is None):
-        sys.stdout.write(help_of(target))
+        _show(help_of(target))
         return 0
     if rest and not rest[0].startswith("-") and rest[0] not in verbs:
         known = [*verbs, *target.children]
@@ -113,7 +113,7 @@ def execute(device: DriverClient, words: Sequence[str]) -> int:
     else:
         raise UsageError(f"{rest[0]} comes after a verb{did_you_mean('', verbs)}")
     if any(word in HELP for word in rest):
-        sys.stdout.write(help_of_verb(target, verb))
+        _show(help_of_verb(target, verb))
         return 0
     return perform(read(target, verb, rest))
 
@@ -297,6 +297,11 @@ def _join(stream: Any) -> None:
 
 
 # ---- help
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()  # here, where it is noticed if nobody reads it
 
 
 def help_of(target: Target, *, at_prompt: bool = False) -> str:
