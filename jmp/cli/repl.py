@@ -282,9 +282,11 @@ class Watch(threading.Thread):
     def run(self) -> None:
         try:
             for states in self._device.states():
-                self.notices.extend(self.health.update(states))
+                told = self.health.update(states)
+                self.notices.extend(told)
                 self.first.set()
-                self.on_news()
+                if told:  # tries to open a driver again are none
+                    self.on_news()
         except JmpError:
             pass  # the session is over, and that is what is told
         finally:
