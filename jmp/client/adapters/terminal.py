@@ -103,6 +103,9 @@ def interact(client: ConsoleClient, *, watch: bool, replay: bool, escape: str, i
     path = client._node.path
     try:
         with Blocking(client.connect(replay=replay and (attended or watch), write=not watch)) as stream:
+            if attended:
+                only = "; read-only" if watch else ""
+                _say(f"{path or 'console'}: {keys.name} q quits, {keys.name} ? helps{only}\n")
             shown = _Shown(stream)
             try:
                 if attended:
@@ -179,8 +182,6 @@ def _in_pipe(stream: Any, shown: _Shown, idle: float) -> None:
 
 def _at_terminal(client: ConsoleClient, stream: Any, shown: _Shown, keys: Keys, watch: bool) -> None:
     can_break = "send_break" in client._node.methods and not watch
-    only = "; read-only" if watch else ""
-    _say(f"{client._node.path or 'console'}: {keys.name} q quits, {keys.name} ? helps{only}\n")
     typed = _Typed(stream, shown)
     with raw_terminal(0) as suspend:
         try:

@@ -1,0 +1,181 @@
+"""``j console`` on a real terminal and in pipes, with real processes, on the virtual board."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from jmp.client.adapters.terminal import Command, Keys
+from jmp.client.interfaces import client_class
+from jmp.driver import serve
+from jmp.errors import UsageError
+from tests.fakes.bundled import driver_class
+from tests.fakes.terminal import Terminal
+
+RUN = "import sys; from jmp.cli{} import main; sys.exit(main())"
+BOARD = """\
+apiVersion: jmp/v1
+kind: Exporter
+metadata: {name: bench}
+export:
+  board: {type: virtual-board, config: {boot_time: 0.2}}
+  power: {ref: board.power}
+  console: {ref: board.console}
+"""
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    """A directory with a board's configuration, and ``j`` on its PATH."""
+    (tmp_path / "bench.yaml").write_text(BOARD)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "j").write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{RUN.format(".j")}" "$@"\n')
+    (tmp_path / "j").chmod(0o755)
+    return tmp_path
+
+
+def command(bench: Path, script: str) -> list[str]:
+    shell = [sys.executable, "-c", RUN.format(""), "shell", "--exporter-config", str(bench / "bench.yaml")]
+    return [*shell, "--", "sh", "-c", script]
+
+
+def environment(bench: Path) -> dict[str, str]:
+    path = f"{bench}:{os.environ['PATH']}"
+    kept = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    return {**kept, "PATH": path, "HOME": str(bench / "home"), "TERM": "xterm", "LANG": "C.UTF-8"}
+
+
+def on_terminal(bench: Path, script: str) -> Terminal:
+    return Terminal(command(bench, script), environment(bench))
+
+
+def in_pipe(bench: Path, script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(bench, script), env=environment(bench), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+# ---- the escape key
+
+
+def test_keys_for_the_device_and_for_this_program() -> None:
+    keys = Keys(b"\x1d")
+    assert keys.feed(b"ls\r\x03\x1a\xff") == [b"ls\r\x03\x1a\xff"]
+    assert keys.feed(b"a\x1dbc") == [b"a", Command.BREAK, b"c"]
+    assert keys.feed(b"\x1d") == [], "the command comes later"
+    assert keys.feed(b"q") == [Command.QUIT]
+    assert keys.feed(b"\x1d\x1d") == [Command.QUIT]
+    assert keys.feed(b"x\x1d]y") == [b"x\x1dy"], "the escape key itself"
+    assert keys.feed(b"\x1d?\x1d!") == [Command.HELP, Command.HELP]
+
+
+def test_another_escape_key() -> None:
+    keys = Keys(b"\x01")
+    assert keys.name == "Ctrl-A"
+    assert keys.feed(b"\x1d\x01a\x01q") == [b"\x1d\x01", Command.QUIT]
+    assert "Ctrl-A a  send Ctrl-A itself" in keys.help(can_break=False)
+    assert "break" not in keys.help(can_break=False)
+
+
+# ---- on a terminal
+
+SANE = "stty -a | grep -o -e '-*icanon' -e '-*echo ' | tr -d ' '"
+
+
+def test_log_in_and_leave_the_terminal_as_it_was(bench: Path) -> None:
+    with on_terminal(bench, f"j power on; j console; echo left $?; {SANE}") as terminal:
+        terminal.until("Ctrl-] q quits")
+        terminal.until("login:$")
+        terminal.type("root\r")
+        terminal.until("#$")
+        terminal.type("sleep 100\r\x03")
+        terminal.type("echo $USER!\r")
+        terminal.until("^root!$")
+        terminal.type("\x1d?")
+        terminal.until("send Ctrl-] itself")
+        terminal.type("\x1dq")
+        terminal.until(r"left 0\n+icanon\necho")
+        assert terminal.end() == 0
+
+
+def test_one_who_comes_late_sees_what_came_before_unless_it_is_not_wanted(bench: Path) -> None:
+    with on_terminal(bench, "j power on; j console; j console; j console --no-replay") as terminal:
+        terminal.until("login:$")
+        terminal.type("\x1dq")
+        terminal.until(r"(?s)login:.*quits.*login:$")
+        terminal.type("\x1dq")
+        terminal.until(r"(?s)quits.*quits.*quits")
+        assert terminal.text.count("login:") == 2
+        terminal.type("\r")
+        terminal.until(r"(?s)(login:.*){3}")
+        terminal.type("\x1d\x1d")
+        assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_the_terminal_as_it_was(bench: Path, number: signal.Signals) -> None:
+    script = f"sh -c 'echo $$ > pid; exec j console'; echo left $?; {SANE}"
+    with on_terminal(bench, f"cd {bench}; {script}") as terminal:
+        terminal.until("quits")
+        terminal.type("\x1d?")
+        terminal.until("this help")
+        os.kill(int((bench / "pid").read_text()), number)
+        terminal.until(rf"left {128 + number}\n+icanon\necho")
+        assert terminal.end() == 0
+
+
+def test_the_end_of_the_session_leaves_the_terminal_as_it_was(bench: Path) -> None:
+    with on_terminal(bench, "j console") as terminal:
+        terminal.until("quits")
+        terminal.type("\x1d?")
+        terminal.until("this help")
+        assert not line_mode(terminal)
+        terminal.program.kill(signal.SIGTERM)
+        terminal.until("jmp: the link was lost")
+        assert line_mode(terminal)
+
+
+def line_mode(terminal: Terminal) -> bool:
+    """Whether the terminal is as shells want it."""
+    return bool(termios.tcgetattr(terminal.program.child_fd)[3] & termios.ICANON)
+
+
+def test_a_second_writer_is_refused_and_may_watch(bench: Path) -> None:
+    script = "j power on; j console pty > /dev/null & j console history > /dev/null; j console; echo left $?; j console --watch"
+    with on_terminal(bench, script) as terminal:
+        terminal.until("jmp: another client is writing to board.console; `j board console --watch`")
+        terminal.until("left 75")
+        terminal.until("read-only")
+        terminal.until("login:$")
+        terminal.type("ignored\x1dq")
+        terminal.end()
+        assert "ignored" not in terminal.text
+
+
+# ---- in pipes
+
+
+def test_piped_input_is_sent_and_its_output_shown(bench: Path) -> None:
+    script = "j power on; j console < /dev/null; printf 'root\\necho $USER!\\n' | j console --idle 0.5; echo left $?"
+    done = in_pipe(bench, script)
+    assert "\nroot!\n" in done.stdout
+    assert done.stdout.endswith("left 0\n")
+    assert done.stderr == ""
+
+
+def test_output_can_be_read_without_writing(bench: Path) -> None:
+    reader = "timeout -s INT 5 j console pipe"
+    done = in_pipe(bench, f"j power on; {reader} | (sed '/^virtual login:/q'; j power off)")
+    assert "virtual-linux 1.0" in done.stdout
+
+
+async def test_interact_is_for_blocking_clients() -> None:
+    async with serve(driver_class("virtual-board")(), class_of=client_class) as board:
+        with pytest.raises(UsageError, match="needs a blocking client"):
+            await board.console.interact()
