@@ -226,6 +226,7 @@ class Observed:
     attached: int = 0
     """Links of its holder."""
 
+
 T = TypeVar("T")
 
 

@@ -1,0 +1,155 @@
+"""A lab as its users see it: leases, and the way to the devices they hold.
+
+:class:`Lab` is written once, asynchronously over a backend, as clients of drivers are: :func:`open_lab` gives it with plain
+methods, :func:`open_lab_trio` as it is. Its methods are those of ``@lab``, see ``docs/protocol.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from jmp.client.config import ClientConfig
+from jmp.driver.proxy import Backend, Blocking
+from jmp.errors import Cancelled, JmpError, LabError, Timeout
+from jmp.wire.records import Lease, State, Want, from_wire, to_wire
+
+if TYPE_CHECKING:
+    from jmp.client.connect import Dial
+
+TARGET: Final = "@lab"
+DIRECT_SECONDS: Final = 3.0
+"""How long to try an exporter's own address before going through a router: it may be behind a firewall that drops packets."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A lease as it stands."""
+
+    lease: Lease
+    position: int = 0
+    """In the queue, from 1; 0 when it is not queued."""
+    expected: float | None = None
+    """When it will probably start, seconds since the epoch; None if nobody can tell."""
+
+
+class Lab:
+    """A connection to a controller. Methods raise what the controller says (:mod:`jmp.errors`)."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Any method of ``@lab``."""
+        return await self._backend.call(TARGET, method, args, kwargs)
+
+    async def acquire(self, wants: Sequence[Want], duration: float, **options: Any) -> Lease:
+        """Ask for a lease: it is queued when this returns, or granted already. Options are those of ``@lab.acquire``."""
+        return from_wire(Lease, await self.call("acquire", [to_wire(want) for want in wants], duration, **options))
+
+    async def watch(self, lease: str) -> AsyncGenerator[Standing, None]:
+        """The lease as it stands, and again whenever that changes, until it has ended.
+
+        A tied lease's holder is there meanwhile.
+        """
+        async with aclosing(self._backend.items(TARGET, "watch", (lease,), {})) as items:
+            async for item in items:
+                yield Standing(from_wire(Lease, item), item.get("position", 0), item.get("expected"))
+
+    async def wait_granted(self, lease: str, told: Callable[[Standing], None] = lambda standing: None) -> Lease:
+        """Wait until a lease has got its devices; ``told`` hears of its way there.
+
+        Raises :class:`~jmp.errors.Timeout` if it ends before, :class:`~jmp.errors.LabError` if the controller goes away.
+        """
+        async with aclosing(self.watch(lease)) as watching:
+            async for standing in watching:
+                told(standing)
+                if standing.lease.state in (State.PREPARING, State.READY):
+                    return standing.lease
+                if standing.lease.state in (State.ENDING, State.ENDED):
+                    raise Timeout(f"lease {lease} ended before it was granted: {standing.lease.reason}")
+        raise LabError(f"lease {lease} is gone")
+
+    async def release(self, lease: str, reason: str = "") -> Lease:
+        """End a lease now."""
+        return from_wire(Lease, await self.call("release", lease, reason))
+
+    async def meet(self, lease: str, exporter: str | None = None, via: str = "direct") -> Mapping[str, Any]:
+        """A session token for a device of the lease and where to go with it."""
+        answer: Mapping[str, Any] = await self.call("meet", lease, exporter, via)
+        return answer
+
+
+@contextmanager
+def open_lab(config: ClientConfig) -> Iterator[Any]:
+    """The lab of ``config``, for threads: :class:`Lab` with plain methods. Raises ``LabError``, ``Refused``."""
+    from jmp.link.blocking import connect as dial_link
+    from jmp.mux.blocking import BlockingConnection
+    from jmp.rpc.blocking import BlockingCaller
+
+    link = dial_link(config.endpoint, token=config.token, ca=config.tls.ca)
+    connection = BlockingConnection(link, keep=True)
+    try:
+        yield Blocking(Lab(BlockingCaller(connection)))
+    finally:
+        connection.close()
+
+
+@asynccontextmanager
+async def open_lab_trio(config: ClientConfig) -> AsyncIterator[Lab]:
+    """The lab of ``config``, under Trio. Raises ``LabError``, ``Refused``."""
+    from jmp.link.websocket import connect as dial_link
+    from jmp.mux.protocol import Role
+    from jmp.mux.stream import multiplex
+    from jmp.rpc.call import Caller
+
+    link = await dial_link(config.endpoint, token=config.token, ca=config.tls.ca)
+    async with multiplex(link, Role.DIALLER, watch=True) as connection:
+        yield Lab(Caller(connection))
+
+
+@asynccontextmanager
+async def leased(
+    lab: Lab, wants: Sequence[Want], duration: float, told: Callable[[Standing], None], **options: Any
+) -> AsyncIterator[Lease]:
+    """A lease for the length of a block: acquired, waited for, released whatever happens."""
+    import trio
+
+    lease = await lab.acquire(wants, duration, tied=True, **options)
+    try:
+        yield await lab.wait_granted(lease.id, told)
+    finally:
+        with trio.move_on_after(RELEASE_SECONDS, shield=True):
+            with suppress(JmpError):  # it is tied: with its holder gone it ends by itself
+                await lab.release(lease.id)
+
+
+RELEASE_SECONDS: Final = 10.0
+"""How long to try to release a lease at the end; after that it ends because its holder is gone."""
+
+
+async def find_way(lab: Lab, lease: str, exporter: str | None, attempt: Callable[[Dial], Any]) -> Any:
+    """What ``attempt`` returns for the first place at which the exporter answers: its own addresses, then a router.
+
+    ``attempt`` connects; it raises ``LabError`` where nothing answers. Raises the router's error if none does.
+    """
+    from jmp.client.connect import Dial
+
+    direct = await lab.meet(lease, exporter, "direct")
+    for endpoint in direct.get("endpoints", []):
+        try:
+            return await attempt(
+                Dial(endpoint["url"], direct["token"], endpoint.get("fingerprint"), seconds=DIRECT_SECONDS)
+            )
+        except (LabError, Timeout):
+            continue
+    routed = await lab.meet(lease, exporter, "router")
+    endpoint = routed["endpoints"][0]
+    return await attempt(Dial(endpoint["url"], routed["token"], endpoint.get("fingerprint")))
+
+
+def ended(lease: Lease) -> Cancelled:
+    """What to raise when a lease ended under its holder."""
+    return Cancelled(f"lease {lease.id} has ended: {lease.reason}")

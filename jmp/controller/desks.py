@@ -1,0 +1,569 @@
+"""What each role may call at a controller: the methods of ``@lab``. One object for each connection, made for its identity.
+
+A desk checks who asks and says what comes of it; deciding is the engine's, telling the :class:`~jmp.controller.lab.Lab`'s.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from dataclasses import fields, replace
+from typing import Any, Final, Literal
+
+import jmp
+from jmp.controller.lab import Attendance, Lab, RouterLink
+from jmp.controller.store import Change
+from jmp.driver import export
+from jmp.driver.schema import did_you_mean
+from jmp.errors import BadValue, JmpError, NotFound, Refused
+from jmp.wire import selector
+from jmp.wire.records import (
+    Client,
+    Desired,
+    Exporter,
+    Lease,
+    Observed,
+    Phase,
+    Policy,
+    Role,
+    State,
+    Token,
+    Want,
+    from_wire,
+    to_wire,
+)
+from jmp.wire.tokens import Identity
+
+DEFAULT_TOKEN_DAYS: Final = 365
+"""How long an identity token is good for, unless its admin says otherwise. It can be revoked at any time."""
+NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._@-]{0,61}[A-Za-z0-9])?")
+
+Kind = Literal["client", "exporter", "policy"]
+_RECORDS: Final[dict[str, type[Client] | type[Exporter] | type[Policy]]] = {
+    "client": Client,
+    "exporter": Exporter,
+    "policy": Policy,
+}
+_SETTABLE: Final[dict[str, frozenset[str]]] = {
+    "client": frozenset({"labels", "disabled"}),
+    "exporter": frozenset({"labels", "disabled", "description"}),
+    "policy": frozenset(item.name for item in fields(Policy)) - {"name", "created", "version"},
+}
+"""What an admin may set; the rest is the lab's own."""
+
+
+class Desk:
+    """What every identity may ask."""
+
+    def __init__(self, lab: Lab, who: Identity, peer: str) -> None:
+        self.lab = lab
+        self.who = who
+        self.peer = peer
+
+    @property
+    def now(self) -> float:
+        return self.lab.clock()
+
+    def note(self, action: str, object: str, result: str = "ok", **more: Any) -> None:
+        """Leave a line in the audit log."""
+        self.lab.audit.record(
+            actor=self.who.name,
+            role=str(self.who.role),
+            peer=self.peer,
+            action=action,
+            object=object,
+            result=result,
+            **more,
+        )
+
+    @export
+    async def whoami(self) -> dict[str, Any]:
+        """Who the controller takes this connection for."""
+        return {
+            "name": self.who.name,
+            "role": str(self.who.role),
+            "token": self.who.id,
+            "expires": self.who.expires,
+            "version": jmp.__version__,
+        }
+
+    @export
+    async def renew(self, days: float = DEFAULT_TOKEN_DAYS) -> dict[str, Any]:
+        """A new identity token for oneself; the present one stays good until it is revoked or expires."""
+        if not 0 < days <= DEFAULT_TOKEN_DAYS:
+            raise BadValue(f"a token is good for up to {DEFAULT_TOKEN_DAYS} days")
+        answer = issue(self.lab, self.who.name, self.who.role, days)
+        await self.lab.settle()
+        self.note("renew", f"token/{answer['id']}")
+        return answer
+
+
+# ---- exporters
+
+
+class ExporterDesk(Desk):
+    """What an exporter may ask."""
+
+    _attendance: Attendance | None = None
+
+    @export
+    async def attend(self, registration: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Take part in the lab: what the exporter shall do, from now on and whenever it changes."""
+        name = self.who.name
+        attendance = self._attendance = self._read(registration)
+        self._register(registration)
+        await self.lab.settle()
+        self.lab.attend(name, attendance)
+        with self.lab.news.listen(("exporter", name), "keys") as listener:
+            try:
+                keys = desired = None
+                while self.lab.attending.get(name) is attendance and name in self.lab.view.exporter:
+                    if keys != (now := {**self.lab.key_news(), "now": None}):
+                        keys = now
+                        yield {"keys": self.lab.key_news()}
+                    wish = self.lab.desired(name)
+                    if desired != (steady := _steady(wish)):
+                        desired = steady
+                        yield {"desired": to_wire(wish)}
+                    while attendance.dials:
+                        yield {"dial": attendance.dials.pop(0)}
+                    await listener.wait()
+            finally:
+                self.lab.leave(name, attendance)
+        if name not in self.lab.view.exporter:
+            raise Refused(f"exporter {name} was deleted")
+        raise Refused(f"another exporter has connected as {name}")
+
+    @export
+    async def observe(self, observed: dict[str, Any]) -> None:
+        """What the exporter is doing."""
+        if self._attendance is None:
+            raise Refused("attend first")
+        self.lab.observe(self.who.name, self._attendance, from_wire(Observed, observed))
+        await self.lab.settle()
+
+    def _read(self, registration: dict[str, Any]) -> Attendance:
+        endpoints = [
+            {"url": str(item.get("url", "")), "fingerprint": item.get("fingerprint")}
+            for item in registration.get("endpoints", [])
+            if isinstance(item, dict)
+        ]
+        tree = registration.get("tree")
+        return Attendance(
+            peer=self.peer,
+            version=str(registration.get("version", "")),
+            endpoints=endpoints,
+            tree=tree if isinstance(tree, dict) else {},
+            observed=from_wire(Observed, registration.get("observed")),
+            since=self.now,
+        )
+
+    def _register(self, registration: dict[str, Any]) -> None:
+        """Take over what the exporter's configuration says of it; labels that an admin has set stay."""
+        exporter = self.lab.engine.exporters[self.who.name]
+        labels = registration.get("labels", {})
+        selector.check_labels(labels)
+        described = replace(
+            exporter,
+            labels={**labels, **exporter.own_labels},
+            description=str(registration.get("description", "")),
+        )
+        if described != exporter:
+            self.lab.engine.put(described, self.now)
+
+
+def _steady(wish: Desired) -> Desired:
+    """What an exporter is told, without what changes by itself as time passes; an extension shows in the duration."""
+    if wish.grant is None:
+        return wish
+    return replace(wish, grant=replace(wish.grant, remaining=0.0))
+
+
+# ---- routers
+
+
+class RouterDesk(Desk):
+    """What a router may ask."""
+
+    @export
+    async def route(self, registration: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Take part in the lab as a router: the keys to verify tokens with, from now on and whenever they change."""
+        router = RouterLink(str(registration.get("url", "")), registration.get("fingerprint"), self.peer)
+        if not router.url:
+            raise BadValue("a router has to say at which url it is reached")
+        self.lab.routers[self.who.name] = router
+        with self.lab.news.listen("keys") as listener:
+            try:
+                while self.lab.routers.get(self.who.name) is router:
+                    yield {"keys": self.lab.key_news()}
+                    await listener.wait()
+            finally:
+                if self.lab.routers.get(self.who.name) is router:
+                    del self.lab.routers[self.who.name]
+        raise Refused(f"another router has connected as {self.who.name}")
+
+    @export
+    async def load(self, pairs: int, draining: bool = False) -> None:
+        """How many pairs the router joins now; and whether it takes no more."""
+        router = self.lab.routers.get(self.who.name)
+        if router is None or router.peer != self.peer:
+            raise Refused("route first")
+        router.load, router.draining = pairs, draining
+
+
+# ---- clients
+
+
+class ClientDesk(Desk):
+    """What a client may ask; an admin may ask it of everything."""
+
+    @property
+    def is_admin(self) -> bool:
+        return self.who.role is Role.ADMIN
+
+    # -- one's leases
+
+    @export
+    async def acquire(
+        self,
+        wants: list[Want],
+        duration: float,
+        *,
+        begin: float | None = None,
+        wait: float | None = None,
+        priority: int | None = None,
+        tied: bool = False,
+        idle_limit: float | None = None,
+        allow_disabled: bool = False,
+        tags: list[str] = [],  # noqa: B006  # never changed
+        context: dict[str, str] = {},  # noqa: B006
+    ) -> dict[str, Any]:
+        """Ask for a lease; it is queued, or granted at once. Times are seconds since the epoch, durations seconds."""
+        lease = self.lab.engine.request(
+            self.who.name,
+            tuple(wants),
+            duration,
+            self.now,
+            begin=begin,
+            wait=wait,
+            priority=priority,
+            tied=tied,
+            idle_limit=idle_limit,
+            allow_disabled=allow_disabled,
+            tags=tuple(tags),
+            context=context,
+        )
+        await self.lab.settle()
+        self.note("acquire", f"lease/{lease.id}", context=context)
+        return self._shown(self.lab.view.lease[lease.id])
+
+    @export
+    async def watch(self, lease: str) -> AsyncGenerator[dict[str, Any], None]:
+        """A lease as it stands, and again whenever that has changed, until it has ended. Its holder is there while it watches."""
+        own = self._own(lease).client == self.who.name
+        if own:
+            self.lab.hold(lease, present=True)
+        try:
+            last = None
+            with (
+                self.lab.news.listen(("lease", lease)) as alone,
+                self.lab.news.listen(("lease", lease), "queue") as queued,
+            ):
+                while (found := self.lab.view.lease.get(lease)) is not None:
+                    if found.client != self.who.name and own:
+                        raise Refused(f"lease {lease} was handed over to {found.client}")
+                    if (shown := self._shown(found)) != last:
+                        last = shown
+                        yield shown
+                    if found.state is State.ENDED:
+                        return
+                    await (queued if found.state is State.QUEUED else alone).wait()
+        finally:
+            if own:
+                self.lab.hold(lease, present=False)
+
+    @export
+    async def meet(
+        self, lease: str, exporter: str | None = None, via: Literal["direct", "router"] = "direct"
+    ) -> dict[str, Any]:
+        """What it takes to use a device of a lease: a session token, and where to go with it."""
+        found = self._own(lease)
+        if found.client != self.who.name:
+            raise Refused(f"lease {lease} is {found.client}'s: transfer it to use its devices")
+        if found.state is State.QUEUED:
+            raise Refused(f"lease {lease} is still queued")
+        if found.state not in (State.PREPARING, State.READY):
+            raise Refused(f"lease {lease} has ended: {found.reason}")
+        names = [held.exporter for held in found.devices]
+        if exporter is None and len(names) > 1:
+            raise BadValue(f"lease {lease} has several devices: say which of {', '.join(names)}")
+        if exporter is not None and exporter not in names:
+            raise NotFound(f"lease {lease} does not hold {exporter}{did_you_mean(exporter, names)}")
+        return self.lab.meet(found, exporter or names[0], via)
+
+    @export
+    async def release(self, lease: str, reason: str = "") -> dict[str, Any]:
+        """End a lease now: its devices cannot be used from this moment on."""
+        found = self._own(lease)
+        said = f"released by {self.who.name}" + (f": {reason}" if reason else "")
+        if found.state is not State.ENDED:
+            self.lab.engine.release(lease, self._by, said, self.now)
+            await self.lab.settle()
+        self.note("release", f"lease/{lease}")
+        return self._shown(self.lab.view.lease[lease])
+
+    @export
+    async def extend(self, lease: str, duration: float) -> dict[str, Any]:
+        """Give a lease ``duration`` more seconds."""
+        self._own(lease)
+        self.lab.engine.extend(lease, duration, self._by, self.now)
+        await self.lab.settle()
+        self.note("extend", f"lease/{lease}", seconds=duration)
+        return self._shown(self.lab.view.lease[lease])
+
+    @export
+    async def transfer(self, lease: str, client: str) -> dict[str, Any]:
+        """Hand a lease over to another client: who used its devices until now is cut off at once."""
+        self._own(lease)
+        self.lab.engine.transfer(lease, client, self._by, self.now)
+        await self.lab.settle()
+        self.note("transfer", f"lease/{lease}", to=client)
+        return self._shown(self.lab.view.lease[lease])
+
+    # -- what there is
+
+    @export
+    async def lease(self, lease: str) -> dict[str, Any]:
+        """One lease."""
+        return self._shown(self._own(lease))
+
+    @export
+    async def leases(self, *, everybody: bool = False, ended: bool = False, tag: str = "") -> list[dict[str, Any]]:
+        """One's leases, oldest first; or all that one may see. Those that have ended only if asked for."""
+        found = [
+            lease
+            for lease in self.lab.view.lease.values()
+            if (lease.client == self.who.name or (everybody and self._may_see(lease)))
+            and (ended or lease.state is not State.ENDED)
+            and (not tag or tag in lease.tags)
+        ]
+        return [self._shown(lease) for lease in sorted(found, key=lambda lease: lease.number)]
+
+    @export
+    async def exporters(self, matching: str = "") -> list[dict[str, Any]]:
+        """The exporters that one may lease or see, by name, without their drivers."""
+        chosen = selector.parse(matching)
+        return [
+            self._exporter(exporter)
+            for _, exporter in sorted(self.lab.view.exporter.items())
+            if chosen.matches(exporter.labels) and self._may_know(exporter.name)
+        ]
+
+    @export
+    async def exporter(self, name: str) -> dict[str, Any]:
+        """One exporter, with its drivers if it is online."""
+        known = [other for other in self.lab.view.exporter if self._may_know(other)]
+        if name not in known:
+            raise NotFound(f"there is no exporter {name!r}{did_you_mean(name, known)}")
+        attendance = self.lab.attending.get(name)
+        return {
+            **self._exporter(self.lab.view.exporter[name]),
+            "tree": attendance.tree if attendance is not None else None,
+        }
+
+    @export
+    async def why(self, wants: list[Want], allow_disabled: bool = False) -> list[dict[str, str]]:
+        """For each exporter what keeps it from being leased now: its name, a code and a text."""
+        reasons = self.lab.engine.why(self.who.name, tuple(wants), self.now, allow_disabled=allow_disabled)
+        return [{"exporter": reason.exporter, "code": str(reason.code), "text": reason.text} for reason in reasons]
+
+    # -- rights
+
+    @property
+    def _by(self) -> str | None:
+        """Who asks, for the engine: None may do everything."""
+        return None if self.is_admin else self.who.name
+
+    def _own(self, id: str) -> Lease:
+        """A lease that one may deal with. That there are others' is nobody else's business."""
+        lease = self.lab.view.lease.get(id)
+        if lease is None or not (lease.client == self.who.name or self._may_see(lease)):
+            mine = [lease.id for lease in self.lab.view.lease.values() if lease.client == self.who.name]
+            raise NotFound(f"there is no lease {id!r} of yours{did_you_mean(id, mine)}")
+        return lease
+
+    def _may_see(self, lease: Lease) -> bool:
+        if self.is_admin:
+            return True
+        return bool(lease.devices) and all(
+            (access := self.lab.engine.access(self.who.name, held.exporter)).see or access.manage
+            for held in lease.devices
+        )
+
+    def _may_know(self, name: str) -> bool:
+        if self.is_admin:
+            return True
+        access = self.lab.engine.access(self.who.name, name)
+        return access.lease or access.see or access.manage
+
+    def _shown(self, lease: Lease) -> dict[str, Any]:
+        shown: dict[str, Any] = to_wire(lease)
+        if lease.state is State.QUEUED:
+            shown["position"], shown["expected"] = self.lab.standing(lease.id)
+        return shown
+
+    def _exporter(self, exporter: Exporter) -> dict[str, Any]:
+        attendance = self.lab.attending.get(exporter.name)
+        lease = self.lab.view.lease.get(self.lab.view.holding.get(exporter.name, ""))
+        shown: dict[str, Any] = to_wire(exporter)
+        shown["state"] = self._state(exporter, attendance, lease)
+        shown["version"] = attendance.version if attendance is not None else ""
+        if lease is not None:
+            shown["until"] = lease.ends
+            if lease.client == self.who.name or self._may_see(lease):
+                shown |= {"lease": lease.id, "client": lease.client}
+        return shown
+
+    def _state(self, exporter: Exporter, attendance: Attendance | None, lease: Lease | None) -> str:
+        if attendance is None:
+            return "offline"
+        if lease is not None:
+            return {State.PREPARING: "preparing", State.READY: "leased"}.get(lease.state, "cleaning")
+        if exporter.disabled is not None:
+            return "disabled"
+        return "free" if attendance.observed.phase is Phase.IDLE else "cleaning"
+
+
+# ---- admins
+
+
+class AdminDesk(ClientDesk):
+    """What an admin may ask besides."""
+
+    @export
+    async def list(self, kind: Kind | Literal["token"]) -> list[dict[str, Any]]:
+        """All records of a kind, by name; tokens by whom they are for. The tokens themselves are kept nowhere."""
+        records = getattr(self.lab.view, kind)
+        return [to_wire(record) for _, record in sorted(records.items())]
+
+    @export
+    async def create(self, kind: Kind, name: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Make a client, an exporter or a policy."""
+        if NAME.fullmatch(name) is None:
+            raise BadValue(f"{name!r} is no name: letters, digits, and inside also '.', '_', '@', '-'; 63 at most")
+        if name in getattr(self.lab.view, kind):
+            raise BadValue(f"there is a {kind} {name!r} already")
+        return await self._store(kind, name, {"created": self.now}, values, "create")
+
+    @export
+    async def update(self, kind: Kind, name: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Set what ``values`` names and leave the rest."""
+        return await self._store(kind, name, to_wire(self._record(kind, name)), values, "update")
+
+    @export
+    async def delete(self, kind: Kind, name: str) -> None:
+        """Remove a client, an exporter or a policy; tokens of it are revoked, leases of it end."""
+        self._record(kind, name)
+        self.lab.engine.drop(kind, name, self.now)
+        if kind != "policy":
+            for token in list(self.lab.view.token.values()):
+                if token.subject == name and token.role == kind and token.revoked is None:
+                    self._revoke(token)
+        await self.lab.settle()
+        self.lab.keys_changed()
+        self.note("delete", f"{kind}/{name}")
+
+    @export
+    async def issue(self, name: str, role: Role, days: float = DEFAULT_TOKEN_DAYS) -> dict[str, Any]:
+        """A new identity token: it is told here and kept nowhere."""
+        if role in (Role.CLIENT, Role.EXPORTER):
+            self._record(str(role), name)
+        answer = issue(self.lab, name, role, days)
+        await self.lab.settle()
+        self.note("issue", f"token/{answer['id']}", subject=f"{role}/{name}")
+        return answer
+
+    @export
+    async def revoke(self, token: str) -> None:
+        """Let an identity token be good for nothing from now on; connections made with it end."""
+        known = self.lab.view.token
+        if token not in known:
+            raise NotFound(f"there is no token {token!r}{did_you_mean(token, known)}")
+        self._revoke(known[token])
+        await self.lab.settle()
+        self.lab.keys_changed()
+        self.note("revoke", f"token/{token}")
+
+    @export
+    async def rotate(self) -> str:
+        """Sign with a new key from now on; returns its id. Tokens signed with older ones stay good."""
+        kid = self.lab.keys.rotate()
+        self.lab.keys_changed()
+        self.note("rotate", f"key/{kid}")
+        return kid
+
+    @export
+    async def disable(
+        self, kind: Literal["client", "exporter"], name: str, reason: str, now: bool = False
+    ) -> dict[str, Any]:
+        """Keep a client from doing anything, or an exporter from being leased (maintenance); ``now``: end its present lease, too."""
+        answer = await self._store(kind, name, to_wire(self._record(kind, name)), {"disabled": reason}, "disable")
+        lease = self.lab.view.holding.get(name) if kind == "exporter" and now else None
+        if lease is not None:
+            self.lab.engine.release(lease, None, f"{name} was taken for maintenance: {reason}", self.now)
+            await self.lab.settle()
+        return answer
+
+    @export
+    async def enable(self, kind: Literal["client", "exporter"], name: str) -> dict[str, Any]:
+        """Undo :meth:`disable`."""
+        return await self._store(kind, name, to_wire(self._record(kind, name)), {"disabled": None}, "enable")
+
+    def _record(self, kind: str, name: str) -> Any:
+        known = getattr(self.lab.view, kind)
+        if name not in known:
+            raise NotFound(f"there is no {kind} {name!r}{did_you_mean(name, known)}")
+        return known[name]
+
+    async def _store(
+        self, kind: str, name: str, present: dict[str, Any], values: dict[str, Any], action: str
+    ) -> dict[str, Any]:
+        for key in values:
+            if key not in _SETTABLE[kind]:
+                raise BadValue(f"a {kind} has no {key!r} to set{did_you_mean(key, _SETTABLE[kind])}")
+        if "labels" in values:
+            selector.check_labels(values["labels"])
+        for key in ("clients", "exporters"):
+            if key in values:
+                selector.parse(str(values[key]))
+        values = dict(values)
+        if kind == "exporter" and "labels" in values:
+            own = values.pop("labels")
+            configured = {
+                key: value
+                for key, value in present.get("labels", {}).items()
+                if key not in present.get("own_labels", {})
+            }
+            values |= {"own_labels": own, "labels": {**configured, **own}}
+        try:
+            record = from_wire(_RECORDS[kind], {**present, **values, "name": name})
+        except JmpError as error:
+            raise BadValue(error.message) from None
+        self.lab.engine.put(record, self.now)
+        await self.lab.settle()
+        self.note(action, f"{kind}/{name}", values=values)
+        answer: dict[str, Any] = to_wire(getattr(self.lab.view, kind)[name])
+        return answer
+
+    def _revoke(self, token: Token) -> None:
+        if token.revoked is None:
+            self.lab.put(Change("token", token.id, token, replace(token, revoked=self.now)))
+
+
+def issue(lab: Lab, name: str, role: Role, days: float) -> dict[str, Any]:
+    """Make an identity token; it is good once the lab has settled."""
+    if not 0 < days <= 3650:
+        raise BadValue("a token is good for more than 0 and at most 3650 days")
+    text, record = lab.keys.identity(name, role, days * 86400)
+    lab.put(Change("token", record.id, None, record))
+    return {"id": record.id, "token": text, "expires": record.expires, "name": name, "role": str(role)}

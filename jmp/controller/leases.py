@@ -1,0 +1,823 @@
+"""The lease engine: who gets which exporter, when, and for how long. Pure: events and the time go in, changed records come out.
+
+Theory of operation. :class:`Engine` holds the lab's records and, beside them, what is not worth keeping: which exporters are
+online and what they say they do, and which holders are there. Every method takes ``now`` (seconds since the epoch), decides
+at once, and leaves what has changed in :meth:`Engine.take_changes`; that is its only output. Nobody is told to do anything:
+what an exporter shall do follows from the records.
+
+Scheduling is one pass over the queue, in its order (priority, then age): each request takes what it can of the exporters that
+are free. One that wants several at once, or at a later time, and cannot have them yet, *reserves*: the exporters that it will
+have, from when they will all be free, as far as that can be told. Those behind it may use a reserved exporter only if they
+are sure to be gone by then. So nobody is delayed by somebody behind, and a large request is not starved by small ones.
+
+An exporter is free when it is online, says that it is idle, and no lease holds it. An exporter's word about a lease that it
+is over counts whenever it comes; a lease's time is kept here and, by its own clock, at the exporter.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import secrets
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Final, Literal
+
+from jmp.controller import policies
+from jmp.controller.policies import Access
+from jmp.controller.store import Change
+from jmp.driver.schema import did_you_mean
+from jmp.errors import BadValue, NotFound, Refused
+from jmp.wire import selector
+from jmp.wire.duration import text
+from jmp.wire.records import Client, Exporter, Held, Lease, Observed, Phase, Policy, State, Want
+
+PREPARE_LIMIT: Final = 900.0
+"""Seconds that exporters may take to get a lease ready: drivers and beforeLease hooks have shorter limits of their own."""
+CLEANUP: Final = 60.0
+"""Seconds that cleaning up after a lease is reckoned to take, in what is promised to others."""
+OFFLINE_ENDING: Final = 60.0
+"""Seconds after which a lease that ends is over for its holder though its exporter is away and cannot say so."""
+HOLDER_GRACE: Final = 60.0
+"""Seconds that the holder of a tied lease may be away."""
+RETENTION: Final = 30 * 86400.0
+"""Seconds that ended leases are kept."""
+
+LEGAL: Final[dict[State, frozenset[State]]] = {
+    State.QUEUED: frozenset({State.PREPARING, State.ENDED}),
+    State.PREPARING: frozenset({State.READY, State.ENDING}),
+    State.READY: frozenset({State.ENDING}),
+    State.ENDING: frozenset({State.ENDED}),
+    State.ENDED: frozenset(),
+}
+ACTIVE: Final = frozenset({State.PREPARING, State.READY})
+
+Kind = Literal["client", "exporter", "policy", "lease"]
+_KIND: Final[dict[type, Kind]] = {Client: "client", Exporter: "exporter", Policy: "policy", Lease: "lease"}
+_Place = tuple[int, int, str]
+"""In the queue: minus priority, number, id."""
+
+
+class Code(StrEnum):
+    """Why an exporter cannot be had now."""
+
+    AVAILABLE = "available"
+    NOT_FOUND = "not-found"
+    MISMATCH = "mismatch"
+    NO_ACCESS = "no-access"
+    DISABLED = "disabled"
+    OFFLINE = "offline"
+    IN_USE = "in-use"
+    CLEANING = "cleaning"
+    RESERVED = "reserved"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What keeps one exporter from being leased now, if anything."""
+
+    exporter: str
+    code: Code
+    text: str
+
+
+@dataclass
+class _Presence:
+    """What is known of an exporter at the moment only."""
+
+    online: bool = False
+    since: float = 0.0
+    observed: Observed | None = None
+
+
+@dataclass(frozen=True)
+class _Reservation:
+    start: float
+    lease: str
+
+
+class Engine:
+    """A lab's leases. All methods raise :mod:`jmp.errors` for what is refused, and have changed nothing then."""
+
+    def __init__(
+        self,
+        *,
+        prepare_limit: float = PREPARE_LIMIT,
+        offline_ending: float = OFFLINE_ENDING,
+        holder_grace: float = HOLDER_GRACE,
+        retention: float = RETENTION,
+    ) -> None:
+        self.clients: dict[str, Client] = {}
+        self.exporters: dict[str, Exporter] = {}
+        self.policies: dict[str, Policy] = {}
+        self.leases: dict[str, Lease] = {}
+        self._prepare_limit = prepare_limit
+        self._offline_ending = offline_ending
+        self._holder_grace = holder_grace
+        self._retention = retention
+        self._changes: dict[tuple[str, str], Change] = {}
+        self._presence: dict[str, _Presence] = {}
+        self._absent: dict[str, float] = {}
+        """Tied leases whose holder is away, and since when."""
+        self._held: dict[str, str] = {}
+        """Exporter → the lease that has it."""
+        self._free: set[str] = set()
+        self._queue: list[_Place] = []
+        self._due: list[tuple[float, str]] = []
+        """A heap of when something may be due for a lease; entries may be out of date."""
+        self._number = 0
+        self._access: dict[tuple[str, str], Access] = {}
+        self._matches: dict[tuple[str, Want], frozenset[str]] = {}
+
+    # ---- records
+
+    def load(self, records: Iterable[Client | Exporter | Policy | Lease], now: float) -> None:
+        """Begin with what was kept. Holders of tied leases are taken to be away from ``now`` on, exporters to be offline."""
+        for record in records:
+            if isinstance(record, Lease):
+                self.leases[record.id] = record
+                self._index(None, record)
+                self._number = max(self._number, record.number)
+                if record.tied and record.state is not State.ENDED:
+                    self._absent[record.id] = now
+                self._note_due(record, now)
+            else:
+                self._table(_KIND[type(record)])[record.name] = record
+        for name in self.exporters:
+            self._presence[name] = _Presence(since=now)
+
+    def put(self, record: Client | Exporter | Policy, now: float) -> None:
+        """Keep a client, an exporter or a policy, new or changed. A client that is disabled loses its leases."""
+        self._set(_KIND[type(record)], record.name, record)
+        self._forget_matches()
+        if isinstance(record, Exporter):
+            self._presence.setdefault(record.name, _Presence(since=now))
+            self._refresh(record.name)
+        elif isinstance(record, Client) and record.disabled is not None:
+            self._end_those_of(record.name, f"client {record.name} was disabled: {record.disabled}", now)
+        self._schedule(now)
+
+    def drop(self, kind: Kind, name: str, now: float) -> None:
+        """Remove a client, an exporter or a policy; leases of a client or of an exporter that is gone end."""
+        if name not in self._table(kind):
+            raise NotFound(f"there is no {kind} {name!r}{did_you_mean(name, self._table(kind))}")
+        self._set(kind, name, None)
+        self._forget_matches()
+        if kind == "client":
+            self._end_those_of(name, f"client {name} was deleted", now)
+        elif kind == "exporter":
+            self._presence.pop(name, None)
+            self._free.discard(name)
+            if (id := self._held.get(name)) is not None:
+                self.end(id, f"exporter {name} was deleted", now)
+                self._device(self.leases[id], name, Phase.IDLE, now)
+        self._schedule(now)
+
+    def take_changes(self) -> list[Change]:
+        """What has changed since this was called last: one change for each record, from what it was to what it is."""
+        changes, self._changes = self._changes, {}
+        return [change for change in changes.values() if change.old != change.new]
+
+    # ---- what clients and admins ask for
+
+    def request(
+        self,
+        client: str,
+        wants: Sequence[Want],
+        duration: float,
+        now: float,
+        *,
+        begin: float | None = None,
+        wait: float | None = None,
+        priority: int | None = None,
+        tied: bool = False,
+        idle_limit: float | None = None,
+        allow_disabled: bool = False,
+        tags: tuple[str, ...] = (),
+        context: dict[str, str] | None = None,
+    ) -> Lease:
+        """Queue a request, or grant it at once. Refuses what could never be granted, as things are configured now.
+
+        ``wait`` is how many seconds it may be queued (0: now or not at all), counted from ``begin`` if that is given.
+        """
+        self._check_client(client)
+        for name, value in (("duration", duration), ("idle limit", idle_limit)):
+            if value is not None and not 0 < value < math.inf:
+                raise BadValue(f"a lease's {name} is more than 0 seconds")
+        if not wants:
+            raise BadValue("a lease is for one device at least: give a selector or an exporter's name")
+        candidates = [self._candidates(client, want, duration, allow_disabled) for want in wants]
+        if _assign([sorted(names) for names in candidates]) is None:
+            raise NotFound(f"there are not {len(wants)} different exporters for {_shown(wants)}")
+        highest = max(self.access(client, name).priority for names in candidates for name in names)
+        if priority is not None and priority > highest:
+            raise Refused(f"priority {priority} is more than the policies let {client} ask for: {highest}")
+        self._number += 1
+        lease = Lease(
+            id=self._new_id(),
+            client=client,
+            wants=tuple(wants),
+            duration=float(duration),
+            created=now,
+            number=self._number,
+            priority=highest if priority is None else priority,
+            begin=begin,
+            give_up=None if wait is None else max(begin or now, now) + wait,
+            tied=tied,
+            idle_limit=idle_limit,
+            allow_disabled=allow_disabled,
+            tags=tags,
+            context=dict(context or {}),
+        )
+        if tied:
+            self._absent[lease.id] = now
+        self._set("lease", lease.id, lease)
+        self._note_due(lease, now)
+        self._schedule(now)
+        self.tick(now)
+        return self.leases[lease.id]
+
+    def release(self, id: str, by: str | None, reason: str, now: float) -> None:
+        """End a lease for somebody: its client, one who may manage all its exporters, or None for an admin."""
+        self._check_right(self._lease(id), by, "release")
+        self.end(id, reason, now)
+
+    def end(self, id: str, reason: str, now: float) -> None:
+        """End a lease. One that ends already goes on ending."""
+        lease = self._lease(id)
+        if lease.state is State.QUEUED:
+            self._move(lease, State.ENDED, now, ended=now, ends=now, reason=reason)
+        elif lease.state in ACTIVE:
+            self._move(lease, State.ENDING, now, ends=now, reason=reason)
+        self._schedule(now)
+
+    def extend(self, id: str, seconds: float, by: str | None, now: float) -> None:
+        """Give a lease more time, within what the policies allow and what was promised to requests that reserve."""
+        lease = self._lease(id)
+        self._check_right(lease, by, "extend")
+        if lease.state not in ACTIVE and lease.state is not State.QUEUED:
+            raise Refused(f"lease {id} has ended: {lease.reason}")
+        if not 0 < seconds < math.inf:
+            raise BadValue("a lease is extended by more than 0 seconds")
+        duration = lease.duration + seconds
+        for held in lease.devices:
+            longest = self.access(lease.client, held.exporter).longest
+            if by is not None and longest is not None and duration > longest:
+                raise Refused(
+                    f"{lease.client} may lease {held.exporter} for {text(longest)} at most, extensions included"
+                )
+        ends = None if lease.ends is None else lease.ends + seconds
+        reserved = self._reservations(now)
+        for held in lease.devices:
+            promised = reserved.get(held.exporter)
+            gone = (ends if ends is not None else now + self._prepare_limit + duration) + CLEANUP
+            if promised is not None and promised.lease != id and gone > promised.start:
+                raise Refused(f"{held.exporter} is promised to another request in {text(promised.start - now)}")
+        if lease.state is State.QUEUED:
+            for want in lease.wants:
+                self._candidates(lease.client, want, duration, lease.allow_disabled)
+        lease = replace(lease, duration=duration, ends=ends)
+        self._set("lease", id, lease)
+        self._note_due(lease, now)
+
+    def transfer(self, id: str, to: str, by: str | None, now: float) -> None:
+        """Hand a lease over. Its exporters' epochs rise: whoever used them until now is refused from this moment on."""
+        lease = self._lease(id)
+        self._check_right(lease, by, "transfer")
+        if lease.state not in ACTIVE and lease.state is not State.QUEUED:
+            raise Refused(f"lease {id} has ended: {lease.reason}")
+        self._check_client(to)
+        for held in lease.devices:
+            access = self.access(to, held.exporter)
+            if not access.lease:
+                raise Refused(f"{to} may not lease {held.exporter}")
+            if access.longest is not None and lease.duration > access.longest:
+                raise Refused(f"{to} may lease {held.exporter} for {text(access.longest)} at most")
+        if lease.state is State.QUEUED:
+            for want in lease.wants:
+                self._candidates(to, want, lease.duration, lease.allow_disabled)
+        devices = tuple(replace(held, epoch=self._raise_epoch(held.exporter)) for held in lease.devices)
+        if lease.tied:
+            self._absent[id] = now
+        lease = replace(lease, client=to, devices=devices)
+        self._set("lease", id, lease)
+        self._note_due(lease, now)
+        self._schedule(now)
+
+    # ---- what becomes known
+
+    def online(self, exporter: str, now: float) -> None:
+        """An exporter has connected; what it does is not known before it is :meth:`observed`."""
+        self._presence[exporter] = _Presence(online=True, since=now)
+        self._refresh(exporter)
+
+    def offline(self, exporter: str, now: float) -> None:
+        """An exporter's connection has ended. Its lease goes on: its holder may well be using it."""
+        self._presence[exporter] = _Presence(since=now)
+        self._refresh(exporter)
+        if (lease := self.leases.get(self._held.get(exporter, ""))) is not None:
+            self._note_due(lease, now)
+
+    def observed(self, exporter: str, lease: str | None, epoch: int, phase: Phase, reason: str, now: float) -> None:
+        """What an exporter says it is doing. Said twice, or late, it changes nothing."""
+        if exporter not in self.exporters:
+            return
+        presence = self._presence.setdefault(exporter, _Presence(online=True, since=now))
+        presence.observed = Observed(epoch=epoch, lease=lease, phase=phase, reason=reason)
+        present = self.leases.get(self._held.get(exporter, ""))
+        if epoch > self.exporters[exporter].epoch:
+            # It has heard of a grant that this lab has forgotten (its store was restored from a copy): never again below that.
+            self._set("exporter", exporter, replace(self.exporters[exporter], epoch=epoch))
+            if present is not None and present.state in ACTIVE:
+                self.end(present.id, f"{exporter} knows of a newer grant: was the lab's store restored?", now)
+                present = self.leases[present.id]
+        if present is not None:
+            held = next(held for held in present.devices if held.exporter == exporter)
+            if lease == present.id:
+                self._heard(present, held, phase, reason, now)
+            elif phase is Phase.IDLE and present.state is State.ENDING and epoch >= held.epoch:
+                self._device(present, exporter, Phase.IDLE, now)  # it never began
+        self._refresh(exporter)
+        self._schedule(now)
+
+    def holder(self, id: str, present: bool, now: float) -> None:
+        """The holder of a lease is there, or is not."""
+        lease = self.leases.get(id)
+        if lease is None or not lease.tied or lease.state is State.ENDED:
+            return
+        if present:
+            self._absent.pop(id, None)
+        elif id not in self._absent:
+            self._absent[id] = now
+            self._note_due(lease, now)
+
+    def tick(self, now: float) -> None:
+        """Let time pass."""
+        while self._due and self._due[0][0] <= now:
+            _, id = heapq.heappop(self._due)
+            if (lease := self.leases.get(id)) is not None:
+                self._pass_time(lease, now)
+        self._schedule(now)
+
+    def deadline(self) -> float | None:
+        """When :meth:`tick` may have something to do next."""
+        return self._due[0][0] if self._due else None
+
+    # ---- what can be told
+
+    def access(self, client: str, exporter: str) -> Access:
+        """What a client may do with an exporter."""
+        key = client, exporter
+        if key not in self._access:
+            known = client in self.clients and exporter in self.exporters
+            self._access[key] = (
+                policies.access(self.policies.values(), self.clients[client], self.exporters[exporter])
+                if known
+                else policies.NONE
+            )
+        return self._access[key]
+
+    def standing(self, now: float) -> dict[str, tuple[int, float | None]]:
+        """For each queued lease its position among those who want the same, from 1, and when it will probably start.
+
+        The latter is reckoned from the ends of those who run and the durations of those ahead; None if nobody can tell.
+        """
+        available = {name: self._available(name, now) for name in self.exporters}
+        heaps: dict[frozenset[str], list[tuple[float, str]]] = {}
+        ahead: dict[frozenset[str], int] = {}
+        overlap: dict[tuple[frozenset[str], frozenset[str]], bool] = {}
+        standing: dict[str, tuple[int, float | None]] = {}
+        for *_, id in self._queue:
+            lease = self.leases[id]
+            options = [self._options(lease, want) for want in lease.wants]
+            everything = options[0] if len(options) == 1 else frozenset().union(*options)
+            position = 1
+            for group, count in ahead.items():
+                key = group, everything
+                if key not in overlap:
+                    overlap[key] = not group.isdisjoint(everything)
+                position += count * overlap[key]
+            ahead[everything] = ahead.get(everything, 0) + 1
+            start, chosen = self._foresee(lease, options, available, heaps, now)
+            for name in chosen:
+                available[name] = start + lease.duration + CLEANUP
+            standing[id] = position, None if start == math.inf else start
+        return standing
+
+    def why(self, client: str, wants: Sequence[Want], now: float, *, allow_disabled: bool = False) -> list[Reason]:
+        """For each exporter that the client may know of, and each name it asks for, what keeps it from being leased now."""
+        reserved = self._reservations(now)
+        reasons = [
+            Reason(want.exporter, Code.NOT_FOUND, "there is no such exporter")
+            for want in wants
+            if want.exporter is not None and want.exporter not in self.exporters
+        ]
+        for name, exporter in sorted(self.exporters.items()):
+            access = self.access(client, name)
+            if access.lease or access.see or access.manage or any(want.exporter == name for want in wants):
+                code, said = self._why(client, exporter, wants, allow_disabled, reserved, now)
+                reasons.append(Reason(name, code, said))
+        return reasons
+
+    # ---- rights
+
+    def _check_client(self, name: str) -> None:
+        client = self.clients.get(name)
+        if client is None:
+            raise NotFound(f"there is no client {name!r}{did_you_mean(name, self.clients)}")
+        if client.disabled is not None:
+            raise Refused(f"client {name} is disabled: {client.disabled}")
+
+    def _check_right(self, lease: Lease, by: str | None, action: str) -> None:
+        if by is None or by == lease.client:
+            return
+        if not lease.devices or not all(self.access(by, held.exporter).manage for held in lease.devices):
+            raise Refused(f"{by} may not {action} lease {lease.id}, which is {lease.client}'s")
+
+    def _candidates(self, client: str, want: Want, duration: float, allow_disabled: bool) -> frozenset[str]:
+        """What could be had for ``want``, busy or not; raises what makes that nothing."""
+        if want.exporter is not None and want.exporter not in self.exporters:
+            raise NotFound(f"there is no exporter {want.exporter!r}{did_you_mean(want.exporter, self.exporters)}")
+        chosen = selector.parse(want.selector)
+        named = self.exporters if want.exporter is None else {want.exporter: self.exporters[want.exporter]}
+        fitting = [name for name, exporter in named.items() if chosen.matches(exporter.labels)]
+        if not fitting:
+            if not named:
+                raise NotFound("this lab has no exporters yet")
+            near = min(named.values(), key=lambda exporter: len(chosen.mismatch(exporter.labels)))
+            raise NotFound(f"no exporter is {chosen}; {near.name} is {chosen.mismatch(near.labels)}")
+        allowed = [name for name in fitting if self.access(client, name).lease]
+        if not allowed:
+            what = fitting[0] if len(fitting) == 1 else f"any of the {len(fitting)} exporters that match"
+            raise Refused(f"no policy lets {client} lease {what}")
+        if allow_disabled and not any(self.access(client, name).manage for name in allowed):
+            raise Refused(f"only one who manages an exporter may lease it in maintenance, and {client} does not")
+        found = self._within(frozenset(allowed), client, duration)
+        if not found:
+            longest = max(self.access(client, name).longest or 0.0 for name in allowed)
+            raise Refused(f"{client} may lease this for {text(longest)} at most, not for {text(duration)}")
+        return found
+
+    def _within(self, names: frozenset[str], client: str, duration: float) -> frozenset[str]:
+        """Those that may be leased for so long."""
+        limits = {name: self.access(client, name).longest for name in names}
+        if all(limit is None or limit >= duration for limit in limits.values()):
+            return names
+        return frozenset(name for name, limit in limits.items() if limit is None or limit >= duration)
+
+    # ---- scheduling
+
+    def _options(self, lease: Lease, want: Want) -> frozenset[str]:
+        """The exporters that a queued request may be given for ``want`` as things are configured now, free or not."""
+        key = lease.client, want
+        if key not in self._matches:
+            chosen = selector.parse(want.selector)
+            names = self.exporters if want.exporter is None else {want.exporter} & self.exporters.keys()
+            self._matches[key] = frozenset(
+                name
+                for name in names
+                if chosen.matches(self.exporters[name].labels) and self.access(lease.client, name).lease
+            )
+        return self._within(self._matches[key], lease.client, lease.duration)
+
+    def _usable(self, lease: Lease, name: str) -> bool:
+        """Whether maintenance does not keep this request from an exporter."""
+        return self.exporters[name].disabled is None or (
+            lease.allow_disabled and self.access(lease.client, name).manage
+        )
+
+    def _schedule(self, now: float) -> None:
+        """Give what is free to those who wait for it."""
+        reserved: dict[str, _Reservation] = {}
+        for *_, id in list(self._queue):
+            if not self._free:
+                return
+            lease = self.leases[id]
+            later = lease.begin is not None and lease.begin > now
+            options = [self._options(lease, want) for want in lease.wants]
+            if not later and (taken := self._take(lease, options, reserved, now)) is not None:
+                self._grant(lease, taken, now)
+            elif later or len(options) > 1:
+                self._reserve(lease, options, reserved, now)
+
+    def _take(
+        self, lease: Lease, options: Sequence[frozenset[str]], reserved: dict[str, _Reservation], now: float
+    ) -> list[str] | None:
+        gone = now + self._prepare_limit + lease.duration + CLEANUP
+        choices = []
+        for names in options:
+            free = [
+                name
+                for name in self._free & names
+                if self._usable(lease, name) and (name not in reserved or gone <= reserved[name].start)
+            ]
+            if not free:
+                return None
+            choices.append(sorted(free, key=lambda name: (self.exporters[name].used, name)))
+        return [choices[0][0]] if len(choices) == 1 else _assign(choices)
+
+    def _reserve(
+        self, lease: Lease, options: Sequence[frozenset[str]], reserved: dict[str, _Reservation], now: float
+    ) -> None:
+        """Promise to a request that cannot start yet what it will have, if it can be told when."""
+        available = {
+            name: self._available(name, now) if name not in reserved else math.inf
+            for names in options
+            for name in names
+            if self._usable(lease, name)
+        }
+        start, chosen = _earliest(options, available, max(now, lease.begin or now))
+        for name in chosen:
+            reserved[name] = _Reservation(start, lease.id)
+
+    def _reservations(self, now: float) -> dict[str, _Reservation]:
+        reserved: dict[str, _Reservation] = {}
+        for *_, id in self._queue:
+            lease = self.leases[id]
+            if len(lease.wants) > 1 or (lease.begin is not None and lease.begin > now):
+                self._reserve(lease, [self._options(lease, want) for want in lease.wants], reserved, now)
+        return reserved
+
+    def _available(self, name: str, now: float) -> float:
+        """When an exporter will be free, as far as that can be told: ``inf`` if it cannot."""
+        if name in self._free:
+            return now
+        lease = self.leases.get(self._held.get(name, ""))
+        if not self._presence[name].online:
+            return math.inf
+        if lease is None or lease.state is State.ENDING:
+            return now + CLEANUP
+        return max(lease.ends if lease.ends is not None else (lease.granted or now) + lease.duration, now) + CLEANUP
+
+    def _foresee(
+        self,
+        lease: Lease,
+        options: Sequence[frozenset[str]],
+        available: dict[str, float],
+        heaps: dict[frozenset[str], list[tuple[float, str]]],
+        now: float,
+    ) -> tuple[float, list[str]]:
+        floor = max(now, lease.begin or now)
+        if len(options) > 1:
+            usable = {name: available[name] for names in options for name in names if self._usable(lease, name)}
+            return _earliest(options, usable, floor)
+        names = options[0]
+        if names not in heaps:
+            heaps[names] = [(available[name], name) for name in names if self._usable(lease, name)]
+            heapq.heapify(heaps[names])
+        heap = heaps[names]
+        while heap and heap[0][0] != available[heap[0][1]]:  # it was given to somebody of another group meanwhile
+            heapq.heapreplace(heap, (available[heap[0][1]], heap[0][1]))
+        if not heap or heap[0][0] == math.inf:
+            return math.inf, []
+        return max(heap[0][0], floor), [heap[0][1]]
+
+    def _grant(self, lease: Lease, names: Sequence[str], now: float) -> None:
+        devices = []
+        for name in names:
+            epoch = self._raise_epoch(name)
+            self._set("exporter", name, replace(self.exporters[name], used=now))
+            devices.append(Held(exporter=name, epoch=epoch))
+        self._move(lease, State.PREPARING, now, devices=tuple(devices), granted=now)
+
+    def _raise_epoch(self, name: str) -> int:
+        exporter = self.exporters[name]
+        self._set("exporter", name, replace(exporter, epoch=exporter.epoch + 1))
+        return exporter.epoch + 1
+
+    # ---- how leases go on
+
+    def _heard(self, lease: Lease, held: Held, phase: Phase, reason: str, now: float) -> None:
+        """An exporter has said something about the lease that it has."""
+        if phase in (Phase.ENDING, Phase.IDLE) and lease.state in ACTIVE:
+            self.end(lease.id, reason or f"exporter {held.exporter} ended it", now)
+            lease = self.leases[lease.id]
+        if phase is Phase.IDLE or (phase is Phase.READY and held.phase is Phase.PREPARING):
+            self._device(lease, held.exporter, phase, now)
+
+    def _device(self, lease: Lease, exporter: str, phase: Phase, now: float) -> None:
+        devices = tuple(replace(held, phase=phase) if held.exporter == exporter else held for held in lease.devices)
+        lease = replace(lease, devices=devices)
+        self._set("lease", lease.id, lease)
+        if lease.state is State.PREPARING and all(held.phase is Phase.READY for held in devices):
+            self._move(lease, State.READY, now, ready=now, ends=now + lease.duration)
+        elif lease.state is State.ENDING and all(held.phase is Phase.IDLE for held in devices):
+            self._move(lease, State.ENDED, now, ended=now)
+
+    def _pass_time(self, lease: Lease, now: float) -> None:
+        away = self._absent.get(lease.id)
+        if lease.state is State.ENDED:
+            if lease.ended is not None and lease.ended + self._retention <= now:
+                self._set("lease", lease.id, None)
+                return
+        elif lease.state is State.ENDING:
+            if self._is_out_of_reach(lease) <= now:
+                self._move(lease, State.ENDED, now, ended=now)
+        elif away is not None and away + self._holder_grace <= now:
+            self.end(lease.id, "its holder was gone", now)
+        elif lease.state is State.QUEUED and lease.give_up is not None and lease.give_up <= now:
+            waited = text(now - lease.created) if now > lease.created else "at once"
+            self.end(lease.id, f"nothing was free {'within ' if now > lease.created else ''}{waited}", now)
+        elif lease.state is State.PREPARING and (lease.granted or now) + self._prepare_limit <= now:
+            self.end(lease.id, f"it was not ready within {text(self._prepare_limit)}", now)
+        elif lease.state is State.READY and lease.ends is not None and lease.ends <= now:
+            self.end(lease.id, "its time was over", now)
+        if (kept := self.leases.get(lease.id)) is not None:
+            self._note_due(kept, now)
+
+    def _is_out_of_reach(self, lease: Lease) -> float:
+        """When a lease that ends is to be taken for over though not all of its exporters have said so."""
+        left = [held.exporter for held in lease.devices if held.phase is not Phase.IDLE]
+        presences = [self._presence[name] for name in left if name in self._presence]
+        if any(presence.online for presence in presences):
+            return math.inf
+        return max([lease.ends or 0.0, *(presence.since for presence in presences)]) + self._offline_ending
+
+    def _note_due(self, lease: Lease, now: float) -> None:
+        """Have :meth:`_pass_time` look at a lease when something may be due."""
+        times = []
+        if lease.state is State.ENDED:
+            times.append((lease.ended or now) + self._retention)
+        elif lease.state is State.ENDING:
+            times.append(self._is_out_of_reach(lease))
+        else:
+            if lease.id in self._absent:
+                times.append(self._absent[lease.id] + self._holder_grace)
+            if lease.state is State.QUEUED:
+                times += [
+                    time
+                    for time in (lease.begin, lease.give_up)
+                    if time is not None and (time > now or time == lease.give_up)
+                ]
+            elif lease.state is State.PREPARING:
+                times.append((lease.granted or now) + self._prepare_limit)
+            elif lease.ends is not None:
+                times.append(lease.ends)
+        if times and (time := min(times)) < math.inf:
+            heapq.heappush(self._due, (time, lease.id))
+
+    def _end_those_of(self, client: str, reason: str, now: float) -> None:
+        for lease in [lease for lease in self.leases.values() if lease.client == client]:
+            if lease.state is State.QUEUED or lease.state in ACTIVE:
+                self.end(lease.id, reason, now)
+
+    # ---- why
+
+    def _why(
+        self,
+        client: str,
+        exporter: Exporter,
+        wants: Sequence[Want],
+        allow_disabled: bool,
+        reserved: dict[str, _Reservation],
+        now: float,
+    ) -> tuple[Code, str]:
+        name = exporter.name
+        fitting = [want for want in wants if want.exporter in (None, name)]
+        if not any(selector.parse(want.selector).matches(exporter.labels) for want in fitting):
+            other = f"it is not {' or '.join(str(want.exporter) for want in wants)}"
+            return Code.MISMATCH, selector.parse(fitting[0].selector).mismatch(exporter.labels) if fitting else other
+        access = self.access(client, name)
+        if not access.lease:
+            return Code.NO_ACCESS, f"no policy lets {client} lease it"
+        if exporter.disabled is not None and not (allow_disabled and access.manage):
+            return Code.DISABLED, f"it is in maintenance: {exporter.disabled}"
+        presence = self._presence[name]
+        lease = self.leases.get(self._held.get(name, ""))
+        if lease is not None and lease.state in ACTIVE:
+            until = "" if lease.ends is None else f" for {text(lease.ends - now)} more at most"
+            who = lease.client if access.see or access.manage or lease.client == client else "somebody"
+            return Code.IN_USE, f"{who} has it{until}"
+        if not presence.online:
+            return Code.OFFLINE, f"it has been offline for {text(now - presence.since)}"
+        if name not in self._free:
+            return Code.CLEANING, "it is being cleaned up after a lease"
+        if name in reserved:
+            return Code.RESERVED, f"a request ahead will have it in {text(reserved[name].start - now)}"
+        return Code.AVAILABLE, "it is free"
+
+    # ---- bookkeeping
+
+    def _lease(self, id: str) -> Lease:
+        if id not in self.leases:
+            raise NotFound(f"there is no lease {id!r}{did_you_mean(id, self.leases)}")
+        return self.leases[id]
+
+    def _new_id(self) -> str:
+        """Short enough to type, and not to be guessed from another one."""
+        while (id := "".join(secrets.choice("abcdefghjkmnpqrstuvwxyz23456789") for _ in range(8))) in self.leases:
+            pass
+        return id
+
+    def _move(self, lease: Lease, state: State, now: float, **values: Any) -> None:
+        if state not in LEGAL[lease.state]:
+            raise RuntimeError(f"lease {lease.id}: {lease.state} cannot become {state}")
+        lease = replace(lease, state=state, **values)
+        if state is State.ENDED:
+            self._absent.pop(lease.id, None)
+        self._set("lease", lease.id, lease)
+        self._note_due(lease, now)
+
+    def _table(self, kind: str) -> dict[str, Any]:
+        tables: dict[str, dict[str, Any]] = {
+            "client": self.clients,
+            "exporter": self.exporters,
+            "policy": self.policies,
+            "lease": self.leases,
+        }
+        return tables[kind]
+
+    def _set(self, kind: Kind, name: str, record: Any) -> None:
+        table = self._table(kind)
+        old = table.get(name)
+        if record is None:
+            del table[name]
+        else:
+            table[name] = record
+        earlier = self._changes.get((kind, name))
+        self._changes[kind, name] = Change(kind, name, earlier.old if earlier is not None else old, record)
+        if kind == "lease":
+            self._index(old, record)
+
+    def _index(self, old: Lease | None, new: Lease | None) -> None:
+        """Keep the queue, and who holds what, in step with a lease."""
+        if old is not None and old.state is State.QUEUED:
+            place = _place(old)
+            del self._queue[bisect_left(self._queue, place)]
+        if new is not None and new.state is State.QUEUED:
+            insort(self._queue, _place(new))
+        for held in old.devices if old is not None else ():
+            if self._held.get(held.exporter) == (old.id if old else None):
+                del self._held[held.exporter]
+        if new is not None and new.state not in (State.QUEUED, State.ENDED):
+            for held in new.devices:
+                # One that is idle already is free for others, even if the lease's other devices are not yet.
+                if held.phase is not Phase.IDLE:
+                    self._held[held.exporter] = new.id
+        for name in {held.exporter for lease in (old, new) if lease is not None for held in lease.devices}:
+            self._refresh(name)
+
+    def _refresh(self, name: str) -> None:
+        presence = self._presence.get(name)
+        observed = presence.observed if presence is not None else None
+        free = (
+            presence is not None
+            and presence.online
+            and observed is not None
+            and observed.phase is Phase.IDLE
+            and name not in self._held
+            and name in self.exporters
+        )
+        (self._free.add if free else self._free.discard)(name)
+
+    def _forget_matches(self) -> None:
+        self._access.clear()
+        self._matches.clear()
+
+
+def _place(lease: Lease) -> _Place:
+    return -lease.priority, lease.number, lease.id
+
+
+def _shown(wants: Sequence[Want]) -> str:
+    return " and ".join(want.exporter or want.selector or "any device" for want in wants)
+
+
+def _assign(choices: Sequence[Sequence[str]]) -> list[str] | None:
+    """A different one for each of ``choices``, those that come first preferred; None if there are not enough."""
+    taken: dict[str, int] = {}
+
+    def place(index: int, tried: set[str]) -> bool:
+        for name in choices[index]:
+            if name not in tried:
+                tried.add(name)
+                if name not in taken or place(taken[name], tried):
+                    taken[name] = index
+                    return True
+        return False
+
+    if not all(place(index, set()) for index in range(len(choices))):
+        return None
+    return [name for name, _ in sorted(taken.items(), key=lambda item: item[1])]
+
+
+def _earliest(options: Sequence[frozenset[str]], available: dict[str, float], floor: float) -> tuple[float, list[str]]:
+    """The earliest time, not before ``floor``, at which each option has an exporter of its own, and those; ``inf`` if never."""
+
+    def at(time: float) -> list[str] | None:
+        return _assign(
+            [
+                sorted((name for name in names if available.get(name, math.inf) <= time), key=available.__getitem__)
+                for names in options
+            ]
+        )
+
+    times = sorted({floor, *(time for time in available.values() if floor < time < math.inf)})
+    feasible = bisect_left(times, True, key=lambda time: at(time) is not None)
+    if feasible == len(times):
+        return math.inf, []
+    chosen = at(times[feasible])
+    assert chosen is not None
+    return times[feasible], chosen

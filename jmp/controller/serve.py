@@ -1,0 +1,152 @@
+"""The controller's listener: who comes in shows an identity token and gets the desk of its role."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import trio
+
+from jmp.controller.desks import AdminDesk, ClientDesk, Desk, ExporterDesk, RouterDesk
+from jmp.controller.lab import Lab
+from jmp.driver.service import method_of
+from jmp.errors import NotFound, Refused
+from jmp.link import Link, websocket
+from jmp.mux.protocol import Role as Side
+from jmp.mux.stream import multiplex
+from jmp.rpc.messages import Request
+from jmp.rpc.serve import Method, serve
+from jmp.wire.records import Role
+from jmp.wire.tokens import Identity, Verifier
+
+log = logging.getLogger("jmp.controller")
+
+TARGET: Final = "@lab"
+DESKS: Final[dict[Role, type[Desk]]] = {
+    Role.ADMIN: AdminDesk,
+    Role.CLIENT: ClientDesk,
+    Role.EXPORTER: ExporterDesk,
+    Role.ROUTER: RouterDesk,
+}
+STOPPING: Final = (1001, "the controller is stopping")
+
+Other = Callable[[websocket.UpgradeRequest], Awaitable[Callable[[Link], Awaitable[None]]]]
+"""Lets in those who come with a token that is no identity: the router's business, when one runs in this process."""
+
+
+class Door:
+    """Authenticates, and keeps every connection at the desk of its role for as long as its token is good."""
+
+    def __init__(self, lab: Lab, other: Other | None = None) -> None:
+        self.lab = lab
+        self.connections = 0
+        """Open ones; for the metrics."""
+        self._other = other
+
+    async def authenticate(self, request: websocket.UpgradeRequest) -> Identity | Callable[[Link], Awaitable[None]]:
+        """Who that is. Raises ``Refused``, which the log gets with the peer."""
+        if request.token is None:
+            raise Refused("an identity token is needed: an admin makes one with jmp admin create")
+        try:
+            return self._known(request.token)
+        except Refused:
+            if self._other is None:
+                raise
+            try:
+                return await self._other(request)
+            except Refused:
+                pass  # it is neither; the identity's reason is the one to tell
+            raise
+
+    def _known(self, token: str) -> Identity:
+        who = self._verifier().identity(token)
+        view = self.lab.view
+        record = view.token.get(who.id)
+        if record is None:
+            raise Refused("this token is not one of this lab's, or was deleted")
+        if who.role is Role.CLIENT:
+            client = view.client.get(who.name)
+            if client is None:
+                raise Refused(f"there is no client {who.name} any more")
+            if client.disabled is not None:
+                raise Refused(f"client {who.name} is disabled: {client.disabled}")
+        elif who.role is Role.EXPORTER and who.name not in view.exporter:
+            raise Refused(f"there is no exporter {who.name} any more")
+        return who
+
+    def _verifier(self) -> Verifier:
+        news = self.lab.key_news()
+        return Verifier(news["jwks"], frozenset(news["revoked"]), clock=self.lab.clock)
+
+    async def serve_link(self, link: Link, who: Identity | Callable[[Link], Awaitable[None]]) -> None:
+        """Serve one connection until it ends, or its token is good no longer."""
+        if not isinstance(who, Identity):
+            await who(link)
+            return
+        desk = DESKS[who.role](self.lab, who, link.peer)
+        self.connections += 1
+        log.info("%s: %s %s is connected", link.peer, who.role, who.name)
+        try:
+            answer = serve(partial(_resolve, desk), tracebacks=False)
+            async with multiplex(link, Side.LISTENER, serve=answer, watch=True) as connection:
+                connection.farewell = STOPPING
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._until_revoked, who, connection, nursery.cancel_scope)
+                    error = await connection.wait_over()
+                    log.info("%s: %s %s is gone: %s", link.peer, who.role, who.name, error)
+                    nursery.cancel_scope.cancel()
+        finally:
+            self.connections -= 1
+
+    async def _until_revoked(self, who: Identity, connection: Any, scope: trio.CancelScope) -> None:
+        with self.lab.news.listen("keys", ("client", who.name), ("exporter", who.name)) as listener:
+            while (reason := self._refusal(who)) is None:
+                with trio.move_on_after(max(who.expires - self.lab.clock(), 0.0)):
+                    await listener.wait()
+        log.info("%s: %s %s is sent away: %s", connection.link.peer, who.role, who.name, reason)
+        connection.farewell = (1008, reason)
+        scope.cancel()
+
+    def _refusal(self, who: Identity) -> str | None:
+        """Why somebody who is connected may be so no longer."""
+        view = self.lab.view
+        record = view.token.get(who.id)
+        if record is None or record.revoked is not None:
+            return "its token was revoked"
+        if who.expires <= self.lab.clock():
+            return "its token has expired"
+        if who.role is Role.CLIENT:
+            client = view.client.get(who.name)
+            if client is None or client.disabled is not None:
+                return f"client {who.name} is disabled" if client is not None else f"client {who.name} was deleted"
+        return None
+
+
+def _resolve(desk: Desk, request: Request) -> Method:
+    if request.target != TARGET:
+        raise NotFound(f"a controller has {TARGET} only, not {request.target!r}: devices are used at their exporters")
+    return method_of(desk, request)
+
+
+async def serve_controller(
+    lab: Lab,
+    listeners: Sequence[trio.SocketListener],
+    tls: Any,
+    *,
+    other: Other | None = None,
+    pages: Any = None,
+    beside: Sequence[Callable[..., Awaitable[None]]] = (),
+    task_status: trio.TaskStatus[Door] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Be a controller until cancelled. ``beside`` are tasks of the same process, such as the HTTP listener."""
+    door = Door(lab, other)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lab.run)
+        for task in beside:
+            await nursery.start(task)
+        await nursery.start(
+            partial(websocket.serve, listeners, door.authenticate, door.serve_link, tls=tls, pages=pages or {})
+        )
+        task_status.started(door)

@@ -1,0 +1,324 @@
+"""An exporter in a lab: it does what the controller desires, and tells the controller what is.
+
+Theory of operation. Both are levels, not events: whatever was lost or doubled on the way, saying both again after a reconnect
+puts things right. ``_desired`` is what the controller said last. :meth:`LabExporter._work` compares it with the present
+:class:`~jmp.exporter.hold.Hold` and begins, renews or ends that. ``_observed`` is what is; a task tells it to the controller
+whenever it has changed. A controller that is away changes nothing here: a hold goes on until its time is over.
+
+What must outlive this process is in one small file: the newest epoch, and whether an afterLease is owed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+import jmp
+from jmp.driver.tree import Tree
+from jmp.errors import ConfigError, JmpError, LabError, ProtocolViolation, Refused
+from jmp.exporter.config import ExporterConfig
+from jmp.exporter.hold import Hold, Visit
+from jmp.exporter.hooks import HookFailed
+from jmp.link import Link, websocket
+from jmp.rpc.call import Caller
+from jmp.rpc.reconnect import keep_connected
+from jmp.wire.records import Desired, Grant, Observed, Phase, from_wire, to_wire
+from jmp.wire.tokens import SessionClaims, Verifier
+
+log = logging.getLogger("jmp.exporter")
+
+TARGET: Final = "@lab"
+FAREWELL_SECONDS: Final = 5.0
+"""How long a stopping exporter tries to tell its controller how its last lease ended."""
+ROUTER_SECONDS: Final = 20.0
+"""How long it tries to reach a router where a client waits."""
+
+
+@dataclass
+class Memory:
+    """What an exporter keeps in its state directory: the newest epoch it has heard of, and the lease whose afterLease is owed."""
+
+    file: Path
+    epoch: int = 0
+    owed: dict[str, str] | None = field(default=None)
+
+    @classmethod
+    def load(cls, file: Path) -> Memory:
+        """Raises ``ConfigError`` if the file cannot be read; a missing one is new."""
+        try:
+            text = file.read_text()
+        except FileNotFoundError:
+            return cls(file)
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+        try:
+            value = json.loads(text)
+            return cls(file, int(value["epoch"]), value["owed"])
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f"{file} is damaged: remove it once no lease of this exporter runs") from None
+
+    def save(self) -> None:
+        """Write it, durably, whole or not at all. Raises ``LabError``."""
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            new = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+            with new.open("w") as opened:
+                json.dump({"epoch": self.epoch, "owed": self.owed}, opened)
+                opened.flush()
+                os.fsync(opened.fileno())
+            new.replace(self.file)
+        except OSError as error:
+            raise LabError(f"{self.file} cannot be written: {error.strerror}") from error
+
+
+class LabExporter:
+    """One exporter's part in its lab; :meth:`run` is all of it.
+
+    ``dial`` connects to the controller, ``endpoints`` are where clients may reach this exporter directly, each ``{url,
+    fingerprint}``.
+    """
+
+    def __init__(
+        self,
+        config: ExporterConfig,
+        memory: Memory,
+        dial: Callable[[], Any],
+        endpoints: Sequence[Mapping[str, Any]] = (),
+        *,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.config = config
+        self.hold: Hold | None = None
+        self.connected = False
+        self._memory = memory
+        self._dial = dial
+        self._endpoints = [dict(endpoint) for endpoint in endpoints]
+        self._wall_clock = wall_clock
+        self._desired = Desired(epoch=memory.epoch)
+        self._observed = Observed(epoch=memory.epoch)
+        self._finished = ""
+        self._skew = 0.0
+        self._verifier: Verifier | None = None
+        self._stop: HookFailed | None = None
+        self._news = trio.lowlevel.ParkingLot()
+        self._changes = trio.lowlevel.ParkingLot()
+        self._told: Observed | None = None
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take part in the lab until cancelled; then the present lease is ended in order, and the controller told.
+
+        Raises the failure of a hook whose ``onFailure`` is ``exit``.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            control = trio.CancelScope(shield=True)
+            nursery.start_soon(self._stay_connected, control)
+            task_status.started()
+            try:
+                await self._work()
+            finally:
+                with trio.move_on_after(FAREWELL_SECONDS, shield=True):
+                    while self.connected and self._told != self._observed:
+                        await self._changes.park()
+                control.cancel()
+                nursery.cancel_scope.cancel()
+
+    # ---- the present lease
+
+    async def _work(self) -> None:
+        if self._memory.owed is not None:
+            await self._settle_what_is_owed(self._memory.owed)
+        while self._stop is None:
+            grant = self._desired.grant
+            if grant is None or grant.lease == self._finished:
+                await self._news.park()
+                continue
+            self._remember(self._desired.epoch, {"lease": grant.lease, "client": grant.client})
+            hold = self.hold = Hold(grant, self._desired.epoch, self._hold_changed)
+            log.info("lease %s of %s begins%s", grant.lease, grant.client, _context(grant))
+            self._hold_changed()
+            await hold.run(self.config)
+            await self._settled(hold)
+        raise self._stop
+
+    async def _settled(self, hold: Hold) -> None:
+        self._finished = hold.grant.lease
+        if isinstance(hold.failure, HookFailed) and hold.failure.hook.on_failure == "exit":
+            self._stop = hold.failure
+        self._remember(self._memory.epoch, None)
+        self._observed = replace(self._observed, phase=Phase.IDLE, attached=0)
+        self._observe()
+
+    async def _settle_what_is_owed(self, owed: Mapping[str, str]) -> None:
+        """The process ended in the middle of a lease: nobody is let in before its afterLease has run."""
+        log.warning("lease %s of %s was cut off: cleaning up after it", owed["lease"], owed["client"])
+        grant = Grant(lease=owed["lease"], client=owed["client"], duration=0.0, remaining=0.0)
+        hold = self.hold = Hold(grant, self._memory.epoch, self._hold_changed)
+        await hold.settle(self.config, "the exporter was restarted")
+        await self._settled(hold)
+
+    def _hold_changed(self) -> None:
+        hold = self.hold
+        if hold is None:
+            return
+        phase = Phase.ENDING if hold.phase is Phase.IDLE else hold.phase  # idle is said once that is on the disk
+        self._observed = Observed(
+            epoch=hold.epoch,
+            lease=hold.grant.lease,
+            phase=phase,
+            reason=hold.reason,
+            attached=len(hold.visits),
+        )
+        self._observe()
+
+    def _observe(self) -> None:
+        self._changes.unpark_all()
+
+    def _remember(self, epoch: int, owed: dict[str, str] | None) -> None:
+        self._memory.epoch, self._memory.owed = epoch, owed
+        self._memory.save()
+
+    # ---- what the controller says
+
+    async def _stay_connected(self, scope: trio.CancelScope) -> None:
+        with scope:
+            await keep_connected(self._dial, self._attend, told=self._say)
+
+    def _say(self, problem: JmpError | None) -> None:
+        self.connected = problem is None
+        self._changes.unpark_all()
+        if problem is None:
+            log.info("connected to the controller")
+        elif self.hold is not None and self.hold.phase is not Phase.IDLE:
+            log.warning("no controller: %s; trying again, and lease %s goes on", problem, self.hold.grant.lease)
+        else:
+            log.warning("no controller: %s; trying again", problem)
+
+    async def _attend(self, caller: Caller) -> None:
+        registration = {
+            "labels": self.config.metadata.labels,
+            "description": self.config.description or "",
+            "version": jmp.__version__,
+            "endpoints": self._endpoints,
+            "tree": Tree(self.config.tree()).report(),
+            "observed": to_wire(self._observed),
+        }
+        self._told = None
+        async with trio.open_nursery() as nursery:
+            async with aclosing(caller.items(TARGET, "attend", (registration,), {})) as items:
+                nursery.start_soon(self._tell, caller)
+                async for item in items:
+                    self._hear(item)
+            raise LabError("the controller has ended the connection")
+
+    async def _tell(self, caller: Caller) -> None:
+        while True:
+            observed = self._observed
+            await caller.call(TARGET, "observe", (to_wire(observed),), {})
+            self._told = observed
+            self._changes.unpark_all()
+            while self._told == self._observed:
+                await self._changes.park()
+
+    def _hear(self, item: Any) -> None:
+        match item:
+            case {"desired": dict(desired)}:
+                self._wish(from_wire(Desired, desired))
+            case {"keys": {"jwks": dict(jwks), "revoked": list(revoked), "now": float(now)}}:
+                self._skew = now - self._wall_clock()
+                if abs(self._skew) > 5:
+                    log.warning(
+                        "this machine's clock is %+.0f s from the controller's, whose time is used", -self._skew
+                    )
+                self._verifier = Verifier(jwks, frozenset(revoked), clock=lambda: self._wall_clock() + self._skew)
+            case {"dial": dict(dial)}:
+                assert self._nursery is not None
+                self._nursery.start_soon(self._visit_router, dial)
+            case _:
+                log.debug("the controller said something that this version does not know")
+
+    def _wish(self, desired: Desired) -> None:
+        if desired.epoch < self._memory.epoch:
+            log.error(
+                "the controller is at epoch %d, this exporter has heard of %d: was its store restored from an old copy?"
+                " Nobody is let in before it has caught up",
+                desired.epoch,
+                self._memory.epoch,
+            )
+            return
+        self._desired = desired
+        hold, grant = self.hold, desired.grant
+        if desired.epoch > self._memory.epoch:
+            self._remember(desired.epoch, self._memory.owed)
+        if hold is not None and not hold.over.is_set():
+            if grant is not None and grant.lease == hold.grant.lease:
+                hold.renew(grant, desired.epoch)
+            else:
+                hold.end(desired.reason or "the controller ended it")
+        elif self._observed.epoch != desired.epoch and grant is None:
+            self._observed = replace(self._observed, epoch=desired.epoch)
+            self._observe()
+        self._news.unpark_all()
+
+    # ---- who comes to use the device
+
+    def verify(self, token: str) -> SessionClaims:
+        """The claims of a session token for this exporter; raises ``Refused``."""
+        if self._verifier is None:
+            raise Refused("this exporter has no keys yet to verify tokens with: it has not reached its controller")
+        claims = self._verifier.session(token)
+        if claims.exporter != self.config.metadata.name:
+            raise Refused(f"this token is for exporter {claims.exporter}, not for {self.config.metadata.name}")
+        if claims.end != "client":
+            raise Refused("this token is not for a client's end")
+        return claims
+
+    def hold_for(self, claims: SessionClaims) -> Hold:
+        """The hold that the claims are about; raises ``Refused``."""
+        if self.hold is None or self.hold.over.is_set():
+            raise Refused(f"lease {claims.lease} is not this exporter's present one")
+        return self.hold
+
+    async def authenticate(self, request: websocket.UpgradeRequest) -> SessionClaims:
+        """For the exporter's own listener: lets in who shows a session token for the present lease."""
+        if request.token is None:
+            raise Refused("a session token is needed: use this exporter through its controller")
+        claims = self.verify(request.token)
+        self.hold_for(claims)
+        return claims
+
+    async def serve_link(self, link: Link, _: object = None) -> None:
+        """Serve one link of a client."""
+        await Visit(self).serve_link(link)
+
+    async def _visit_router(self, dial: Mapping[str, Any]) -> None:
+        """Meet a client at a router."""
+        url = dial.get("url")
+        try:
+            if not isinstance(url, str):
+                raise ProtocolViolation("the controller named no router")
+            with trio.fail_after(ROUTER_SECONDS):
+                link = await websocket.connect(
+                    url, token=dial.get("token"), fingerprint=dial.get("fingerprint"), ca=self.config.tls.ca
+                )
+        except trio.TooSlowError:
+            log.warning("router %s does not answer within %g s", url, ROUTER_SECONDS)
+            return
+        except JmpError as error:
+            log.warning("router %s: %s", url, error)
+            return
+        await self.serve_link(link)
+
+
+def _context(grant: Grant) -> str:
+    return "".join(f" {key}={value}" for key, value in sorted(grant.context.items()))

@@ -1,0 +1,171 @@
+"""The router: lets both ends of a session in, joins them, and carries messages from one to the other as they are.
+
+Theory of operation. The task of each link carries what comes from it to the other one, a message at a time; it waits until the
+other side takes it, so a slow reader slows its own sender and costs this process one message. The end of either link ends both.
+Ends watch each other through the router (pings are messages like others): a pair that carries nothing for long has lost both.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import trio
+
+import jmp
+from jmp.errors import JmpError, LabError, LinkLost, ProtocolViolation, Refused
+from jmp.link import Link, websocket
+from jmp.router.pairing import Pairing
+from jmp.rpc.call import Caller
+from jmp.rpc.reconnect import keep_connected
+from jmp.wire.tokens import SessionClaims, Verifier
+
+log = logging.getLogger("jmp.router")
+
+MEET_SECONDS: Final = 20.0
+"""How long the first of two ends waits for the other."""
+SILENCE: Final = 60.0
+"""A link that carries nothing for so long is given up: both ends would have pinged each other several times."""
+MAX_PAIRS: Final = 2000
+TARGET: Final = "@lab"
+
+
+@dataclass(eq=False)
+class _Party:
+    """One link and, once they have met, the other one."""
+
+    link: Link
+    met: trio.Event
+    other: _Party | None = None
+
+
+class Router:
+    """Joins links. ``verifier`` gets what tokens are verified with, from the controller."""
+
+    def __init__(self, *, most: int = MAX_PAIRS) -> None:
+        self.verifier: Verifier | None = None
+        self.draining = False
+        self.messages = 0
+        """Carried so far; for the metrics, like :attr:`bytes`."""
+        self.bytes = 0
+        self.changed = trio.lowlevel.ParkingLot()
+        self._pairing: Pairing[_Party] = Pairing(most)
+
+    @property
+    def pairs(self) -> int:
+        """How many sessions are joined now."""
+        return self._pairing.pairs
+
+    @property
+    def waiting(self) -> int:
+        """How many links wait for their other end."""
+        return self._pairing.waiting
+
+    async def authenticate(self, request: websocket.UpgradeRequest) -> SessionClaims:
+        """Lets in who shows a session token."""
+        if request.token is None:
+            raise Refused("a session token is needed: the controller gives it")
+        if self.verifier is None:
+            raise LabError("this router has not reached its controller yet")
+        if self.draining:
+            raise LabError("this router is stopping: ask the controller for another")
+        return self.verifier.session(request.token)
+
+    async def serve_link(self, link: Link, claims: SessionClaims) -> None:
+        """Join a link with its other end, and carry what comes from it, until either ends."""
+        party = _Party(link, trio.Event())
+        other = self._pairing.arrive(claims.session, claims.end, party)
+        try:
+            if other is not None:
+                party.other, other.other = other, party
+                party.met.set()
+                other.met.set()
+                log.info("session %s: %s and exporter %s have met", claims.session, claims.client, claims.exporter)
+                self.changed.unpark_all()
+            with trio.move_on_after(MEET_SECONDS):
+                await party.met.wait()
+            if party.other is None:
+                missing = "exporter" if claims.end == "client" else "client"
+                await link.aclose(1013, f"the {missing} did not come within {MEET_SECONDS:g} s")
+                return
+            await self._carry(link, party.other.link)
+        finally:
+            self._pairing.leave(claims.session, party)
+            self.changed.unpark_all()
+
+    async def _carry(self, source: Link, sink: Link) -> None:
+        code, reason = 1001, "the other end is gone"
+        with trio.CancelScope() as silent:
+            try:
+                while True:
+                    silent.deadline = trio.current_time() + SILENCE
+                    message = await source.receive()
+                    self.messages += 1
+                    self.bytes += len(message)
+                    if not sink.send_nowait((message,)):
+                        silent.deadline = float("inf")  # it is the sink that is slow
+                        await sink.send((message,))
+            except (LinkLost, ProtocolViolation) as error:
+                log.debug("%s: %s", source.peer, error)
+            except trio.Cancelled:
+                if not silent.cancel_called:
+                    code, reason = 1012, "the router is stopping"
+                raise
+            finally:
+                with trio.CancelScope(shield=True):
+                    await sink.aclose(code, reason)
+
+
+async def attend(
+    router: Router, dial: Callable[[], Awaitable[Link]], url: str, fingerprint: str | None, *, capacity: int = MAX_PAIRS
+) -> None:
+    """Take part in a lab as a router, reached at ``url``, until cancelled: get the keys, tell the load."""
+
+    async def use(caller: Caller) -> None:
+        registration = {"url": url, "fingerprint": fingerprint, "capacity": capacity, "version": jmp.__version__}
+        async with trio.open_nursery() as nursery:
+            async with aclosing(caller.items(TARGET, "route", (registration,), {})) as items:
+                router.verifier = verifier_of(await anext(items))
+                nursery.start_soon(_tell_load, router, caller)
+                async for item in items:
+                    router.verifier = verifier_of(item)
+            raise LabError("the controller has ended the connection")
+
+    def say(problem: JmpError | None) -> None:
+        if problem is None:
+            log.info("connected to the controller")
+        else:
+            log.warning("no controller: %s; trying again, %d sessions go on", problem, router.pairs)
+
+    await keep_connected(dial, use, told=say)
+
+
+def verifier_of(item: Any) -> Verifier:
+    """What a controller says of its keys. Raises ``ProtocolViolation``."""
+    match item:
+        case {"keys": {"jwks": dict(jwks), "revoked": list(revoked)}}:
+            return Verifier(jwks, frozenset(revoked))
+    raise ProtocolViolation("the controller sent no keys")
+
+
+async def _tell_load(router: Router, caller: Caller) -> None:
+    told: tuple[int, bool] | None = None
+    while True:
+        now = router.pairs + router.waiting, router.draining
+        if now != told:
+            await caller.call(TARGET, "load", now, {})
+            told = now
+        else:
+            await router.changed.park()
+
+
+async def drain(router: Router, seconds: float) -> None:
+    """Take no more sessions, and wait until those there are have ended, ``seconds`` at most."""
+    router.draining = True
+    router.changed.unpark_all()
+    with trio.move_on_after(seconds), suppress(LinkLost):
+        while router.pairs + router.waiting:
+            await router.changed.park()
