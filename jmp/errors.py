@@ -95,6 +95,12 @@ class LinkLost(LabError):
     code = "link-lost"
 
 
+class Conflict(LabError):
+    """Somebody else changed the same thing in the meantime, so nothing was changed."""
+
+    code = "conflict"
+
+
 class ProtocolViolation(LabError):
     """The other side broke the protocol: another program or an incompatible version is at work there."""
 

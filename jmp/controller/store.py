@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from jmp.errors import LabError
+from jmp.errors import Conflict
 from jmp.wire.records import Client, Exporter, Lease, Policy, Token
+
+__all__ = ["KINDS", "Change", "Conflict", "Record", "Store"]
 
 Record = Client | Exporter | Policy | Token | Lease
 
@@ -35,12 +37,6 @@ class Change:
     new: Record | None
 
 
-class Conflict(LabError):
-    """Somebody else changed a record in the meantime, so nothing was changed. Read the store again."""
-
-    code = "conflict"
-
-
 class Store(ABC):
     """Records by kind and name. The store keeps a version of each by itself, so it notices if somebody else changed one.
 
@@ -48,13 +44,17 @@ class Store(ABC):
     is not known any more.
     """
 
+    commits: int = 0
+    """Transactions so far; for the metrics, like :attr:`commit_seconds`, the time that they took."""
+    commit_seconds: float = 0.0
+
     @abstractmethod
     async def load(self) -> list[tuple[str, str, Record]]:
         """Kind, name and record of all there is. From here on the store takes changes of that."""
 
     @abstractmethod
     async def commit(self, changes: Sequence[Change]) -> None:
-        """Make all of ``changes``, or none. They are durable when this returns.
+        """Make all of ``changes`` (one for each record at most), or none. They are durable when this returns.
 
         Raises :class:`Conflict` if one of the records is not any more as this store knew it. Cancelled, they may or may not be
         made.

@@ -1,0 +1,307 @@
+"""The embedded store: one SQLite file, for one controller.
+
+Theory of operation. SQLite writes in a thread of Trio's, one transaction at a time. Commits that come up meanwhile wait for the
+lock; whoever gets it next takes all of them into one transaction, each in a savepoint of its own, so that a conflict of one rolls
+back that one alone. With ``synchronous=FULL`` a transaction has reached the disk when COMMIT returns: only then does anybody hear
+of it. Any other failure stops the store for good.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import monotonic
+from typing import Final, TypeVar
+
+import trio
+
+from jmp.controller.store import KINDS, Change, Conflict, Record, Store
+from jmp.errors import Busy, JmpError, LabError
+from jmp.wire.records import from_wire, to_wire
+
+FILE: Final = "lab.db"
+LOCK: Final = "lab.lock"
+
+SCHEMA: Final = (
+    """
+    CREATE TABLE record (
+        kind TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, value TEXT NOT NULL,
+        PRIMARY KEY (kind, name)
+    ) WITHOUT ROWID;
+    CREATE TABLE last (version INTEGER NOT NULL);
+    INSERT INTO last VALUES (0);
+    """,
+)
+"""The steps from an empty file to the present schema, only ever added to. A file's ``user_version`` is how many it has seen.
+
+SQLite 3.34 has to understand them, and all else here: that is what RHEL 9 gives to its Python.
+"""
+
+Key = tuple[str, str]
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class _Commit:
+    """One call of :meth:`SqliteStore.commit`. ``expected`` are the versions that the records had for its caller."""
+
+    changes: Sequence[Change]
+    expected: dict[Key, int | None]
+    done: bool = False
+    conflict: Conflict | None = None
+    versions: dict[Key, int | None] = field(default_factory=dict)
+
+
+class SqliteStore(Store):
+    """Made by :meth:`open`."""
+
+    def __init__(self, file: Path, database: sqlite3.Connection, lock: int) -> None:
+        self._file = file
+        self._database = database
+        self._lock_file = lock
+        self._versions: dict[Key, int] = {}
+        self._waiting: list[_Commit] = []
+        self._writing = trio.Lock()
+        self._threads = trio.CapacityLimiter(1)
+        self._failure: LabError | None = None
+
+    @classmethod
+    def open(cls, directory: Path, *, schema: Sequence[str] = SCHEMA) -> SqliteStore:
+        """The store in ``directory``, made if it is missing. Blocks; checks the file, and brings an older one up to date.
+
+        Raises :class:`~jmp.errors.Busy` if another process uses it, and :class:`~jmp.errors.LabError` if it cannot be used.
+        """
+        file = directory / FILE
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = _lock(directory)
+            try:
+                os.close(
+                    os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                )  # SQLite's other files get its mode
+                file.chmod(0o600)
+                with _translated(file):
+                    database = _open(file, schema)
+            except BaseException:
+                os.close(lock)
+                raise
+        except OSError as error:
+            raise LabError(f"the lab's records cannot be kept in {directory}: {error.strerror or error}") from error
+        return cls(file, database, lock)
+
+    async def load(self) -> list[tuple[str, str, Record]]:
+        """As in :class:`~jmp.controller.store.Store`."""
+        async with self._writing:
+            rows = await self._in_thread(self._rows)
+        self._versions = {(kind, name): version for kind, name, version, _ in rows}
+        return [(kind, name, self._read(kind, name, version, value)) for kind, name, version, value in rows]
+
+    async def commit(self, changes: Sequence[Change]) -> None:
+        """As in :class:`~jmp.controller.store.Store`."""
+        keys = [(change.kind, change.name) for change in changes]
+        commit = _Commit(changes, {key: self._versions.get(key) for key in keys})
+        self._waiting.append(commit)
+        try:
+            async with self._writing:
+                if not commit.done:
+                    await self._write_waiting()
+        finally:
+            if commit in self._waiting:
+                self._waiting.remove(commit)
+        if commit.conflict is not None:
+            raise commit.conflict
+
+    async def aclose(self) -> None:
+        """As in :class:`~jmp.controller.store.Store`."""
+        with trio.CancelScope(shield=True):
+            async with self._writing:
+                if self._lock_file >= 0:
+                    await trio.to_thread.run_sync(self._database.close, limiter=self._threads)
+                    os.close(self._lock_file)
+                    self._lock_file = -1
+                    self._failure = self._failure or LabError("the store is closed")
+
+    async def _write_waiting(self) -> None:
+        group, self._waiting = self._waiting, []
+        started = monotonic()
+        await self._in_thread(lambda: self._write(group))
+        self.commits += 1
+        self.commit_seconds += monotonic() - started
+        for commit in group:
+            commit.done = True
+            for key, version in commit.versions.items():
+                if version is None:
+                    self._versions.pop(key, None)
+                else:
+                    self._versions[key] = version
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        """Run it to its end, whoever is cancelled. Whoever calls it holds the lock. Anything that goes wrong is for good."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            with trio.CancelScope(shield=True), _translated(self._file):
+                result = await trio.to_thread.run_sync(function, limiter=self._threads)
+        except LabError as error:
+            self._failure = error
+            raise
+        return result
+
+    # ---- in the thread
+
+    def _rows(self) -> list[tuple[str, str, int, str]]:
+        return self._database.execute("SELECT kind, name, version, value FROM record ORDER BY kind, name").fetchall()
+
+    def _write(self, group: Sequence[_Commit]) -> None:
+        database = self._database
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            for commit in group:
+                database.execute("SAVEPOINT one")
+                try:
+                    commit.versions = dict(self._apply(commit))
+                except Conflict as conflict:
+                    commit.conflict = conflict
+                    database.execute("ROLLBACK TO one")
+                database.execute("RELEASE one")
+            database.execute("COMMIT")
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+
+    def _apply(self, commit: _Commit) -> Iterator[tuple[Key, int | None]]:
+        database = self._database
+        database.execute("UPDATE last SET version = version + 1")
+        (version,) = database.execute("SELECT version FROM last").fetchone()
+        for change in commit.changes:
+            key = kind, name = change.kind, change.name
+            expected = commit.expected[key]
+            value = None if change.new is None else json.dumps(to_wire(change.new), ensure_ascii=False)
+            if (change.old is None) != (expected is None):
+                raise _conflict(change)
+            if expected is None:
+                made = database.execute(
+                    "INSERT INTO record VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", (kind, name, version, value)
+                )
+            elif value is None:
+                made = database.execute(
+                    "DELETE FROM record WHERE kind = ? AND name = ? AND version = ?", (kind, name, expected)
+                )
+            else:
+                made = database.execute(
+                    "UPDATE record SET version = ?, value = ? WHERE kind = ? AND name = ? AND version = ?",
+                    (version, value, kind, name, expected),
+                )
+            if made.rowcount != 1:
+                raise _conflict(change)
+            yield key, None if value is None else version
+
+    def _read(self, kind: str, name: str, version: int, value: str) -> Record:
+        try:
+            return replace(from_wire(KINDS[kind], json.loads(value)), version=version)
+        except (KeyError, ValueError, JmpError) as error:
+            raise LabError(f"{self._file}: {kind} {name} cannot be read ({error}): restore a backup") from error
+
+
+def _conflict(change: Change) -> Conflict:
+    return Conflict(f"{change.kind} {change.name} was changed by somebody else in the meantime")
+
+
+# ---- files
+
+
+def back_up(directory: Path, copy: Path) -> None:
+    """Copy the records of the lab in ``directory`` as they are at one moment, whether a controller uses them or not. Blocks.
+
+    ``copy`` is replaced, whole or not at all, and readable by its owner only. Raises :class:`~jmp.errors.LabError`.
+    """
+    file = directory / FILE
+    if not file.is_file():
+        raise LabError(f"there is no lab in {directory}: {FILE} is missing")
+    with _translated(file), closing(_connect(file)) as database:
+        _copy(database, copy)
+
+
+def _lock(directory: Path) -> int:
+    """Keep every other process out, until the descriptor is closed. Raises ``Busy``."""
+    lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(lock, 20).decode("ascii", "replace").strip()
+        os.close(lock)
+        raise Busy(f"another controller (process {holder or 'unknown'}) uses {directory}") from None
+    os.ftruncate(lock, 0)
+    os.write(lock, b"%d\n" % os.getpid())
+    return lock
+
+
+def _open(file: Path, schema: Sequence[str]) -> sqlite3.Connection:
+    database = _connect(file)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        faults = [row[0] for row in database.execute("PRAGMA integrity_check(1)")]
+        if faults != ["ok"]:
+            raise LabError(f"{file} is damaged ({faults[0]}): restore a backup")
+        _migrate(file, database, schema)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _connect(file: Path) -> sqlite3.Connection:
+    # Every use of it is in turn, though not in one and the same thread.
+    return sqlite3.connect(file, timeout=10.0, isolation_level=None, check_same_thread=False)
+
+
+def _migrate(file: Path, database: sqlite3.Connection, schema: Sequence[str]) -> None:
+    (present,) = database.execute("PRAGMA user_version").fetchone()
+    if present > len(schema):
+        raise LabError(
+            f"{file} is from a later version of jmp (its schema is {present}, this one knows up to {len(schema)}):"
+            f" use that version, or restore a backup"
+        )
+    if 0 < present < len(schema):
+        _copy(database, file.with_name(f"{FILE}.before-{len(schema)}"))
+    for number in range(present, len(schema)):
+        # One transaction, so that the file is always at one of the steps. executescript() commits what is open before it.
+        try:
+            database.executescript(f"BEGIN IMMEDIATE; {schema[number]}; PRAGMA user_version = {number + 1}; COMMIT;")
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+
+
+def _copy(database: sqlite3.Connection, copy: Path) -> None:
+    new = copy.with_name(f".{copy.name}.{os.getpid()}")
+    try:
+        os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            with closing(sqlite3.connect(new, isolation_level=None)) as target:
+                database.backup(target)
+                target.execute("PRAGMA journal_mode = DELETE")  # one file, without companions
+            with new.open("rb") as written:
+                os.fsync(written.fileno())
+            new.replace(copy)
+        finally:
+            new.unlink(missing_ok=True)
+    except OSError as error:
+        raise LabError(f"{copy} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _translated(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise LabError(f"the lab's records in {file} cannot be used: {error}") from error
