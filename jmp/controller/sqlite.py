@@ -217,7 +217,7 @@ def _conflict(change: Change) -> Conflict:
 # ---- files
 
 
-def back_up(directory: Path, copy: Path) -> None:
+def backup(directory: Path, copy: Path) -> None:
     """Copy the records of the lab in ``directory`` as they are at one moment, whether a controller uses them or not. Blocks.
 
     ``copy`` is replaced, whole or not at all, and readable by its owner only. Raises :class:`~jmp.errors.LabError`.

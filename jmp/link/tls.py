@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import ssl
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from jmp.errors import ConfigError, ProtocolViolation, Refused, UsageError
+
+log = logging.getLogger(__name__)
 
 _RECORD: Final = 16 << 10  # most plaintext bytes in one TLS record (RFC 8446, section 5.1)
 
@@ -41,6 +45,102 @@ def server_context(certificate: str | os.PathLike[str], key: str | os.PathLike[s
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"cannot use the certificate {certificate}: {error}") from error
     return context
+
+
+def self_signed(file: Path, name: str) -> str:
+    """Make a key and a certificate of its own, if ``file`` is missing; return the fingerprint by which clients pin it.
+
+    It is good for ten years; nothing but its fingerprint is ever checked. Raises :class:`~jmp.errors.ConfigError`.
+    """
+    pem = read_private(file)
+    if pem is None:
+        pem = _self_signed(name)
+        write_private(file, pem)
+    try:
+        return fingerprint_of(ssl.PEM_cert_to_DER_cert(first_certificate(pem.decode("ascii"))))
+    except ValueError as error:
+        raise ConfigError(f"{file} holds no certificate: remove it, and a new one is made") from error
+
+
+def first_certificate(pem: str) -> str:
+    """The first certificate of a PEM text, without what else is in it. Raises ``ValueError`` if there is none."""
+    _, begin, rest = pem.partition("-----BEGIN CERTIFICATE-----")
+    body, end, _ = rest.partition("-----END CERTIFICATE-----")
+    if not end:
+        raise ValueError("there is no certificate in it")
+    return f"{begin}{body}{end}\n"
+
+
+def _self_signed(name: str) -> bytes:
+    from datetime import UTC, datetime, timedelta
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"jmp {name}"[:64])])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=3650))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM) + private
+
+
+def read_private(file: Path) -> bytes | None:
+    """What :func:`write_private` wrote; None if it is missing. One that others could read is made private, and that is logged.
+
+    Raises :class:`~jmp.errors.ConfigError`.
+    """
+    try:
+        with file.open("rb") as opened:
+            if os.fstat(opened.fileno()).st_mode & 0o077:
+                log.warning(
+                    "%s could be read by others than its owner: that is changed, but its key may be known", file
+                )
+                os.fchmod(opened.fileno(), 0o600)
+            return opened.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def write_private(file: Path, content: bytes) -> None:
+    """Write a file that only its owner can read, whole or not at all; it is on the disk when this returns.
+
+    Its directory is made if it is missing. Raises :class:`~jmp.errors.ConfigError`.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        new = file.with_name(f".{file.name}.{os.getpid()}")
+        new.unlink(missing_ok=True)  # of a process of the same number that was killed
+        try:
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
+                opened.write(content)
+                opened.flush()
+                os.fsync(opened.fileno())
+            new.replace(file)
+        finally:
+            new.unlink(missing_ok=True)
+        directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror or error}") from error
 
 
 def fingerprint_of(certificate: bytes) -> str:
