@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from jmp.errors import ConfigError, ProtocolViolation, Refused, UsageError
+from jmp.errors import ConfigError, LabError, ProtocolViolation, Refused, Timeout, UsageError
+from jmp.link.address import Address, parse
 
 log = logging.getLogger(__name__)
 
+_MOST_PEM: Final = 64 << 10
 _RECORD: Final = 16 << 10  # most plaintext bytes in one TLS record (RFC 8446, section 5.1)
 
 
@@ -45,6 +47,55 @@ def server_context(certificate: str | os.PathLike[str], key: str | os.PathLike[s
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"cannot use the certificate {certificate}: {error}") from error
     return context
+
+
+def fetch_ca(url: str, fingerprint: str, *, timeout: float = 15.0) -> str:
+    """Get the CA certificate (PEM) of the lab at ``url``, which nothing vouches for yet but ``fingerprint`` (SHA-256). Blocks.
+
+    Nothing secret is sent. Raises :class:`~jmp.errors.Refused` if it is another one, and :class:`~jmp.errors.LabError` or
+    :class:`~jmp.errors.Timeout` if there is none to get.
+    """
+    address = parse(url)
+    if address.scheme != "wss":
+        raise UsageError(f"a CA fingerprint needs a wss:// address, not {address}")
+    expected = normal_fingerprint(fingerprint)
+    content = _get(address, "/ca.pem", timeout)
+    try:
+        pem = first_certificate(content.decode("ascii"))
+        actual = fingerprint_of(ssl.PEM_cert_to_DER_cert(pem))
+    except ValueError:
+        raise ProtocolViolation(
+            f"what {address} gives as its CA is no certificate: is this a jmp controller?"
+        ) from None
+    if not hmac.compare_digest(actual, expected):
+        raise Refused(
+            f"the CA of {address} is not the expected one: its fingerprint is {actual}; ask the lab's admin which is right"
+        )
+    return pem
+
+
+def _get(address: Address, path: str, timeout: float) -> bytes:
+    import http.client
+
+    connection = http.client.HTTPSConnection(
+        address.host, address.port, timeout=timeout, context=client_context(pinned=True)
+    )
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise LabError(f"{address} has no CA to give (it answered {answer.status}): is this a jmp controller?")
+        return answer.read(_MOST_PEM)
+    except TimeoutError as error:
+        raise Timeout(f"{address} did not answer in time") from error
+    except ssl.SSLError as error:
+        raise ProtocolViolation(f"{address}: the TLS handshake failed: {error.reason or error}") from error
+    except http.client.HTTPException as error:
+        raise ProtocolViolation(f"{address} does not speak HTTP: is this a jmp controller?") from error
+    except OSError as error:
+        raise LabError(f"cannot reach {address}: {error.strerror or error}") from error
+    finally:
+        connection.close()
 
 
 def self_signed(file: Path, name: str) -> str:

@@ -52,6 +52,7 @@ _READ: Final = 256 << 10  # bytes read at once; measured, like the next one, see
 _SEND_BUFFER: Final = 1 << 20
 _MAX_BUFFERS: Final = 512  # below IOV_MAX of every system
 _CLOSED_HERE: Final = "this side closed the connection"
+_NO_PAGES: Final[Mapping[str, tuple[str, bytes]]] = {}
 
 Identity = TypeVar("Identity")
 
@@ -349,6 +350,7 @@ async def serve(
     max_message: int = MAX_MESSAGE,
     max_strangers: int = 64,
     handshake_seconds: float = 10.0,
+    pages: Mapping[str, tuple[str, bytes]] = _NO_PAGES,
     task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Accept connections until cancelled; run ``handler(link, identity)`` for each one, then close it.
@@ -358,13 +360,19 @@ async def serve(
     stranger: it has ``handshake_seconds`` for everything, and at most ``max_strangers`` are served at once (more are
     closed at once). What goes wrong with one connection is logged and never ends the others. Reports itself started once
     it accepts; the listeners are closed at the end.
+
+    ``pages`` are for everybody: by path their content type and content, such as the CA that a client needs before it trusts us.
     """
-    server = _Server(authenticate, handler, tls, max_message, max_strangers, handshake_seconds)
+    server = _Server(authenticate, handler, tls, max_message, max_strangers, handshake_seconds, pages)
     await trio.serve_listeners(server.serve, list(listeners), task_status=task_status)
 
 
 class _Rejected(Exception):
     """The client was answered with an HTTP error; the text is for the log."""
+
+
+class _Shown(Exception):
+    """The client got the page that it asked for, which was all."""
 
 
 @dataclass
@@ -375,6 +383,7 @@ class _Server(Generic[Identity]):
     max_message: int
     max_strangers: int
     handshake_seconds: float
+    pages: Mapping[str, tuple[str, bytes]]
     strangers: int = 0
 
     async def serve(self, stream: trio.SocketStream) -> None:
@@ -394,6 +403,8 @@ class _Server(Generic[Identity]):
             await self._handle(link, identity)
         except* trio.TooSlowError:
             log.warning("%s: closed: the opening handshake took over %g s", peer, self.handshake_seconds)
+        except* _Shown as shown:
+            log.info("%s: %s", peer, _leaves(shown)[0])
         except* LinkLost as errors:
             log.info("%s: %s", peer, "; ".join(str(error) for error in _leaves(errors)))
         except* (JmpError, _Rejected) as errors:
@@ -416,6 +427,10 @@ class _Server(Generic[Identity]):
         if self.tls is not None:
             await pipe.start_tls(Tls(self.tls, server_side=True))
         head, early = await self._read_head(pipe)
+        path = head.split(b" ", 2)[1].decode("latin-1")
+        if path in self.pages:
+            await _answer(pipe, "200 OK", *self.pages[path])
+            raise _Shown(f"was shown {path}")
         connection = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
         try:
             connection.receive_data(head)
@@ -461,17 +476,20 @@ class _Server(Generic[Identity]):
 
 
 async def _reject(pipe: _Pipe, status: str, reason: str, *headers: tuple[str, str]) -> NoReturn:
-    body = reason.encode()
+    await _answer(pipe, status, "text/plain; charset=utf-8", reason.encode(), *headers)
+    raise _Rejected(f"answered {status}: {reason}")
+
+
+async def _answer(pipe: _Pipe, status: str, content_type: str, body: bytes, *headers: tuple[str, str]) -> None:
     lines = [
         f"HTTP/1.1 {status}",
-        "Content-Type: text/plain; charset=utf-8",
+        f"Content-Type: {content_type}",
         f"Content-Length: {len(body)}",
         "Connection: close",
         *(f"{name}: {value}" for name, value in headers),
     ]
     pipe.write(["\r\n".join([*lines, "", ""]).encode(), body])
     await pipe.flush()
-    raise _Rejected(f"answered {status}: {reason}")
 
 
 def _name(sock: trio.socket.SocketType) -> str:
