@@ -24,6 +24,7 @@ class Command(NamedTuple):
 COMMANDS: Final[dict[str, Command]] = {
     "shell": Command("jmp.cli.shell", "Use a device: a prompt with its verbs, or one command."),
     "exporter": Command("jmp.cli.exporter", "Offer a device: serve, check, list, example."),
+    "controller": Command("jmp.cli.controller", "Serve a lab: serve, backup."),
     "driver": Command("jmp.cli.driver", "What drivers there are and how they are configured."),
     "demo": Command("jmp.cli.demo", "Boot the virtual board, log in, run a command, power off."),
     "version": Command("jmp.cli.version", "Print the version."),

@@ -80,14 +80,28 @@ def serve(
         bool, typer.Option("--insecure", help="Network listeners without TLS and passphrase: tests only.")
     ] = False,
     once: Annotated[bool, typer.Option("--once", help="End when the first session has ended.")] = False,
+    announce: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST[:PORT]", help="In a lab: where clients reach the listener, if not at its address."),
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Offer a device until stopped, to one user at a time.
 
+    An exporter that has joined a lab (jmp config exporter create) serves those who have leased it there; with
+    --listen unix:PATH it serves this machine's users instead.
+
     TERM or INT end the running session in order: the user is told, hooks run, drivers close. Exit status 0.
     """
-    _log(log_level)
+    log_to_stderr(log_level)
     config = load(exporter)
+    if not any(address.startswith("unix:") for address in listen or config.addresses):
+        from jmp.cli.join import lab_of, serve_in_lab
+
+        if (lab := lab_of(config)) is not None:
+            addresses = listen or config.addresses
+            trio.run(serve_in_lab, config, lab, addresses, tls_cert, tls_key, announce or [])
+            return
     addresses = listen or config.addresses or [f"unix:{default_socket(config.metadata.name)}"]
     trio.run(_serve, config, addresses, passphrase_file, tls_cert, tls_key, insecure, once)
 
@@ -113,10 +127,10 @@ async def _serve(
     passphrase, tls, how = None, None, ""
     if remote and not insecure:
         passphrase, source = _passphrase(name, passphrase_file)
-        tls, fingerprint = _tls(name, tls_cert, tls_key)
+        tls, fingerprint = tls_of(name, tls_cert, tls_key)
         how = f" --passphrase-file {source}" + (f" --fingerprint {fingerprint}" if fingerprint else "")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_until_told, nursery.cancel_scope)
+        nursery.start_soon(until_told, nursery.cancel_scope)
 
         async def run(task_status: trio.TaskStatus[object]) -> None:
             await serve_exporter(
@@ -136,7 +150,8 @@ async def _serve(
         path.unlink(missing_ok=True)  # a moment, and nothing else is running any more
 
 
-async def _until_told(scope: trio.CancelScope) -> None:
+async def until_told(scope: trio.CancelScope) -> None:
+    """Cancel ``scope`` when this process is told to end."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             logging.getLogger("jmp.exporter").info("stopping: %s", signal.Signals(number).name)
@@ -169,53 +184,17 @@ def read_passphrase(file: Path) -> str:
     return text
 
 
-def _tls(name: str, cert: Path | None, key: Path | None) -> tuple[ssl.SSLContext, str | None]:
+def tls_of(name: str, cert: Path | None, key: Path | None) -> tuple[ssl.SSLContext, str | None]:
     """The context for listening, and the fingerprint by which clients know a self-signed certificate."""
-    from jmp.link.tls import fingerprint_of, server_context
+    from jmp.link.tls import self_signed, server_context
 
     if (cert is None) != (key is None):
         raise UsageError("--tls-cert and --tls-key belong together: give both or none")
     if cert is not None and key is not None:
         return server_context(cert, key), None
     pem = state_directory(name) / "tls.pem"
-    if not pem.exists():
-        _private(pem, _self_signed(name))
-    return server_context(pem), fingerprint_of(ssl.PEM_cert_to_DER_cert(_first_certificate(pem.read_text())))
-
-
-def _first_certificate(pem: str) -> str:
-    end = "-----END CERTIFICATE-----"
-    return (
-        "-----BEGIN CERTIFICATE-----" + pem.partition("-----BEGIN CERTIFICATE-----")[2].partition(end)[0] + end + "\n"
-    )
-
-
-def _self_signed(name: str) -> bytes:
-    """A new key and a certificate of its own, valid for ten years: clients pin its fingerprint."""
-    from datetime import UTC, datetime, timedelta
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"jmp exporter {name}"[:64])])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=3650))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return certificate.public_bytes(serialization.Encoding.PEM) + private
+    fingerprint = self_signed(pem, f"exporter {name}")
+    return server_context(pem), fingerprint
 
 
 def _private(file: Path, content: bytes) -> None:
@@ -230,7 +209,8 @@ def _private(file: Path, content: bytes) -> None:
         raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
 
 
-def _log(level: str) -> None:
+def log_to_stderr(level: str) -> None:
+    """Where a server's log goes."""
     names = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
     if level not in names:
         raise UsageError(f"--log-level takes one of {', '.join(names)}, not {level!r}")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import trio
 import typer
@@ -20,6 +20,9 @@ from jmp.client.connect import Dial, open_session, who
 from jmp.client.relay import relay
 from jmp.environment import import_path, session_directory, session_environment
 from jmp.errors import Busy, NotFound, UsageError
+
+if TYPE_CHECKING:
+    from jmp.cli.leased import Request as LeaseRequest
 
 app = new_app("Use a device.", invoke_without_command=True)
 app.info.no_args_is_help = False
@@ -54,9 +57,23 @@ def shell(
         str | None,
         typer.Option(metavar="URL", help="An exporter that listens: unix:PATH, wss://HOST:PORT, ws://HOST:PORT."),
     ] = None,
+    selector: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-l", "--selector", metavar="SELECTOR", help="Lease a device with these labels; repeat for several."
+        ),
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--name", metavar="EXPORTER", help="Lease this one; repeat for several.")
+    ] = None,
+    lease: Annotated[
+        str | None, typer.Option(metavar="ID", help="Use a lease that there is (or JMP_LEASE); it is kept afterwards.")
+    ] = None,
+    duration: Annotated[str, typer.Option("--for", metavar="DURATION", help="How long to lease for.")] = "1h",
     wait: Annotated[
         bool, typer.Option("--wait", help="Queue until the device is free; without it, fail if it is in use.")
     ] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="In a lab: do not queue.")] = False,
     passphrase_file: Annotated[
         Path | None, typer.Option(help="File with the exporter's passphrase (or JMP_PASSPHRASE).")
     ] = None,
@@ -67,12 +84,16 @@ def shell(
 
     Inside, `j DRIVER VERB` uses the device, and so do Python (`jmp.connect()`) and pytest.
     """
-    chosen = [option for option in (exporter, exporter_config, connect) if option is not None]
+    lease = lease or (os.environ.get("JMP_LEASE") if not (exporter or exporter_config or connect) else None)
+    chosen = [option for option in (exporter, exporter_config, connect, lease, selector or name or None) if option]
     if len(chosen) != 1:
         raise UsageError(
-            "jmp shell needs one of --exporter NAME, --exporter-config FILE, --connect URL"
+            "jmp shell needs one of --exporter NAME, --exporter-config FILE, --connect URL, and in a lab -l SELECTOR,"
+            " --name EXPORTER or --lease ID"
             " (to begin: jmp exporter example virtual-board > board.yaml; jmp shell --exporter-config board.yaml)"
         )
+    if lease is not None or selector or name:
+        return trio.run(_in_lab, lease or _request(selector or [], name or [], duration, no_wait), command)
     if connect is None and exporter is not None and _is_served(exporter):
         connect = f"unix:{default_socket(exporter)}"
     if connect is None:
@@ -129,6 +150,42 @@ async def _use_link(dial: Dial, wait: float | None, command: Sequence[str] | Non
                 name, motd = str(device.info.get("name", "")), str(device.info.get("motd", ""))
                 environment = session_environment(directory, url, JMP_EXPORTER=name, JMP_CLIENT=who())
                 return await _use(Running(name, motd, url, environment), command)
+
+
+def _request(selectors: Sequence[str], names: Sequence[str], duration: str, no_wait: bool) -> LeaseRequest:
+    """What to ask a lab for: one device if there is one selector or one name or one of each, else one for each of them."""
+    from jmp.cli.leased import Request
+    from jmp.wire.duration import parse
+    from jmp.wire.records import Want
+
+    if len(selectors) == len(names) == 1:
+        wants = [Want(selector=selectors[0], exporter=names[0])]
+    else:
+        wants = [Want(selector=text) for text in selectors] + [Want(exporter=text) for text in names]
+    return Request(wants, parse(duration), {"wait": 0.0} if no_wait else {})
+
+
+async def _in_lab(wish: LeaseRequest | str, command: Sequence[str] | None) -> int:
+    """A session with the devices of a lease."""
+    from jmp.cli.leased import open_tenancy
+    from jmp.client.config import current
+
+    async with _until_told() as scope:
+        with scope, session_directory() as directory:
+            async with open_tenancy(current(), wish, directory) as (tenancy, places):
+                first = places[0]
+                urls = ",".join(f"{place.exporter}={place.url}" for place in places)
+                environment = session_environment(
+                    directory,
+                    first.url,
+                    JMP_EXPORTER=first.exporter,
+                    JMP_HOSTS=urls,
+                    JMP_LEASE=tenancy.id or "",
+                    JMP_CLIENT=who(),
+                )
+                motd = "\n".join(str(place.device.info.get("motd") or "").rstrip() for place in places).strip()
+                return await _use(Running(first.exporter, motd, first.url, environment), command)
+    return 128 + signal.SIGTERM
 
 
 async def _use(running: Running, command: Sequence[str] | None) -> int:

@@ -198,7 +198,7 @@ async def dial_trio(dial: Dial) -> Link:
 
 @contextmanager
 def open_blocking(dial: Dial, *, wait: float | None = 0.0, link: BlockingLink | None = None) -> Iterator[Any]:
-    """The device at ``dial``, for threads, over ``link`` if there is one: a :class:`~jmp.driver.proxy.Blocking` :class:`Device`."""
+    """The device at ``dial``, for threads, over ``link`` if there is one: a ``Blocking`` :class:`Device`."""
     from jmp.mux.blocking import BlockingConnection
     from jmp.rpc.blocking import BlockingCaller
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jmp.client.config import ClientConfig
 from jmp.driver.proxy import Backend, Blocking
-from jmp.errors import Cancelled, JmpError, LabError, Timeout
+from jmp.errors import JmpError, LabError, Timeout
 from jmp.wire.records import Lease, State, Want, from_wire, to_wire
 
 if TYPE_CHECKING:
@@ -130,26 +130,31 @@ RELEASE_SECONDS: Final = 10.0
 """How long to try to release a lease at the end; after that it ends because its holder is gone."""
 
 
-async def find_way(lab: Lab, lease: str, exporter: str | None, attempt: Callable[[Dial], Any]) -> Any:
+async def find_way(
+    lab: Lab, config: ClientConfig, lease: str, exporter: str | None, attempt: Callable[[Dial], Any]
+) -> Any:
     """What ``attempt`` returns for the first place at which the exporter answers: its own addresses, then a router.
 
     ``attempt`` connects; it raises ``LabError`` where nothing answers. Raises the router's error if none does.
     """
     from jmp.client.connect import Dial
 
+    def way(answer: Mapping[str, Any], endpoint: Mapping[str, Any], seconds: float | None) -> Dial:
+        fingerprint = endpoint.get("fingerprint")
+        url = endpoint.get("url") or config.endpoint  # none is named: where the controller is
+        return Dial(url, answer["token"], fingerprint, None if fingerprint else config.tls.ca, True, seconds)
+
     direct = await lab.meet(lease, exporter, "direct")
     for endpoint in direct.get("endpoints", []):
         try:
-            return await attempt(
-                Dial(endpoint["url"], direct["token"], endpoint.get("fingerprint"), seconds=DIRECT_SECONDS)
-            )
+            return await attempt(way(direct, endpoint, DIRECT_SECONDS))
         except (LabError, Timeout):
             continue
     routed = await lab.meet(lease, exporter, "router")
-    endpoint = routed["endpoints"][0]
-    return await attempt(Dial(endpoint["url"], routed["token"], endpoint.get("fingerprint")))
+    return await attempt(way(routed, routed["endpoints"][0], None))
 
 
-def ended(lease: Lease) -> Cancelled:
+def ended(lease: Lease) -> JmpError:
     """What to raise when a lease ended under its holder."""
-    return Cancelled(f"lease {lease.id} has ended: {lease.reason}")
+    message = f"lease {lease.id} has ended: {lease.reason}"
+    return Timeout(message) if lease.ends is not None and lease.reason == "its time was over" else LabError(message)

@@ -506,7 +506,10 @@ class AdminDesk(ClientDesk):
     async def disable(
         self, kind: Literal["client", "exporter"], name: str, reason: str, now: bool = False
     ) -> dict[str, Any]:
-        """Keep a client from doing anything, or an exporter from being leased (maintenance); ``now``: end its present lease, too."""
+        """Keep a client from doing anything, or an exporter from being leased (maintenance).
+
+        With ``now`` the exporter's present lease is ended, too.
+        """
         answer = await self._store(kind, name, to_wire(self._record(kind, name)), {"disabled": reason}, "disable")
         lease = self.lab.view.holding.get(name) if kind == "exporter" and now else None
         if lease is not None:

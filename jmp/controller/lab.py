@@ -1,10 +1,10 @@
 """The lab: the lease engine, its durable records, and those who wait for news of them.
 
 Theory of operation. Whoever wants something changed calls the engine, which decides at once and in memory, then
-:meth:`Lab.settle`, which returns when that decision is on the disk; only then does anybody get to know of it. One task commits: all
-that came up while the last commit was under way goes into the next one, so a busy lab commits in groups. What is durable is in
-:class:`View`; all that is told to anybody (answers, what an exporter shall do, what a waiting client sees) is read from there. If
-the store fails, the lab fails: what is in memory then is not to be told.
+:meth:`Lab.settle`, which returns when that decision is on the disk; only then does anybody get to know of it. One task
+commits: all that came up while the last commit was under way goes into the next one, so a busy lab commits in groups. What is
+durable is in :class:`View`; all that is told to anybody (answers, what an exporter shall do, what a waiting client sees) is
+read from there. If the store fails, the lab fails: what is in memory then is not to be told.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class View:
             for held in getattr(change.old, "devices", ()):
                 if self.holding.get(held.exporter) == change.name:
                     del self.holding[held.exporter]
-            if change.new is not None and change.new.state not in (State.QUEUED, State.ENDED):
+            if isinstance(change.new, Lease) and change.new.state not in (State.QUEUED, State.ENDED):
                 self.holding |= {held.exporter: change.name for held in change.new.devices}
         if change.new is None:
             records.pop(change.name, None)
@@ -326,7 +326,7 @@ class Lab:
             raise LabError(f"exporter {exporter} is offline at present")
         held = next(held for held in lease.devices if held.exporter == exporter)
         access = self.engine.access(lease.client, exporter)
-        claims = {
+        claims: dict[str, Any] = {
             "client": lease.client,
             "exporter": exporter,
             "lease": lease.id,

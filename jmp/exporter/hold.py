@@ -152,6 +152,7 @@ class Hold:
                 self.session.who = grant.client
             for visit in self.visits:
                 visit.cut(f"lease {grant.lease} was handed over to {grant.client}")
+            self._changed()
 
     async def _keep_time(self) -> None:
         """End it when its time is over, by this machine's own monotonic clock."""
@@ -328,10 +329,11 @@ class Visit:
 
     @export
     async def begin(self, token: str = "", who: str = "", wait: float | None = None) -> dict[str, Any]:
-        """Join the lease that ``token`` is for; once it is ready, the report. Raises ``Refused``, ``Cancelled``."""
-        claims = self._host.verify(token)
-        hold = self._host.hold_for(claims)
-        if self._hold is None:
+        """Join the lease that ``token`` is for, on each link once; when it is ready, the report. Raises ``Refused``, ``Cancelled``."""
+        hold = self._hold
+        if hold is None:  # else it is a program on the holder's machine, come over the link of its shell
+            claims = self._host.verify(token)
+            hold = self._host.hold_for(claims)
             hold.admit(self, claims)
             self._hold, self._claims = hold, claims
             self._introduced.set()

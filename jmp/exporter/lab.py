@@ -37,6 +37,7 @@ from jmp.wire.tokens import SessionClaims, Verifier
 log = logging.getLogger("jmp.exporter")
 
 TARGET: Final = "@lab"
+RESTARTED: Final = "the exporter was restarted"
 FAREWELL_SECONDS: Final = 5.0
 """How long a stopping exporter tries to tell its controller how its last lease ended."""
 ROUTER_SECONDS: Final = 20.0
@@ -83,8 +84,8 @@ class Memory:
 class LabExporter:
     """One exporter's part in its lab; :meth:`run` is all of it.
 
-    ``dial`` connects to the controller, ``endpoints`` are where clients may reach this exporter directly, each ``{url,
-    fingerprint}``.
+    ``dial`` connects to the controller, which is at ``endpoint``; ``ca`` is what it and its routers are verified against.
+    ``endpoints`` are where clients may reach this exporter directly, each ``{url, fingerprint}``.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class LabExporter:
         dial: Callable[[], Any],
         endpoints: Sequence[Mapping[str, Any]] = (),
         *,
+        endpoint: str = "",
+        ca: Path | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
@@ -102,9 +105,13 @@ class LabExporter:
         self._memory = memory
         self._dial = dial
         self._endpoints = [dict(endpoint) for endpoint in endpoints]
+        self._endpoint = endpoint
+        self._ca = ca
         self._wall_clock = wall_clock
         self._desired = Desired(epoch=memory.epoch)
         self._observed = Observed(epoch=memory.epoch)
+        if memory.owed is not None:
+            self._observed = replace(self._observed, lease=memory.owed["lease"], phase=Phase.ENDING, reason=RESTARTED)
         self._finished = ""
         self._skew = 0.0
         self._verifier: Verifier | None = None
@@ -164,7 +171,7 @@ class LabExporter:
         log.warning("lease %s of %s was cut off: cleaning up after it", owed["lease"], owed["client"])
         grant = Grant(lease=owed["lease"], client=owed["client"], duration=0.0, remaining=0.0)
         hold = self.hold = Hold(grant, self._memory.epoch, self._hold_changed)
-        await hold.settle(self.config, "the exporter was restarted")
+        await hold.settle(self.config, RESTARTED)
         await self._settled(hold)
 
     def _hold_changed(self) -> None:
@@ -216,6 +223,7 @@ class LabExporter:
         self._told = None
         async with trio.open_nursery() as nursery:
             async with aclosing(caller.items(TARGET, "attend", (registration,), {})) as items:
+                self._hear(await anext(items))
                 nursery.start_soon(self._tell, caller)
                 async for item in items:
                     self._hear(item)
@@ -303,13 +311,13 @@ class LabExporter:
 
     async def _visit_router(self, dial: Mapping[str, Any]) -> None:
         """Meet a client at a router."""
-        url = dial.get("url")
+        url = dial.get("url") or self._endpoint  # none is named: where the controller is
         try:
             if not isinstance(url, str):
                 raise ProtocolViolation("the controller named no router")
             with trio.fail_after(ROUTER_SECONDS):
                 link = await websocket.connect(
-                    url, token=dial.get("token"), fingerprint=dial.get("fingerprint"), ca=self.config.tls.ca
+                    url, token=dial.get("token"), fingerprint=dial.get("fingerprint"), ca=self._ca
                 )
         except trio.TooSlowError:
             log.warning("router %s does not answer within %g s", url, ROUTER_SECONDS)

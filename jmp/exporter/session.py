@@ -52,9 +52,7 @@ class Session:
 
     def environment(self) -> dict[str, str]:
         """The environment of programs on this machine that use the session: hooks, and the local user's shell."""
-        own = session_environment(
-            self.directory, self.url, JMP_EXPORTER=self.config.metadata.name, JMP_CLIENT=self.who
-        )
+        own = session_environment(self.directory, self.url, JMP_EXPORTER=self.config.metadata.name, JMP_CLIENT=self.who)
         return {**own, **self._environ}
 
     # ---- serving

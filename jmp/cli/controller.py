@@ -1,0 +1,200 @@
+"""``jmp controller``: a lab's server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final
+
+import trio
+import typer
+
+from jmp.cli import output
+from jmp.cli.exporter import log_to_stderr, until_told
+from jmp.cli.typed import new_app
+from jmp.client.config import write_private
+from jmp.controller.audit import Audit
+from jmp.controller.desks import DEFAULT_TOKEN_DAYS, issue
+from jmp.controller.keys import Keys
+from jmp.controller.lab import Lab, RouterLink
+from jmp.controller.leases import Engine
+from jmp.controller.serve import Door, Other, serve_controller
+from jmp.controller.sqlite import SqliteStore
+from jmp.errors import UsageError
+from jmp.exporter.serve import address_of, listen, notify
+from jmp.link import Link, websocket
+from jmp.router.serve import Router, verifier_of
+from jmp.wire.records import Role
+
+app = new_app("A lab's server: who may use what, and when.")
+
+PORT: Final = 8443
+HTTP_PORT: Final = 8080
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="Where keys and the store are kept (default: $XDG_STATE_HOME/jmp/controller; for root /var/lib/jmp).",
+    ),
+]
+
+
+def data_directory(given: Path | None) -> Path:
+    """Where a controller on this machine keeps its data."""
+    if given is not None:
+        return given
+    if os.geteuid() == 0:
+        return Path("/var/lib/jmp")
+    return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "jmp", "controller")
+
+
+@app.command()
+def serve(
+    address: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Where clients and exporters come in, over TLS.")
+    ] = f"0.0.0.0:{PORT}",  # that is what a server is for
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name", metavar="HOST", help="A name or address by which others reach this machine; may be repeated."
+        ),
+    ] = None,
+    data: Data = None,
+    router: Annotated[bool, typer.Option("--router", help="Be a router, too: one command for a whole lab.")] = False,
+    http: Annotated[
+        str, typer.Option(metavar="HOST:PORT|none", help="Where /healthz, /readyz and /metrics are, in plain HTTP.")
+    ] = f"127.0.0.1:{HTTP_PORT}",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> int:
+    """Serve a lab until TERM. The first start makes keys, a CA and an admin's token, and says how to go on."""
+    log_to_stderr(log_level)
+    return trio.run(_serve, address, names or own_names(), data_directory(data), router, http)
+
+
+async def _serve(address: str, names: list[str], data: Path, with_router: bool, http: str) -> int:
+    if address.startswith("unix:"):
+        raise UsageError("a controller listens at HOST:PORT: others come over the network")
+    keys = Keys.open(data, names)
+    store = SqliteStore.open(data)
+    try:
+        listeners = await listen(address)
+        lab = Lab(Engine(), store, keys, Audit(data / "audit.jsonl"))
+        await lab.load()
+        port = address_of(listeners[0]).rpartition(":")[2]
+        url = f"wss://{names[0]}:{port}"
+        router = Router() if with_router else None
+        beside: list[Callable[..., Awaitable[None]]] = []
+        if router is not None:
+            beside.append(partial(_keep_router, lab, router))
+        pages = {"/ca.pem": ("application/x-pem-file", keys.ca_pem.encode())}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(until_told, nursery.cancel_scope)
+            door = await nursery.start(
+                partial(serve_controller, lab, listeners, keys.tls(), other=_other(router), pages=pages, beside=beside)
+            )
+            if http != "none":
+                await nursery.start(partial(_serve_http, http, lab, door))
+            notify("READY=1")
+            output.note(f"controller is ready at {url}, CA fingerprint {keys.ca_fingerprint}")
+            if not lab.view.token:
+                await _first_start(lab, url, keys.ca_fingerprint, data)
+    finally:
+        notify("STOPPING=1")
+        with trio.CancelScope(shield=True):
+            await store.aclose()
+    return 0
+
+
+def _other(router: Router | None) -> Other | None:
+    if router is None:
+        return None
+
+    async def let_in(request: websocket.UpgradeRequest) -> Callable[[Link], Awaitable[None]]:
+        claims = await router.authenticate(request)
+        return lambda link: router.serve_link(link, claims)
+
+    return let_in
+
+
+async def _keep_router(lab: Lab, router: Router, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """The router in this process: it is where the controller is, and has its keys at first hand."""
+    own = lab.routers["controller"] = RouterLink("", None, "")
+    with lab.news.listen("keys") as listener:
+        router.verifier = verifier_of({"keys": lab.key_news()})
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_count, router, own)
+            while True:
+                await listener.wait()
+                router.verifier = verifier_of({"keys": lab.key_news()})
+
+
+async def _count(router: Router, own: RouterLink) -> None:
+    while True:
+        own.load = router.pairs + router.waiting
+        await router.changed.park()
+
+
+async def _serve_http(
+    address: str, lab: Lab, door: Door, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    from jmp.controller.http import serve_http
+
+    await serve_http(await listen(address), lab, door, task_status=task_status)
+
+
+async def _first_start(lab: Lab, url: str, fingerprint: str, data: Path) -> None:
+    answer = issue(lab, "admin", Role.ADMIN, DEFAULT_TOKEN_DAYS)
+    await lab.settle()
+    command = join_command("client", "admin", url, fingerprint, answer["token"])
+    output.note("This is its first start. Whoever shall administer it runs:")
+    if sys.stderr.isatty():
+        output.note(f"\n  {command}\n")
+    else:
+        file = data / "admin.join"
+        write_private(file, command + "\n")
+        output.note(f"\n  sh {shlex.quote(str(file))}\n\n(the file holds a secret; remove it then)")
+    output.note(
+        "Then these print the commands that join the first exporter and the first client:\n\n"
+        "  jmp admin create exporter NAME\n"
+        "  jmp admin create client NAME"
+    )
+
+
+def join_command(kind: str, name: str, url: str, fingerprint: str, token: str) -> str:
+    """What to run to become ``name``. The token goes by the environment: arguments can be seen by every user of a machine."""
+    return f"JMP_TOKEN={token} jmp config {kind} create {name} --endpoint {url} --ca-fingerprint {fingerprint}"
+
+
+def own_names() -> list[str]:
+    """Names and addresses of this machine, the one to tell others first."""
+    name = socket.getfqdn()
+    found = [name if name != "localhost" else socket.gethostname(), socket.gethostname()]
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; tells by which address others are reached
+            found.append(probe.getsockname()[0])
+    except OSError:
+        logging.getLogger("jmp.controller").debug("this machine has no route to other networks")
+    return list(dict.fromkeys(found))
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="The copy to write.")],
+    data: Data = None,
+) -> int:
+    """Copy the store, also while the controller runs. Keys are files beside it: copy them, too."""
+    from jmp.controller.sqlite import backup as copy
+
+    copy(data_directory(data), file)
+    output.note(f"copied to {file}")
+    return 0

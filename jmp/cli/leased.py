@@ -1,0 +1,237 @@
+"""``jmp shell`` in a lab: a lease, a link to each of its devices, and what their hooks print.
+
+Theory of operation. :class:`Tenancy` keeps a connection to the controller for as long as the shell lasts: it acquires the lease,
+follows how it stands, and comes back when the controller has been away; meanwhile the devices are used over links of their own.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from jmp.cli import output
+from jmp.client.config import ClientConfig
+from jmp.client.connect import TARGET, Device, Dial, device_of, dial_trio
+from jmp.client.lab import Lab, Standing, ended, find_way
+from jmp.client.relay import relay
+from jmp.errors import JmpError, Timeout
+from jmp.link import Link, websocket
+from jmp.mux.protocol import Role
+from jmp.mux.stream import multiplex
+from jmp.rpc.call import Caller
+from jmp.rpc.reconnect import keep_connected
+from jmp.wire.duration import text
+from jmp.wire.records import Lease, State, Want
+
+RELEASE_SECONDS: Final = 10.0
+"""How long to try to tell the controller that the lease is over; then it ends because its holder is gone."""
+WARN_SECONDS: Final = (600.0, 120.0)
+"""How long before a lease's end its holder is told."""
+
+
+class Request(NamedTuple):
+    """What to lease."""
+
+    wants: Sequence[Want]
+    duration: float
+    options: dict[str, Any]
+
+
+class Tenancy:
+    """One lease as its holder has it. ``wish`` is a request, or the id of a lease that there is."""
+
+    def __init__(self, config: ClientConfig, wish: Request | str, told: Callable[[Standing], None]) -> None:
+        self.config = config
+        self.id = wish if isinstance(wish, str) else None
+        self.lease: Lease | None = None
+        self.lab: Lab | None = None
+        self._wish = wish
+        self._told = told
+        self._reached = False
+        self._changed = trio.lowlevel.ParkingLot()
+
+    async def run(self) -> None:
+        """Keep the connection, and follow the lease, until cancelled. Raises what the controller refuses."""
+
+        async def dial() -> Link:
+            return await websocket.connect(self.config.endpoint, token=self.config.token, ca=self.config.tls.ca)
+
+        await keep_connected(dial, self._follow, told=self._say, forever=False)
+
+    async def wait_granted(self) -> Lease:
+        """Wait until the lease has its devices. Raises ``Timeout`` if it ends before."""
+        while True:
+            if self.lease is not None:
+                if self.lease.state in (State.PREPARING, State.READY) and self.lab is not None:
+                    return self.lease
+                if self.lease.state in (State.ENDING, State.ENDED):
+                    raise Timeout(f"lease {self.lease.id} was not granted: {self.lease.reason}")
+            await self._changed.park()
+
+    async def wait_ended(self) -> Lease:
+        """Wait until the lease is over."""
+        while self.lease is None or self.lease.state not in (State.ENDING, State.ENDED):
+            await self._changed.park()
+        return self.lease
+
+    async def meet(self, exporter: str) -> tuple[Dial, Link]:
+        """A link to a device of the lease. Raises ``LabError`` and what :meth:`Lab.meet` does."""
+        assert self.lab is not None
+        assert self.id is not None
+
+        async def attempt(dial: Dial) -> tuple[Dial, Link]:
+            return dial, await dial_trio(dial)
+
+        found: tuple[Dial, Link] = await find_way(self.lab, self.config, self.id, exporter, attempt)
+        return found
+
+    async def release(self) -> None:
+        """End the lease, as far as the controller can be told within some seconds."""
+        if self.id is None:
+            return
+        with trio.move_on_after(RELEASE_SECONDS, shield=True), suppress(JmpError):
+            while self.lab is None:
+                await self._changed.park()
+            await self.lab.release(self.id)
+
+    async def _follow(self, caller: Caller) -> None:
+        self._reached = True
+        lab = Lab(caller)
+        try:
+            if self.id is None:
+                assert isinstance(self._wish, Request)
+                lease = await lab.acquire(self._wish.wants, self._wish.duration, tied=True, **self._wish.options)
+                self.id = lease.id
+            async with aclosing(lab.watch(self.id)) as watching:
+                async for standing in watching:
+                    self.lab = lab
+                    self.lease = standing.lease
+                    self._told(standing)
+                    self._changed.unpark_all()
+            await trio.sleep_forever()  # it has ended: nothing more will come
+        finally:
+            self.lab = None
+
+    def _say(self, problem: JmpError | None) -> None:
+        if problem is None:
+            return
+        if not self._reached:
+            raise problem
+        output.note(f"jmp: the controller is away ({problem}); the session goes on")
+
+
+class Place(NamedTuple):
+    """One device of the lease, reachable for programs on this machine."""
+
+    exporter: str
+    device: Device
+    url: str
+
+
+@asynccontextmanager
+async def open_tenancy(
+    config: ClientConfig, wish: Request | str, directory: Path
+) -> AsyncIterator[tuple[Tenancy, list[Place]]]:
+    """A lease and its devices for the length of a block; what was acquired here is released at its end.
+
+    ``directory`` gets the sockets. Whatever hooks print appears on standard error, also what afterLease prints, for which the end
+    of the block waits. If the lease ends before its time, the block is cancelled, and ``LabError`` or ``Timeout`` raised.
+    """
+    tenancy = Tenancy(config, wish, Narrator().tell)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tenancy.run)
+        own = isinstance(wish, Request)
+        try:
+            lease = await tenancy.wait_granted()
+            early: list[Lease] = []
+            async with AsyncExitStack() as stack:
+                places = []
+                for number, held in enumerate(lease.devices):
+                    url = f"unix:{directory / 'session'}{number or ''}.sock"
+                    places.append(await stack.enter_async_context(_open_place(tenancy, held.exporter, url, own)))
+                async with trio.open_nursery() as inside:
+                    inside.start_soon(_until_ended, tenancy, early, inside.cancel_scope)
+                    yield tenancy, places
+                    inside.cancel_scope.cancel()
+                if own:
+                    await tenancy.release()
+            if early:
+                raise ended(early[0])
+        finally:
+            if own and tenancy.lease is not None and tenancy.lease.state not in (State.ENDING, State.ENDED):
+                await tenancy.release()
+            nursery.cancel_scope.cancel()
+
+
+async def _until_ended(tenancy: Tenancy, early: list[Lease], scope: trio.CancelScope) -> None:
+    early.append(await tenancy.wait_ended())
+    scope.cancel()
+
+
+@asynccontextmanager
+async def _open_place(tenancy: Tenancy, exporter: str, url: str, own: bool) -> AsyncIterator[Place]:
+    dial, link = await tenancy.meet(exporter)
+    async with multiplex(link, Role.DIALLER, watch=True) as connection:
+        caller = Caller(connection)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_show_output, caller)
+            report = await caller.call(TARGET, "begin", (), dial.introduction(None))
+            async with relay(connection, url):
+                yield Place(exporter, device_of(caller, report), url)
+            if not own:
+                nursery.cancel_scope.cancel()
+            # Else the nursery waits for the last of the hooks' output, that of afterLease.
+
+
+async def _show_output(caller: Caller) -> None:
+    with suppress(JmpError):  # that the link is gone shows elsewhere
+        async with aclosing(caller.items(TARGET, "output", (), {})) as items:
+            async for source, data in items:
+                sys.stderr.write(
+                    "".join(f"[{source}] {line}" for line in data.decode(errors="replace").splitlines(True))
+                )
+                sys.stderr.flush()
+
+
+class Narrator:
+    """Tells on standard error how a lease stands: a line that is renewed on a terminal, a line for each change elsewhere."""
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._said = ""
+        self._open = False
+
+    def tell(self, standing: Standing) -> None:
+        """A lease stands so now."""
+        lease = standing.lease
+        names = ", ".join(held.exporter for held in lease.devices)
+        if lease.state is State.QUEUED:
+            self._say(f"lease {lease.id} is queued: {self._place(standing)}", final=False)
+        elif lease.state is State.PREPARING:
+            self._say(f"lease {lease.id}: {names} is being prepared", final=False)
+        elif lease.state is State.READY and lease.ends is not None:
+            self._say(f"lease {lease.id}: {names} for {text(lease.ends - self._now())}", final=True)
+
+    def _place(self, standing: Standing) -> str:
+        where = f"number {standing.position}"
+        if standing.expected is None:
+            return f"{where}, and nobody can tell when it starts: jmp lease why"
+        left = standing.expected - self._now()
+        return f"{where}, expected to start in {text(left)}" if left > 1 else f"{where}, next"
+
+    def _say(self, line: str, *, final: bool) -> None:
+        if line == self._said:
+            return
+        self._said = line
+        if sys.stderr.isatty():
+            sys.stderr.write(("\r\x1b[K" if self._open else "") + line + ("\n" if final else ""))
+            self._open = not final
+            sys.stderr.flush()
+        else:
+            output.note(line)
