@@ -105,7 +105,7 @@ class Lab:
         self.routers: dict[str, RouterLink] = {}
         self.grants = 0
         """Leases granted since the start; for the metrics."""
-        self._store = store
+        self.store = store
         self._pending: list[Change] = []
         self._asked = 0
         self._durable = 0
@@ -119,7 +119,7 @@ class Lab:
 
     async def load(self) -> None:
         """Read the store. A new one gets the default policy."""
-        records = await self._store.load()
+        records = await self.store.load()
         known: list[Any] = []
         for kind, name, record in records:
             self.view.apply(Change(kind, name, None, record))
@@ -148,7 +148,7 @@ class Lab:
                 self._collect()
             changes, self._pending = _merged(self._pending), []
             asked = self._asked
-            await self._store.commit(changes)
+            await self.store.commit(changes)
             for change in changes:
                 self._publish(change)
             self._durable = asked

@@ -120,7 +120,9 @@ class Engine:
         self._changes: dict[tuple[str, str], Change] = {}
         self._presence: dict[str, _Presence] = {}
         self._absent: dict[str, float] = {}
-        """Tied leases whose holder is away, and since when."""
+        """Tied leases whose holder is away, and since when; a new request's holder is still to come."""
+        self._vanished: set[str] = set()
+        """Those of them whose holder was there before: nothing is granted to somebody who would not notice."""
         self._held: dict[str, str] = {}
         """Exporter → the lease that has it."""
         self._free: set[str] = set()
@@ -142,6 +144,7 @@ class Engine:
                 self._number = max(self._number, record.number)
                 if record.tied and record.state is not State.ENDED:
                     self._absent[record.id] = now
+                    self._vanished.add(record.id)
                 self._note_due(record, now)
             else:
                 self._table(_KIND[type(record)])[record.name] = record
@@ -349,8 +352,11 @@ class Engine:
             return
         if present:
             self._absent.pop(id, None)
+            self._vanished.discard(id)
+            self._schedule(now)
         elif id not in self._absent:
             self._absent[id] = now
+            self._vanished.add(id)
             self._note_due(lease, now)
 
     def tick(self, now: float) -> None:
@@ -494,6 +500,8 @@ class Engine:
         for *_, id in list(self._queue):
             if not self._free:
                 return
+            if id in self._vanished:
+                continue
             lease = self.leases[id]
             later = lease.begin is not None and lease.begin > now
             options = [self._options(lease, want) for want in lease.wants]
@@ -717,6 +725,7 @@ class Engine:
         lease = replace(lease, state=state, **values)
         if state is State.ENDED:
             self._absent.pop(lease.id, None)
+            self._vanished.discard(lease.id)
         self._set("lease", lease.id, lease)
         self._note_due(lease, now)
 

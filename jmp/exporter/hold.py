@@ -329,7 +329,7 @@ class Visit:
 
     @export
     async def begin(self, token: str = "", who: str = "", wait: float | None = None) -> dict[str, Any]:
-        """Join the lease that ``token`` is for, on each link once; when it is ready, the report. Raises ``Refused``, ``Cancelled``."""
+        """Join the lease that ``token`` is for; when that is ready, the report. Raises ``Refused``, ``Cancelled``."""
         hold = self._hold
         if hold is None:  # else it is a program on the holder's machine, come over the link of its shell
             claims = self._host.verify(token)

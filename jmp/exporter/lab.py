@@ -163,8 +163,7 @@ class LabExporter:
         if isinstance(hold.failure, HookFailed) and hold.failure.hook.on_failure == "exit":
             self._stop = hold.failure
         self._remember(self._memory.epoch, None)
-        self._observed = replace(self._observed, phase=Phase.IDLE, attached=0)
-        self._observe()
+        self._hold_changed()
 
     async def _settle_what_is_owed(self, owed: Mapping[str, str]) -> None:
         """The process ended in the middle of a lease: nobody is let in before its afterLease has run."""
@@ -178,9 +177,10 @@ class LabExporter:
         hold = self.hold
         if hold is None:
             return
-        phase = Phase.ENDING if hold.phase is Phase.IDLE else hold.phase  # idle is said once that is on the disk
+        over = hold.grant.lease == self._finished
+        phase = Phase.ENDING if hold.phase is Phase.IDLE and not over else hold.phase  # idle is said once that is kept
         self._observed = Observed(
-            epoch=hold.epoch,
+            epoch=max(hold.epoch, self._memory.epoch) if over else hold.epoch,
             lease=hold.grant.lease,
             phase=phase,
             reason=hold.reason,

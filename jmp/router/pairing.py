@@ -36,7 +36,10 @@ class Pairing(Generic[T]):
         return len(self._met)
 
     def arrive(self, session: str, end: End, who: T) -> T | None:
-        """``who`` has come: the other end, if that waits already. Raises ``Busy`` if there is no room, ``Refused`` if it is taken."""
+        """``who`` has come: the other end, if that waits already.
+
+        Raises ``Busy`` if there is no room, ``Refused`` if its place is taken.
+        """
         if session in self._met:
             raise Refused("both ends of this session have met already")
         place = self._waiting.get(session)
