@@ -416,7 +416,7 @@ class ClientDesk(Desk):
         attendance = self.lab.attending.get(exporter.name)
         lease = self.lab.view.lease.get(self.lab.view.holding.get(exporter.name, ""))
         shown: dict[str, Any] = to_wire(exporter)
-        shown["state"] = self._state(exporter, attendance, lease)
+        shown["state"] = state_of(self.lab, exporter)
         shown["version"] = attendance.version if attendance is not None else ""
         if lease is not None:
             shown["until"] = lease.ends
@@ -424,14 +424,18 @@ class ClientDesk(Desk):
                 shown |= {"lease": lease.id, "client": lease.client}
         return shown
 
-    def _state(self, exporter: Exporter, attendance: Attendance | None, lease: Lease | None) -> str:
-        if attendance is None:
-            return "offline"
-        if lease is not None:
-            return {State.PREPARING: "preparing", State.READY: "leased"}.get(lease.state, "cleaning")
-        if exporter.disabled is not None:
-            return "disabled"
-        return "free" if attendance.observed.phase is Phase.IDLE else "cleaning"
+
+def state_of(lab: Lab, exporter: Exporter) -> str:
+    """What an exporter is doing, in the word that people read."""
+    attendance = lab.attending.get(exporter.name)
+    lease = lab.view.lease.get(lab.view.holding.get(exporter.name, ""))
+    if attendance is None:
+        return "offline"
+    if lease is not None:
+        return {State.PREPARING: "preparing", State.READY: "leased"}.get(lease.state, "cleaning")
+    if exporter.disabled is not None:
+        return "disabled"
+    return "free" if attendance.observed.phase is Phase.IDLE else "cleaning"
 
 
 # ---- admins
