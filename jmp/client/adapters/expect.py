@@ -96,11 +96,12 @@ class _Base(Spawn):
         """What lies before the prompt, without the command's echo, with plain line ends."""
         sent = self._coerce_send_string(command)
         newline: Any = "\n" if isinstance(sent, str) else b"\n"
-        carriage: Any = "\r" if isinstance(sent, str) else b"\r"
         said: Any = self.before
-        output = said.replace(carriage + newline, newline)
+        output = said.replace("\r\n" if isinstance(sent, str) else b"\r\n", newline)
         first, _, rest = output.partition(newline)
-        if first.replace(carriage, sent[:0]).strip() == sent.strip():
+        # A shell may ask the terminal where its cursor is after the prompt (busybox does): that is not output either.
+        controls = r"\r|\x1b\[[0-?]*[ -/]*[@-~]"
+        if re.sub(controls if isinstance(sent, str) else controls.encode(), sent[:0], first).strip() == sent.strip():
             return rest
         return output
 
