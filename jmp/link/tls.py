@@ -82,10 +82,10 @@ def _get(address: Address, path: str, timeout: float) -> bytes:
     )
     try:
         connection.request("GET", path)
-        answer = connection.getresponse()
-        if answer.status != 200:
-            raise LabError(f"{address} has no CA to give (it answered {answer.status}): is this a jmp controller?")
-        return answer.read(_MOST_PEM)
+        with connection.getresponse() as answer:
+            if answer.status != 200:
+                raise LabError(f"{address} has no CA to give (it answered {answer.status}): is this a jmp controller?")
+            return answer.read(_MOST_PEM)
     except TimeoutError as error:
         raise Timeout(f"{address} did not answer in time") from error
     except ssl.SSLError as error:
