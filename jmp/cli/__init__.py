@@ -19,12 +19,21 @@ from jmp.errors import JmpError
 class Command(NamedTuple):
     module: str
     help: str
+    app: str = "app"
 
 
 COMMANDS: Final[dict[str, Command]] = {
     "shell": Command("jmp.cli.shell", "Use a device: a prompt with its verbs, or one command."),
+    "lease": Command("jmp.cli.lease", "A time with devices of a lab: acquire, release, list, extend, why."),
+    "get": Command("jmp.cli.resources", "List leases, exporters, clients, policies, tokens.", "get_app"),
+    "create": Command("jmp.cli.resources", "Get a lease; add a client, an exporter, a policy.", "create_app"),
+    "update": Command("jmp.cli.resources", "Change a lease, a client, an exporter, a policy.", "update_app"),
+    "delete": Command("jmp.cli.resources", "Release a lease; remove a client, an exporter, a policy.", "delete_app"),
+    "config": Command("jmp.cli.config", "Labs that you use: client create, use, list; exporter create, list."),
+    "whoami": Command("jmp.cli.config", "Who you are in the lab.", "whoami_app"),
     "exporter": Command("jmp.cli.exporter", "Offer a device: serve, check, list, example."),
     "controller": Command("jmp.cli.controller", "Serve a lab: serve, backup."),
+    "admin": Command("jmp.cli.admin", "Administer a lab: create, get, update, delete, disable, rotate."),
     "driver": Command("jmp.cli.driver", "What drivers there are and how they are configured."),
     "demo": Command("jmp.cli.demo", "Boot the virtual board, log in, run a command, power off."),
     "version": Command("jmp.cli.version", "Print the version."),
@@ -72,7 +81,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     from jmp.cli.typed import run_app
 
-    return run_app(import_module(COMMANDS[name].module).app, f"jmp {name}", rest)
+    return run_app(getattr(import_module(COMMANDS[name].module), COMMANDS[name].app), f"jmp {name}", rest)
 
 
 def guarded(run: Callable[[], int]) -> int:

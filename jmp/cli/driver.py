@@ -8,14 +8,12 @@ from typing import Annotated
 import typer
 
 from jmp.cli import output
-from jmp.cli.typed import new_app
+from jmp.cli.typed import Output, new_app
 from jmp.driver.plugins import driver_class, driver_names, driver_package
 from jmp.driver.schema import config_schema, describe
-from jmp.errors import JmpError, UsageError
+from jmp.errors import JmpError
 
 app = new_app("What drivers there are.")
-
-Output = Annotated[str, typer.Option("-o", "--output", metavar="FORMAT", help="table, json, yaml or name.")]
 
 
 @app.command("list")
@@ -29,15 +27,7 @@ def list_drivers(form: Output = "table") -> None:
         except JmpError as error:
             interface, summary = "", error.message
         rows.append({"type": name, "interface": interface, "package": driver_package(name), "what": summary})
-    if form in ("json", "yaml"):
-        output.print_value(rows, "json" if form == "json" else "yaml")
-    elif form == "name":
-        sys.stdout.writelines(f"{row['type']}\n" for row in rows)
-    elif form == "table":
-        shown = [(row["type"], row["interface"], row["what"]) for row in rows]
-        output.print_table(("type", "interface", "what"), shown, empty="no driver is installed")
-    else:
-        raise UsageError(f"-o takes one of table, json, yaml, name, not {form!r}")
+    output.print_listing(rows, form, ("type", "interface", "what"), key="type", empty="no driver is installed")
 
 
 @app.command()
@@ -47,7 +37,7 @@ def show(name: Annotated[str, typer.Argument(metavar="TYPE")], form: Output = "t
     schema = config_schema(driver)
     if form in ("json", "yaml"):
         about = {"type": name, "interface": driver.interface, "package": driver_package(name), "config": schema}
-        output.print_value(about, "json" if form == "json" else "yaml")
+        output.print_value(about, form)
         return
     import inspect
 

@@ -6,15 +6,21 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from typing import Any, Final, Literal
 
 Format = Literal["table", "json", "yaml", "name"]
+Wide = Literal["table", "wide", "json", "yaml", "name"]
 
-COLOUR: Final = {"ready": "green", "degraded": "red", "opening": "yellow", "closed": "dim"}
-"""Style of a driver's state."""
+COLOUR: Final = {
+    **dict.fromkeys(("ready", "free", "good", "enabled"), "green"),
+    **dict.fromkeys(("opening", "queued", "preparing", "leased", "ending", "cleaning"), "yellow"),
+    **dict.fromkeys(("degraded", "offline", "disabled", "expired", "revoked"), "red"),
+    **dict.fromkeys(("closed", "ended"), "dim"),
+}
+"""Style of a state, of drivers, leases and exporters."""
 
 
 def is_terminal() -> bool:
@@ -55,7 +61,7 @@ def data(value: Any, form: Format) -> str:
     return text.removesuffix("...\n")
 
 
-def print_value(value: Any, form: Format | None = None) -> None:
+def print_value(value: Any, form: Wide | None = None) -> None:
     """Print what a call returned: nothing for None, bytes as they are, text as a line, the rest as YAML."""
     if form in ("json", "yaml"):
         sys.stdout.write(data(value, form))
@@ -87,6 +93,25 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty:
     else:
         for row in rows:
             sys.stdout.write("\t".join(row) + "\n")
+
+
+def print_listing(
+    records: Sequence[Mapping[str, Any]], form: Format, columns: Sequence[str], *, key: str, empty: str
+) -> None:
+    """Print records: ``columns`` of them as a table, all of them as data, or their ``key`` only."""
+    if form in ("json", "yaml"):
+        print_value(list(records), form)
+    elif form == "name":
+        sys.stdout.writelines(f"{record[key]}\n" for record in records)
+    else:
+        print_table(columns, [[str(record[column]) for column in columns] for record in records], empty=empty)
+
+
+def print_details(pairs: Sequence[tuple[str, str]]) -> None:
+    """Print what is known of one thing: a line for each, aligned on a terminal, tab-separated in a pipe."""
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
+        sys.stdout.write(f"{name:{width}}  {value}\n" if is_terminal() else f"{name}\t{value}\n")
 
 
 def _escaped(text: str) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
 
+from jmp.cli.output import Format, Wide
 from jmp.errors import UsageError
+
+Output = Annotated[Format, typer.Option("-o", "--output", metavar="FORMAT", help="table, json, yaml or name.")]
+"""How a listing is printed: the option of all that print one."""
+WideOutput = Annotated[Wide, typer.Option("-o", "--output", metavar="FORMAT", help="table, wide, json, yaml or name.")]
+"""The same for listings that have more columns than fit."""
 
 
 def new_app(help: str, **options: Any) -> typer.Typer:
