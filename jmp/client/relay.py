@@ -22,8 +22,12 @@ from jmp.wire.frames import Reset
 async def relay(connection: Connection, url: str) -> AsyncIterator[None]:
     """Answer at ``url`` (``unix:PATH``, in a directory that only this user can enter) for as long as the block lasts."""
     sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    await sock.bind(url.removeprefix("unix:"))
-    sock.listen(64)
+    try:
+        await sock.bind(url.removeprefix("unix:"))
+        sock.listen(64)
+    except BaseException:
+        sock.close()
+        raise
 
     async def handler(link: websocket.WebSocketLink, _: None) -> None:
         async with multiplex(link, Role.LISTENER, serve=partial(_join, connection)) as local:

@@ -154,11 +154,13 @@ class LabExporter:
             hold = self.hold = Hold(grant, self._desired.epoch, self._hold_changed)
             log.info("lease %s of %s begins%s", grant.lease, grant.client, _context(grant))
             self._hold_changed()
-            await hold.run(self.config)
-            await self._settled(hold)
+            try:
+                await hold.run(self.config)
+            finally:
+                self._settled(hold)
         raise self._stop
 
-    async def _settled(self, hold: Hold) -> None:
+    def _settled(self, hold: Hold) -> None:
         self._finished = hold.grant.lease
         if isinstance(hold.failure, HookFailed) and hold.failure.hook.on_failure == "exit":
             self._stop = hold.failure
@@ -170,8 +172,10 @@ class LabExporter:
         log.warning("lease %s of %s was cut off: cleaning up after it", owed["lease"], owed["client"])
         grant = Grant(lease=owed["lease"], client=owed["client"], duration=0.0, remaining=0.0)
         hold = self.hold = Hold(grant, self._memory.epoch, self._hold_changed)
-        await hold.settle(self.config, RESTARTED)
-        await self._settled(hold)
+        try:
+            await hold.settle(self.config, RESTARTED)
+        finally:
+            self._settled(hold)
 
     def _hold_changed(self) -> None:
         hold = self.hold

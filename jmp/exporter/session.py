@@ -180,8 +180,12 @@ async def _listen(session: Session, task_status: trio.TaskStatus[object]) -> Non
 
     path = session.url.removeprefix("unix:")
     sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
-    await sock.bind(path)
-    sock.listen(64)
+    try:
+        await sock.bind(path)
+        sock.listen(64)
+    except BaseException:
+        sock.close()
+        raise
     handler: Callable[[Link, object], Awaitable[None]] = session.serve_link
     await websocket.serve([trio.SocketListener(sock)], everybody, handler, task_status=task_status)
 

@@ -1,0 +1,342 @@
+"""Leases at the exporter: who is let in, who is cut off, and what runs around them. The controller and the clients are real."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from jmp.client.connect import TARGET
+from jmp.errors import Cancelled, DeviceError, JmpError, LabError, LinkLost, NotFound, Refused
+from jmp.rpc.call import Caller
+from jmp.wire import records
+from jmp.wire.records import State
+from tests.fakes.memory_lab import WANT, Lamp, MemoryLab, memory_lab
+
+
+@contextmanager
+def refused(kind: type[JmpError], match: str) -> Iterator[None]:
+    """As pytest.raises, whatever nurseries the error has come through."""
+    with pytest.RaisesGroup(pytest.RaisesExc(kind, match=match), flatten_subgroups=True):
+        yield
+
+
+@pytest.fixture(autouse=True)
+async def limit() -> AsyncIterator[None]:
+    with trio.fail_after(20):
+        yield
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[MemoryLab]:
+    async with memory_lab(tmp_path) as made:
+        yield made
+
+
+async def test_a_lease_from_its_request_to_the_next_one(lab: MemoryLab) -> None:
+    async with lab.exporter("one") as exporter, lab.client("alice") as alice, lab.client("bob") as bob:
+        first = await alice.acquire(WANT, 60.0)
+        granted = await lab.wait(first.id, State.READY)
+        second = await bob.acquire(WANT, 60.0)
+        assert second.state is State.QUEUED
+        async with lab.visit(alice, exporter, first.id) as (_, device):
+            Lamp.lit = False
+            await device.lamp.on()
+            assert Lamp.lit
+        await alice.release(first.id)
+        ended = await lab.wait(first.id, State.ENDED)
+        assert ended.reason == "released by alice"
+        following = await lab.wait(second.id, State.READY)
+        assert following.devices[0].epoch == granted.devices[0].epoch + 1
+
+
+async def test_release_cuts_calls_and_streams_at_once_with_the_reason(lab: MemoryLab) -> None:
+    async with lab.exporter("one") as exporter, lab.client("alice") as alice:
+        lease = await alice.acquire(WANT, 60.0)
+        async with lab.visit(alice, exporter, lease.id) as (_, device), trio.open_nursery() as nursery:
+            seen: list[str] = []
+
+            async def wait_for_ever() -> None:
+                with pytest.raises(Cancelled) as raised:
+                    await device.lamp.wait()
+                seen.append(raised.value.message)
+
+            nursery.start_soon(wait_for_ever)
+            async with device.lamp.echo() as stream:
+                await stream.send_all(b"x")
+                assert await stream.receive_some() == b"x"
+                await alice.release(lease.id)
+                with pytest.raises(Cancelled, match="has ended: released by alice"):
+                    await stream.receive_some()
+            await trio.testing.wait_all_tasks_blocked()
+            assert seen == [f"lease {lease.id} has ended: released by alice"]
+            with pytest.raises((Refused, LinkLost)):
+                await device.lamp.on()
+
+
+async def test_a_transfer_cuts_the_old_holder_off_and_lets_the_new_one_in(lab: MemoryLab) -> None:
+    async with lab.exporter("one") as exporter, lab.client("alice") as alice, lab.client("bob") as bob:
+        lease = await alice.acquire(WANT, 60.0)
+        old = await alice.meet(lease.id)
+        async with lab.visit_with(exporter, old["token"]) as (connection, device):
+            await device.lamp.on()
+            await alice.call("transfer", lease.id, "bob")
+            await connection.wait_over()
+        with refused(Refused, "was handed over"):
+            async with lab.visit_with(exporter, old["token"]):
+                pass
+        with pytest.raises(Refused, match="is bob's: transfer it to use its devices"):
+            await alice.meet(lease.id)
+        async with lab.visit(bob, exporter, lease.id) as (_, device):
+            await device.lamp.on()
+
+
+async def test_a_thousand_stale_tokens_are_refused(lab: MemoryLab) -> None:
+    async with lab.exporter("one") as exporter, lab.client("alice") as alice:
+        lease = await alice.acquire(WANT, 60.0)
+        await lab.wait(lease.id, State.READY)
+        token = (await alice.meet(lease.id))["token"]
+        await alice.release(lease.id)
+        await lab.wait(lease.id, State.ENDED)
+        for number in range(1000):
+            claims = exporter.verify(token)
+            with pytest.raises(Refused):  # it is over, or another lease's time, or a newer epoch of the exporter
+                exporter.hold_for(claims).admit(None, claims)  # type: ignore[arg-type]  # never gets so far
+            if number % 100 == 0:
+                lease = await alice.acquire(WANT, 60.0)
+                await lab.wait(lease.id, State.READY)
+                with pytest.raises(Refused, match="is not this exporter's present one"):
+                    exporter.hold_for(claims).admit(None, claims)  # type: ignore[arg-type]
+                await alice.release(lease.id)
+                await lab.wait(lease.id, State.ENDED)
+
+
+async def test_the_exporter_ends_a_lease_by_its_own_clock_with_the_controller_dead(lab: MemoryLab) -> None:
+    async with lab.exporter("one") as exporter, lab.client("alice") as alice:
+        lease = await alice.acquire(WANT, 0.5)
+        async with lab.visit(alice, exporter, lease.id) as (_, device):
+            await lab.wait(lease.id, State.READY)
+            lab.kill_controller()
+            with pytest.raises(Cancelled, match="its time was over"):
+                await device.lamp.wait()
+        assert exporter.hold is not None
+        await exporter.hold.over.wait()
+    assert lab.store.records["lease", lease.id].state is State.READY  # the controller could not hear of it
+
+
+async def test_a_controller_that_comes_back_finds_the_session_going_on(lab: MemoryLab) -> None:
+    async with lab.exporter("one") as exporter, lab.client("alice") as alice:
+        lease = await alice.acquire(WANT, 600.0)
+        async with lab.visit(alice, exporter, lease.id) as (_, device), device.lamp.echo() as stream:
+            await stream.send_all(b"before")
+            assert await stream.receive_some() == b"before"
+            lab.kill_controller()
+            await stream.send_all(b"meanwhile")
+            assert await stream.receive_some() == b"meanwhile"
+            await lab.start_controller()
+            await stream.send_all(b"after")
+            assert await stream.receive_some() == b"after"
+            async with lab.client("alice") as again:
+                assert (await again.call("lease", lease.id))["state"] == "ready"
+                await again.release(lease.id)
+            with pytest.raises(Cancelled, match="released by alice"):
+                await stream.receive_some()
+        await lab.wait(lease.id, State.ENDED)
+
+
+async def test_a_method_that_a_policy_forbids_is_refused_in_one_line(lab: MemoryLab) -> None:
+    await lab.add(records.Policy(name="default", deny=("lamp.o*",)))
+    async with lab.exporter("one") as exporter, lab.client("alice") as alice:
+        lease = await alice.acquire(WANT, 60.0)
+        async with lab.visit(alice, exporter, lease.id) as (_, device):
+            with pytest.raises(Refused, match=r"^alice may not use lamp\.on here: a policy forbids it$"):
+                await device.lamp.on()
+            async with device.lamp.echo():
+                pass
+
+
+async def test_a_driver_of_a_package_that_a_policy_does_not_allow_is_never_opened(lab: MemoryLab) -> None:
+    await lab.add(records.Policy(name="default", packages=("others",)))
+    async with lab.exporter("one") as exporter, lab.client("alice") as alice:
+        lease = await alice.acquire(WANT, 60.0)
+        async with lab.visit(alice, exporter, lease.id) as (_, device):
+            with pytest.raises(DeviceError, match="a policy does not allow drivers of"):
+                await device.lamp.on()
+
+
+async def test_a_token_for_another_exporter_and_a_link_without_a_token_get_nowhere(lab: MemoryLab) -> None:
+    async with lab.exporter("one") as one, lab.exporter("two") as two, lab.client("alice") as alice:
+        await lab.attended("one")
+        await lab.attended("two")
+        lease = await alice.acquire([records.Want(exporter="one")], 60.0)
+        token = (await alice.meet(lease.id))["token"]
+        with refused(Refused, "this token is for exporter one, not for two"):
+            async with lab.visit_with(two, token):
+                pass
+        with refused(Refused, "this is no token"):
+            async with lab.visit_with(one, ""):
+                pass
+
+
+async def test_what_nobody_uses_for_long_ends(lab: MemoryLab) -> None:
+    async with lab.exporter("one") as exporter, lab.client("alice") as alice:
+        lease = await alice.acquire(WANT, 60.0, idle_limit=0.3)
+        async with lab.visit(alice, exporter, lease.id) as (_, device):
+            with trio.move_on_after(0.6):
+                while True:
+                    await device.lamp.on()
+                    await trio.lowlevel.checkpoint()
+            ended = await lab.wait(lease.id, State.ENDED)
+        assert ended.reason == "nobody used it for 0s"
+
+
+async def test_an_exporter_that_was_killed_cleans_up_before_the_next_lease(lab: MemoryLab, tmp_path: Path) -> None:
+    hooks = f"""
+    hooks:
+      afterLease: {{script: echo "$JMP_LEASE $JMP_CLIENT" >> {tmp_path}/after}}
+    """
+    async with lab.client("alice") as alice:
+        async with lab.exporter("one", hooks) as exporter:
+            lease = await alice.acquire(WANT, 60.0)
+            await lab.wait(lease.id, State.READY)
+            state = (tmp_path / "one.json").read_text()
+            assert exporter.hold is not None
+        await lab.wait(lease.id, State.ENDED)
+        (tmp_path / "after").unlink()
+        (tmp_path / "one.json").write_text(state)  # as a kill would have left it
+        async with lab.exporter("one", hooks):
+            following = await alice.acquire(WANT, 60.0)
+            await lab.wait(following.id, State.READY)
+            assert (tmp_path / "after").read_text() == f"{lease.id} alice\n"
+
+
+@pytest.mark.parametrize(
+    ("hook", "failure", "state", "reason"),
+    [
+        ("beforeLease", "warn", State.READY, ""),
+        ("beforeLease", "endLease", State.ENDED, "hook beforeLease failed with exit status 3"),
+        ("beforeLease", "exit", State.ENDED, "hook beforeLease failed with exit status 3"),
+        ("afterLease", "warn", State.READY, ""),
+        ("afterLease", "endLease", State.READY, ""),
+        ("afterLease", "exit", State.READY, ""),
+    ],
+)
+async def test_a_hook_that_fails(
+    lab: MemoryLab, tmp_path: Path, hook: str, failure: str, state: State, reason: str
+) -> None:
+    other = "afterLease" if hook == "beforeLease" else "beforeLease"
+    hooks = f"""
+    hooks:
+      {hook}: {{script: "echo {hook} >> {tmp_path}/ran; exit 3", onFailure: {failure}}}
+      {other}: {{script: "echo {other} >> {tmp_path}/ran"}}
+    """
+    with refused(LabError, "failed with exit status 3") if failure == "exit" else nullcontext():
+        async with lab.exporter("one", hooks), lab.client("alice") as alice:
+            lease = await alice.acquire(WANT, 60.0)
+            came = await lab.wait(lease.id, state)
+            assert came.reason == reason
+            if state is State.READY:
+                await alice.release(lease.id)
+                came = await lab.wait(lease.id, State.ENDED)
+                assert came.reason == "released by alice"
+            if failure == "exit":
+                await trio.sleep_forever()
+    assert (tmp_path / "ran").read_text().split() == ["beforeLease", "afterLease"]
+
+
+async def test_the_output_of_hooks_comes_live_with_its_source_and_outlives_the_lease(lab: MemoryLab) -> None:
+    hooks = """
+    hooks:
+      beforeLease: {script: echo hello $JMP_CLIENT}
+      afterLease: {script: echo goodbye $JMP_CLIENT}
+    """
+    async with lab.exporter("one", hooks) as exporter, lab.client("alice") as alice:
+        lease = await alice.acquire(WANT, 60.0)
+        async with lab.visit(alice, exporter, lease.id) as (connection, _):
+            items: list[Any] = []
+            async with aclosing(Caller(connection).items(TARGET, "output", (), {})) as output:
+                async for source, data in output:
+                    items.append((source, data))
+                    if source == "beforeLease":
+                        await alice.release(lease.id)
+    assert items == [("beforeLease", b"hello alice\n"), ("afterLease", b"goodbye alice\n")]
+
+
+@pytest.mark.parametrize("when", ["during", "before"])
+async def test_afterlease_runs_once_when_the_lease_is_released_around_beforelease(
+    lab: MemoryLab, tmp_path: Path, when: str
+) -> None:
+    hooks = f"""
+    hooks:
+      beforeLease: {{script: "echo begin; sleep 60"}}
+      afterLease: {{script: "echo after >> {tmp_path}/ran"}}
+    """
+    async with lab.exporter("one", hooks) as exporter, lab.client("alice") as alice:
+        await lab.attended("one")
+        lease = await alice.acquire(WANT, 60.0)
+        if when == "during":
+            async with lab.listen(alice, exporter, lease.id) as output:
+                assert await anext(output) == ("beforeLease", b"begin\n")
+        await alice.release(lease.id)
+        ended = await lab.wait(lease.id, State.ENDED)
+    assert ended.reason == "released by alice"
+    assert (tmp_path / "ran").read_text().split().count("after") == 1
+
+
+async def test_a_holder_that_vanishes_loses_a_tied_lease(lab: MemoryLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab.lab.engine, "_holder_grace", 0.2)
+    async with lab.exporter("one"), lab.client("bob") as bob:
+        async with lab.client("alice") as alice:
+            lease = await alice.acquire(WANT, 60.0, tied=True)
+            async with aclosing(alice.watch(lease.id)) as watching:
+                async for standing in watching:
+                    if standing.lease.state is State.READY:
+                        break
+            following = await bob.acquire(WANT, 60.0)
+        ended = await lab.wait(lease.id, State.ENDED)
+        assert ended.reason == "its holder was gone"
+        await lab.wait(following.id, State.READY)
+
+
+async def test_nobody_reads_or_ends_anothers_lease_unless_a_policy_says_so(lab: MemoryLab) -> None:
+    await lab.add(records.Policy(name="default", see=False))
+    async with lab.exporter("one"), lab.client("alice") as alice, lab.client("bob") as bob:
+        lease = await alice.acquire(WANT, 60.0)
+        await lab.wait(lease.id, State.READY)
+        for method in ("lease", "release", "meet"):
+            with pytest.raises(NotFound, match=f"^there is no lease '{lease.id}' of yours$"):
+                await bob.call(method, lease.id)
+        assert await bob.call("leases", everybody=True) == []
+        [exporter] = await bob.call("exporters")
+        assert exporter["state"] == "leased"
+        assert "client" not in exporter
+        await lab.add(records.Policy(name="staff", clients="", manage=True))
+        await bob.release(lease.id)
+        assert (await lab.wait(lease.id, State.ENDED)).reason == "released by bob"
+
+
+async def test_a_token_that_is_revoked_ends_the_connection(lab: MemoryLab) -> None:
+    async with lab.client("admin", records.Role.ADMIN) as admin, lab.exporter("one"), lab.client("alice") as alice:
+        lease = await alice.acquire(WANT, 60.0)
+        me = await alice.call("whoami")
+        watching = alice.watch(lease.id)
+        await anext(watching)
+        await admin.call("revoke", me["token"])
+        with pytest.raises((LinkLost, Cancelled), match=r"revoked|session ended"):
+            await anext(watching)
+
+
+async def test_an_exporter_of_the_same_name_takes_over(lab: MemoryLab, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    async with lab.exporter("one"):
+        await lab.attended("one")
+        with trio.move_on_after(0.3):
+            async with lab.exporter("one"):
+                await trio.sleep_forever()
+    assert any("another exporter has connected as one" in record.message for record in caplog.records)
