@@ -164,7 +164,7 @@ class Lab:
             old = change.old.state if isinstance(change.old, Lease) else None
             if change.new.state is not old:
                 self._log(change.new)
-            self.grants += change.new.state is State.PREPARING and old is State.QUEUED
+            self.grants += change.new.granted is not None and getattr(change.old, "granted", None) is None
             for held in {*change.new.devices, *getattr(change.old, "devices", ())}:
                 self.news.tell(("exporter", held.exporter))
         if change.kind in ("lease", "exporter", "policy", "client"):

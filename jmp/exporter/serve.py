@@ -132,7 +132,7 @@ async def listen(address: str) -> list[trio.SocketListener]:
         host, _, port = address.rpartition(":")
         return list(await trio.open_tcp_listeners(int(port), host=host.strip("[]") or None))
     except OSError as error:
-        why = "the address is in use: another exporter runs there, or choose another with --listen"
+        why = "the address is in use: stop what listens there, or choose another with --listen"
         reason = why if error.errno == errno.EADDRINUSE else error.strerror or str(error)
         raise LabError(f"cannot listen at {address}: {reason}") from error
 

@@ -1,0 +1,108 @@
+"""``jmp router``: joins clients and exporters that cannot reach each other."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final
+
+import trio
+import typer
+
+from jmp.cli import output
+from jmp.cli.controller import own_names
+from jmp.cli.exporter import log_to_stderr, until_told
+from jmp.cli.typed import new_app
+from jmp.client.config import TOKEN, write_private
+from jmp.errors import UsageError
+from jmp.exporter.serve import address_of, listen, notify
+from jmp.link import websocket
+from jmp.link.tls import fetch_ca, self_signed, server_context
+from jmp.router.serve import MAX_PAIRS, Router, attend, drain
+from jmp.wire.duration import parse
+
+app = new_app("Join clients and exporters that cannot reach each other.")
+
+PORT: Final = 8444
+
+
+@app.command()
+def serve(
+    name: Annotated[str, typer.Option(metavar="NAME", help="Its name in the lab: that of its token.")],
+    controller: Annotated[str, typer.Option(metavar="URL", help="The lab's controller: wss://HOST:PORT.")],
+    ca_fingerprint: Annotated[
+        str | None, typer.Option(metavar="HEX", help="SHA-256 of the lab's own CA, which is then fetched.")
+    ] = None,
+    ca: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificates (PEM) to trust.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"File with the token (default: ${TOKEN}).")
+    ] = None,
+    address: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Where clients and exporters come in.")
+    ] = f"0.0.0.0:{PORT}",  # that is what a router is for
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="How others reach it (default: wss://THIS-MACHINE:PORT).")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Its certificate; by default a self-signed one.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key.")] = None,
+    most: Annotated[int, typer.Option(help="How many sessions it joins at once.")] = MAX_PAIRS,
+    drain_for: Annotated[
+        str, typer.Option("--drain", metavar="DURATION", help="How long, on TERM, sessions may go on.")
+    ] = "30s",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Serve a lab as a router until TERM: no new sessions from then on, and those there are may go on for a while."""
+    log_to_stderr(log_level)
+    token = token_file.read_text().strip() if token_file is not None else os.environ.get(TOKEN, "")
+    if not token:
+        raise UsageError(f"a router needs its token, in {TOKEN} or --token-file: jmp admin create router {name}")
+    state = state_directory(name)
+    if ca is None and ca_fingerprint is not None:
+        ca = state / "ca.pem"
+        write_private(ca, fetch_ca(controller, ca_fingerprint))
+    trio.run(_serve, controller, token, ca, address, url, tls_cert, tls_key, state, most, parse(drain_for))
+
+
+def state_directory(name: str) -> Path:
+    """Where a router keeps its certificate."""
+    base = os.environ.get("XDG_STATE_HOME") or (
+        Path("/var/lib") if os.getuid() == 0 else Path.home() / ".local" / "state"
+    )
+    return Path(base) / "jmp" / "routers" / name
+
+
+async def _serve(
+    controller: str,
+    token: str,
+    ca: Path | None,
+    address: str,
+    url: str | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    state: Path,
+    most: int,
+    seconds: float,
+) -> None:
+    fingerprint = None
+    if tls_cert is None:
+        tls_cert = state / "tls.pem"
+        fingerprint = self_signed(tls_cert, "jmp router")
+    context = server_context(tls_cert, tls_key)
+    listeners = await listen(address)
+    url = url or f"wss://{own_names()[-1]}:{address_of(listeners[0]).rpartition(':')[2]}"
+    router = Router(most=most)
+
+    async def dial() -> websocket.WebSocketLink:
+        return await websocket.connect(controller, token=token, ca=ca)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attend, router, dial, url, fingerprint)
+        await nursery.start(partial(websocket.serve, listeners, router.authenticate, router.serve_link, tls=context))
+        notify("READY=1")
+        output.note(f"router is ready at {url}")
+        with trio.CancelScope() as scope:
+            await until_told(scope)
+        notify("STOPPING=1")
+        await drain(router, seconds)
+        nursery.cancel_scope.cancel()
