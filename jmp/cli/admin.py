@@ -20,7 +20,7 @@ app = new_app("Administer a lab: clients, exporters, policies, tokens.")
 create = new_app("Add a client, an exporter, a policy; or make a token.")
 update = new_app("Change a client, an exporter, a policy.")
 delete = new_app("Remove a client, an exporter, a policy; or revoke a token.")
-disable = new_app("Keep a client from doing anything, or an exporter from being leased.")
+disable = new_app("Lock a client out, or keep an exporter for maintenance.")
 enable = new_app("Undo what disable did.")
 rotate = new_app("Make a new key or token in place of the present one.")
 revoke = new_app("Let a token be good for nothing.")
@@ -161,7 +161,10 @@ def get(
     client: Client = None,
     form: WideOutput = "table",
 ) -> None:
-    """List clients, exporters, policies or tokens; never a token itself."""
+    """List clients, exporters, policies or tokens.
+
+    Of tokens their ids are shown, to revoke them by; a token itself is told only when it is made.
+    """
     chosen = labs.kind_of(kind, (CLIENT, EXPORTER, POLICY, TOKEN))
     with labs.as_admin(client) as (_, lab):
         print_found(chosen, records(lab, chosen), names, matching, form)

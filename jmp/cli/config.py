@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Final
 
 import typer
@@ -18,7 +19,7 @@ from jmp.cli.typed import Output, new_app
 from jmp.client import config as configuration
 from jmp.client.config import CHOICE, ENDPOINT, TOKEN, ClientConfig, Metadata, Store, Tls, clients, credentials
 from jmp.client.lab import open_lab
-from jmp.errors import ConfigError, JmpError, NotFound, Refused, UsageError
+from jmp.errors import ConfigError, JmpError, Refused, UsageError
 from jmp.link.address import parse
 from jmp.wire import tokens
 
@@ -27,8 +28,7 @@ client = new_app("Who you are, in which lab.")
 exporter = new_app("Who this machine's exporters are in their lab.")
 app.add_typer(client, name="client")
 app.add_typer(exporter, name="exporter")
-whoami_app = new_app("Who you are in the lab.", invoke_without_command=True)
-whoami_app.info.no_args_is_help = False
+whoami_app = new_app("Who you are in the lab.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="What to call it here.")]
 Endpoint = Annotated[str, typer.Option(metavar="URL", help="The controller: wss://HOST:PORT.")]
@@ -79,7 +79,7 @@ def create_client(
 def list_clients(form: Output = "table") -> None:
     """List the labs that you can use; the one in use is marked."""
     chosen = _chosen()
-    _list(clients(), form, chosen, f"{configuration.NO_LAB}")
+    _list(clients(), form, chosen, configuration.NO_LAB)
     if chosen == "":
         output.note(f"{ENDPOINT} and {TOKEN} are set: they are used, whatever is listed here")
 
@@ -142,9 +142,9 @@ def create_exporter(
     file = _configuration_file(name)
     if file is not None:
         output.note(
-            f"\nThere is no configuration called {name} on this machine yet. Begin with an example, then edit it"
-            f" (jmp exporter example lists others; `name` in it has to be {name}):\n\n"
-            f"  jmp exporter example virtual-board | sed 's/^  name: .*/  name: {name}/' > {file}"
+            f"\nThere is no configuration called {name} on this machine yet. Begin with an example, with this name in it,"
+            f" then edit it (jmp exporter example lists others):\n\n  mkdir -p {quote(str(file.parent))}\n"
+            f"  jmp exporter example virtual-board | sed 's/^  name: .*/  name: {name}/' > {quote(str(file))}"
         )
 
 
@@ -176,7 +176,7 @@ def delete_exporter(names: Annotated[list[str], typer.Argument(metavar="NAME..."
 # ---- who one is
 
 
-@whoami_app.callback()
+@whoami_app.command()
 def whoami(client: labs.Client = None, form: Output = "table") -> None:
     """Ask the controller who you are."""
     config = configuration.current(name=client)
@@ -355,7 +355,4 @@ def _configuration_file(name: str) -> Path | None:
     """Where the configuration of an exporter would be, if it is missing."""
     from jmp.exporter.config import list_configs
 
-    try:
-        return None if name in list_configs() else configuration.directory() / "exporters" / f"{name}.yaml"
-    except NotFound:
-        return None
+    return None if name in list_configs() else configuration.directory() / "exporters" / f"{name}.yaml"

@@ -16,7 +16,7 @@ import trio
 import typer
 
 from jmp.cli import output
-from jmp.cli.typed import new_app
+from jmp.cli.typed import Output, new_app
 from jmp.client.connect import RESERVED
 from jmp.driver.plugins import driver_class
 from jmp.errors import ConfigError, UsageError
@@ -218,10 +218,7 @@ def log_to_stderr(level: str) -> None:
 
 
 @app.command()
-def check(
-    exporter: Name,
-    form: Annotated[str, typer.Option("-o", "--output", metavar="FORMAT", help="table, json or yaml.")] = "table",
-) -> int:
+def check(exporter: Name, form: Output = "table") -> int:
     """Check a configuration without opening any device: every problem, with its line and the nearest known key.
 
     Exit status 78 if there are problems.
@@ -233,7 +230,7 @@ def check(
             {"file": str(item.file), "line": item.line, "where": item.where, "message": item.message}
             for item in problems
         ]
-        output.print_value(found, "json" if form == "json" else "yaml")
+        output.print_value(found, form)
     elif not problems:
         sys.stdout.write(f"{path}: fine\n")
     else:
@@ -243,23 +240,14 @@ def check(
 
 
 @app.command("list")
-def list_exporters(
-    form: Annotated[str, typer.Option("-o", "--output", metavar="FORMAT", help="table, json, yaml or name.")] = "table",
-) -> None:
+def list_exporters(form: Output = "table") -> None:
     """List the exporters that are configured on this machine, and which of them are being served."""
     rows = []
     for name, path in sorted(configuration.list_configs().items()):
         state = "serving" if default_socket(name).is_socket() else "configured"
         rows.append({"name": name, "state": state, "file": str(path)})
-    if form in ("json", "yaml"):
-        output.print_value(rows, "json" if form == "json" else "yaml")
-    elif form == "name":
-        sys.stdout.writelines(f"{row['name']}\n" for row in rows)
-    elif form == "table":
-        empty = "no exporter is configured here; begin with: jmp exporter example virtual-board"
-        output.print_table(("name", "state", "file"), [tuple(row.values()) for row in rows], empty=empty)
-    else:
-        raise UsageError(f"-o takes one of table, json, yaml, name, not {form!r}")
+    empty = "no exporter is configured here; begin with: jmp exporter example virtual-board"
+    output.print_listing(rows, form, ("name", "state", "file"), key="name", empty=empty)
 
 
 @app.command()

@@ -310,7 +310,7 @@ def kind_of(word: str, kinds: Sequence[Kind] = tuple(KINDS.values())) -> Kind:
     from jmp.driver.schema import did_you_mean
 
     names = [kind.plural for kind in kinds]
-    raise UsageError(f"there are no {word!r}, but {', '.join(names)}{did_you_mean(word, names)}")
+    raise UsageError(f"a lab has no {word!r}{did_you_mean(word, names)}")
 
 
 def print_records(kind: Kind, records: Sequence[Record], form: Wide, *, empty: str | None = None) -> None:

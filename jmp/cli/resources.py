@@ -12,13 +12,13 @@ from jmp.cli.typed import Output, WideOutput, new_app
 from jmp.errors import UsageError
 from jmp.wire import duration
 
-get_app = new_app("List leases, exporters, clients, policies or tokens.", invoke_without_command=True)
+get_app = new_app("List leases, exporters, clients, policies or tokens.")
 create_app = new_app("Get a lease; or add a client, an exporter, a policy.")
 update_app = new_app("Change a lease, a client, an exporter, a policy.")
 delete_app = new_app("Release leases; or remove clients, exporters, policies.")
 
 
-@get_app.callback(context_settings={"allow_interspersed_args": True})
+@get_app.command(no_args_is_help=True)
 def get(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="leases, exporters, clients, policies or tokens.")],
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]")] = None,

@@ -239,6 +239,10 @@ class ClientDesk(Desk):
         context: dict[str, str] = {},  # noqa: B006
     ) -> dict[str, Any]:
         """Ask for a lease; it is queued, or granted at once. Times are seconds since the epoch, durations seconds."""
+        if self.is_admin and self.who.name not in self.lab.view.client:
+            raise Refused(
+                f"{self.who.name} is an admin here, and leases are for clients: jmp admin create client NAME makes one"
+            )
         lease = self.lab.engine.request(
             self.who.name,
             tuple(wants),
