@@ -27,6 +27,11 @@ app = new_app("Join clients and exporters that cannot reach each other.")
 PORT: Final = 8444
 
 
+@app.callback()
+def router() -> None:
+    """Join clients and exporters that cannot reach each other."""
+
+
 @app.command()
 def serve(
     name: Annotated[str, typer.Option(metavar="NAME", help="Its name in the lab: that of its token.")],

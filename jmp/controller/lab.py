@@ -86,6 +86,8 @@ class RouterLink:
     fingerprint: str | None
     peer: str
     load: int = 0
+    chosen: int = 0
+    """How often it was; among equals those take turns."""
     draining: bool = False
 
 
@@ -317,7 +319,9 @@ class Lab:
         routers = [router for router in self.routers.values() if not router.draining]
         if not routers:
             raise LabError("no router is connected to the controller, and the exporter cannot be reached directly")
-        return min(routers, key=lambda router: router.load)
+        router = min(routers, key=lambda router: (router.load, router.chosen))
+        router.chosen += 1
+        return router
 
     def meet(self, lease: Lease, exporter: str, via: str) -> dict[str, Any]:
         """Let the holder of ``lease`` meet ``exporter``: a token, and where to. Via a router the exporter is sent there, too."""
