@@ -82,16 +82,16 @@ def serve(
 async def _serve(address: str, names: list[str], data: Path, with_router: bool, http: str) -> int:
     if address.startswith("unix:"):
         raise UsageError("a controller listens at HOST:PORT: others come over the network")
-    keys = Keys.open(data, names)
-    store = SqliteStore.open(data)
+    store = SqliteStore.open(data)  # first: it keeps other controllers away from all that is in there
     try:
+        keys = Keys.open(data, names)
         listeners = await listen(address)
         lab = Lab(Engine(), store, keys, Audit(data / "audit.jsonl"))
         await lab.load()
         port = address_of(listeners[0]).rpartition(":")[2]
         url = f"wss://{names[0]}:{port}"
         router = Router() if with_router else None
-        beside: list[Callable[..., Awaitable[None]]] = []
+        beside: list[Callable[..., Awaitable[None]]] = [keys.keep_fresh]
         if router is not None:
             beside.append(partial(_keep_router, lab, router))
         pages = {"/ca.pem": ("application/x-pem-file", keys.ca_pem.encode())}
