@@ -49,7 +49,9 @@ NewLabels = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="NAME=VALUE|NAME-", help="Set a label, or remove one; repeatable."),
 ]
-Days = Annotated[float, typer.Option("--token-days", metavar="DAYS", help="How long its token is good.")]
+Days = Annotated[
+    float, typer.Option("--token-days", metavar="DAYS", min=0.001, max=3650, help="How long its token is good.")
+]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; users are told.")]
 Clients = Annotated[str | None, typer.Option(metavar="SELECTOR", help="Labels of the clients; '' for all.")]
 Exporters = Annotated[str | None, typer.Option(metavar="SELECTOR", help="Labels of the exporters; '' for all.")]

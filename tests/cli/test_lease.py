@@ -1,0 +1,236 @@
+"""``jmp lease``, with a real controller and real exporters."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.lab import JMP, ServedLab, served_lab
+from tests.fakes.terminal import Terminal
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedLab]:
+    with served_lab(tmp_path_factory.mktemp("lab")) as lab:
+        lab.add_client("alice")
+        lab.add_client("bob")
+        lab.add_exporter("red", board="pair")
+        lab.add_exporter("blue", board="pair")
+        lab.add_exporter("solo", board="solo")
+        yield lab
+
+
+@pytest.fixture(autouse=True)
+def _all_released(lab: ServedLab) -> Iterator[None]:
+    yield
+    for user in ("alice", "bob"):
+        lab.ok(user, "lease", "release", "--all")
+
+
+def acquire(lab: ServedLab, user: str, *arguments: str) -> str:
+    """A lease's id, as ``lease=$(jmp lease acquire …)`` gets it."""
+    out = lab.ok(user, "lease", "acquire", *arguments)
+    assert out.count("\n") == 1
+    return out.strip()
+
+
+def shown(lab: ServedLab, user: str, id: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(lab.ok(user, "lease", "show", id, "-o", "json"))
+    return found
+
+
+def test_only_the_id_is_on_standard_output(lab: ServedLab) -> None:
+    done = lab.run("alice", "lease", "acquire", "-l", "board=solo", "--for", "10m", "--tag", "ci", "--context", "job=5")
+    id = done.stdout.strip()
+    assert done.stdout == f"{id}\n"
+    assert re.search(f"lease {id}: solo for (10m|9m \\d+s)\n$", done.stderr), done.stderr
+    assert lab.ok("alice", "lease", "list").split("\t")[:4] == [id, "ready", "alice", "solo"]
+    assert lab.ok("alice", "lease", "list", "--tag", "ci", "-o", "name") == f"{id}\n"
+    assert lab.ok("alice", "lease", "list", "--tag", "qa", "-o", "name") == ""
+    lease = shown(lab, "alice", id)
+    assert (lease["state"], lease["tags"], lease["context"]) == ("ready", ["ci"], {"job": "5"})
+    assert lease["duration"] == 600.0
+    assert lease["ends"].endswith("Z")
+    details = dict(line.split("\t") for line in lab.ok("alice", "lease", "show", JMP_LEASE=id).splitlines())
+    assert (details["id"], details["devices"]) == (id, "solo (ready)")
+
+
+def test_next_in_line_sees_his_place_and_starts_when_the_device_is_released(lab: ServedLab) -> None:
+    first = acquire(lab, "alice", "-l", "board=solo", "--for", "20m")
+    with lab.program("bob", "lease", "acquire", "-l", "board=solo", "--for", "5m") as waiting:
+        said = waiting.until(r"lease (\w+) \(board=solo\) is queued: number 1; expected to start \d\d:\d\d \(in 2\dm")
+        assert lab.ok("bob", "lease", "list").split("\t")[:2] == [said[1], "queued"]
+        assert re.search("alice has it for (20m|19m|18m)", lab.ok("bob", "lease", "why", "--name", "solo"))
+        done = lab.run("alice", "lease", "release", first)
+        assert done.stderr == f"released {first}: solo\n"
+        code, out, err = waiting.finish()
+    assert (code, out) == (0, f"{said[1]}\n")
+    assert f"lease {said[1]}: solo for " in err
+    assert "released by alice" in lab.ok("alice", "lease", "list", "--ended")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_request_is_taken_back_by_a_signal(lab: ServedLab, number: signal.Signals, code: int) -> None:
+    acquire(lab, "alice", "-l", "board=solo")
+    with lab.program("bob", "lease", "acquire", "-l", "board=solo") as waiting:
+        id = waiting.until(r"lease (\w+) \(board=solo\) is queued: .*\n")[1]
+        assert waiting.interrupt(number) == (code, "", f"lease {id} is released\n")
+    assert lab.ok("bob", "lease", "list") == ""
+
+
+def test_a_line_on_a_terminal_is_renewed(lab: ServedLab) -> None:
+    first = acquire(lab, "alice", "-l", "board=solo", "--for", "20m")
+    arguments = [*JMP, "lease", "acquire", "-l", "board=solo", "--for", "5m"]
+    with Terminal(arguments, lab.environment("bob"), columns=100) as terminal:
+        terminal.until("is queued: number 1; expected to start")
+        lab.ok("alice", "lease", "release", first)
+        terminal.until("solo for (5m|4m)")
+        assert terminal.end() == 0
+        lines = [line.rstrip() for line in terminal.text.splitlines() if line.strip()]
+    assert len(lines) == 2, lines
+    assert lines[0].startswith(f"lease {lines[1]}: solo for ")
+
+
+def test_without_waiting_it_fails_and_says_where_to_look(lab: ServedLab) -> None:
+    acquire(lab, "alice", "-l", "board=solo")
+    done = lab.run("bob", "lease", "acquire", "-l", "board=solo", "--no-wait")
+    assert (done.returncode, done.stdout) == (124, "")
+    assert "nothing was free at once; jmp lease why -l 'board=solo' says what keeps each device" in done.stderr
+    done = lab.run("bob", "lease", "acquire", "--name", "solo", "--wait", "1s")
+    assert (done.returncode, done.stdout) == (124, "")
+    assert "nothing was free within 1s" in done.stderr
+    assert lab.ok("bob", "lease", "list") == ""
+
+
+def test_several_devices_are_granted_together(lab: ServedLab) -> None:
+    one = acquire(lab, "alice", "-l", "board=pair")
+    detached = acquire(lab, "bob", "-l", "board=pair", "-l", "board=pair", "--detach")
+    assert shown(lab, "bob", detached)["state"] == "queued"
+    with lab.program("bob", "lease", "wait", detached) as waiting:
+        waiting.until("is queued")
+        lab.ok("alice", "lease", "release", one)
+        assert waiting.finish()[:2] == (0, f"{detached}\n")
+    held = {device["exporter"] for device in shown(lab, "bob", detached)["devices"]}
+    assert held == {"red", "blue"}
+
+
+def test_one_selector_and_one_name_are_one_device(lab: ServedLab) -> None:
+    id = acquire(lab, "alice", "-l", "board=pair", "--name", "blue")
+    assert [device["exporter"] for device in shown(lab, "alice", id)["devices"]] == ["blue"]
+    done = lab.run("alice", "lease", "acquire", "-l", "board=pair", "--name", "solo")
+    assert (done.returncode, "it has board=solo" in done.stderr) == (64, True), done.stderr
+
+
+def test_a_lease_is_extended_and_handed_over(lab: ServedLab) -> None:
+    id = acquire(lab, "alice", "-l", "board=solo", "--for", "10m")
+    extended = lab.ok("alice", "lease", "extend", "5m", JMP_LEASE=id)
+    assert re.fullmatch(f"lease {id} of alice: solo, ready, 1[45]m .*left\n", extended), extended
+    done = lab.run("bob", "lease", "extend", id, "5m")
+    assert (done.returncode, done.stderr) == (77, f"jmp: bob may not extend lease {id}, which is alice's\n")
+    moved = lab.ok("alice", "lease", "transfer", id, "bob")
+    assert re.fullmatch(f"lease {id} of bob: solo, ready, 1[45]m .*left\n", moved), moved
+    assert lab.ok("alice", "lease", "list") == ""
+    assert lab.ok("bob", "lease", "list", "-o", "name") == f"{id}\n"
+    assert id in lab.ok("alice", "lease", "list", "--all", "-o", "name")
+
+
+def test_leases_begin_later(lab: ServedLab) -> None:
+    id = acquire(lab, "alice", "-l", "board=solo", "--at", "+2h", "--detach")
+    assert "begins " in lab.ok("alice", "lease", "list")
+    assert re.search(r"\(in (2h|1h 59m)\)", lab.ok("alice", "lease", "list"))
+    assert shown(lab, "alice", id)["begin"] is not None
+
+
+def test_why(lab: ServedLab) -> None:
+    lab.ok("admin", "admin", "disable", "exporter", "red", "--reason", "new cable")
+    rows = [line.split("\t") for line in lab.ok("bob", "lease", "why", "-l", "board=pair").splitlines()]
+    lab.ok("admin", "admin", "enable", "exporter", "red")
+    assert rows == [
+        ["blue", "available", "it is free"],
+        ["red", "disabled", "it is in maintenance: new cable"],
+        ["solo", "mismatch", "not board=pair: it has board=solo"],
+    ]
+
+
+def test_leases_end_by_maintenance_that_cannot_wait(lab: ServedLab) -> None:
+    id = acquire(lab, "alice", "--name", "solo")
+    done = lab.run("admin", "admin", "disable", "exporter", "solo", "--reason", "smoke")
+    assert f"lease {id} of alice goes on; --now would have ended it" in done.stderr
+    lab.ok("admin", "admin", "disable", "exporter", "solo", "--reason", "smoke", "--now")
+    assert "solo was taken for maintenance: smoke" in shown(lab, "alice", id)["reason"]
+    lab.ok("admin", "admin", "enable", "exporter", "solo")
+
+
+def test_release_goes_on_whatever_happens_to_one(lab: ServedLab) -> None:
+    id = acquire(lab, "alice", "-l", "board=solo")
+    done = lab.run("alice", "lease", "release", "nope", id)
+    assert done.returncode == 64
+    assert "there is no lease 'nope' of yours" in done.stderr
+    assert f"released {id}: solo\n" in done.stderr
+    assert lab.ok("alice", "lease", "release", id) == ""
+    assert lab.run("alice", "lease", "release", "--all").stderr == "you have no leases\n"
+
+
+def test_a_policy_is_heeded_and_said(lab: ServedLab) -> None:
+    lab.ok("admin", "update", "policy", "default", "--longest", "30m")
+    done = lab.run("alice", "lease", "acquire", "-l", "board=solo", "--for", "1h")
+    assert (done.returncode, done.stderr) == (77, "jmp: alice may lease this for 30m at most, not for 1h\n")
+    id = acquire(lab, "alice", "-l", "board=solo", "--for", "20m")
+    assert lab.run("alice", "lease", "extend", id, "20m").returncode == 77
+    lab.ok("admin", "update", "policy", "default", "--longest", "any")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["acquire"], 64, "which device? -l SELECTOR or --name EXPORTER says it"),
+        (["acquire", "-l", "board=rpi9"], 64, "no exporter is board=rpi9"),
+        (["acquire", "-l", "board="], 64, "no exporter is board="),
+        (["acquire", "-l", "a=("], 64, "selector 'a=(', character 3"),
+        (["acquire", "--name", "sole"], 64, "there is no exporter 'sole' (did you mean 'solo'?)"),
+        (["acquire", "-l", "board", "--for", "10"], 64, "'10' is no duration"),
+        (["acquire", "-l", "board", "--at", "noon"], 64, "'noon' is no time"),
+        (["acquire", "-l", "board", "--no-wait", "--wait", "1m"], 64, "--no-wait says what --wait"),
+        (["acquire", "-l", "board", "--context", "x"], 64, "--context takes NAME=VALUE, not 'x'"),
+        (["acquire", "-l", "board", "--priority", "5"], 77, "priority 5 is more than the policies let alice ask for"),
+        (["acquire", "-l", "board", "--allow-disabled"], 77, "only one who manages an exporter"),
+        (["show"], 64, "which lease? name one (jmp lease list shows yours), or set JMP_LEASE"),
+        (["show", "nope"], 64, "there is no lease 'nope' of yours"),
+        (["extend", "a", "b", "c"], 64, "a lease's id and a duration, such as 30m are expected"),
+        (["list", "-o", "xml"], 64, "'xml' is not one of"),
+        (["wait", "nope"], 64, "there is no lease 'nope' of yours"),
+    ],
+)
+def test_what_is_wrong_is_one_line(lab: ServedLab, arguments: list[str], code: int, said: str) -> None:
+    done = lab.run("alice", "lease", *arguments)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+
+
+def test_an_admin_is_told_that_leases_are_for_clients(lab: ServedLab) -> None:
+    done = lab.run("admin", "lease", "acquire", "-l", "board=solo")
+    assert (done.returncode, "jmp admin create client NAME" in done.stderr) == (77, True)
+
+
+def test_waiting_outlives_the_controller(tmp_path: Path) -> None:
+    with served_lab(tmp_path) as lab:
+        lab.add_client("alice")
+        lab.add_exporter("solo")
+        first = acquire(lab, "alice", "--name", "solo")
+        with lab.program("alice", "lease", "acquire", "--name", "solo") as waiting:
+            id = waiting.until(r"lease (\w+) \(solo\) is queued: .*\n")[1]
+            lab.kill()
+            waiting.until("the controller is away")
+            lab.start()
+            waiting.until(f"lease {id} .solo. is queued")
+            lab.ok("alice", "lease", "release", first)
+            assert waiting.finish()[:2] == (0, f"{id}\n")
+        lab.kill()
+        done = lab.run("alice", "lease", "list")
+        assert (done.returncode, "cannot reach" in done.stderr) == (69, True)
