@@ -1,0 +1,91 @@
+"""``jmp get|create|update|delete``: the same as ``jmp lease`` and ``jmp admin``, in kubectl's order of words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from tests.fakes.lab import ServedLab, served_lab
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedLab]:
+    with served_lab(tmp_path_factory.mktemp("lab")) as lab:
+        lab.add_client("alice")
+        lab.add_exporter("widget", board="v2")
+        yield lab
+
+
+def test_a_lease_from_its_creation_to_its_end(lab: ServedLab) -> None:
+    id = lab.ok("alice", "create", "lease", "--selector", "board=v2", "--duration", "20m").strip()
+    assert lab.ok("alice", "get", "leases", "-o", "name") == f"{id}\n"
+    assert lab.ok("alice", "get", "lease", id) == lab.ok("alice", "get", "leases", "-l", "board=v2")
+    assert lab.ok("alice", "get", "leases", "-l", "board=v3") == ""
+    assert json.loads(lab.ok("alice", "get", "lease", id, "-o", "json"))["id"] == id
+    assert [row["id"] for row in yaml.safe_load(lab.ok("alice", "get", "leases", "-o", "yaml"))] == [id]
+    assert lab.ok("admin", "get", "leases", "-A", "-o", "name") == f"{id}\n"
+
+    longer = lab.ok("alice", "update", "lease", id, "--for", "1h")
+    assert re.fullmatch(f"lease {id} of alice: widget, ready, (1h|59m.*) left\n", longer), longer
+    assert lab.ok("alice", "update", "lease", id, "--for", "1h", "-o", "name") == f"{id}\n"
+    done = lab.run("alice", "update", "lease", id, "--for", "10m")
+    assert (done.returncode, f"lease {id} is for 1h, and can only be made longer" in done.stderr) == (64, True)
+
+    assert lab.run("alice", "delete", "leases", id).stderr == f"released {id}: widget\n"
+    assert lab.run("alice", "get", "leases").stderr == "you have no leases; jmp lease list --all lists everybody's\n"
+    assert "released by alice" in lab.ok("alice", "get", "leases", "--ended")
+
+
+def test_exporters_are_for_everybody(lab: ServedLab) -> None:
+    assert lab.ok("alice", "get", "exporters") == "widget\tfree\t\tboard=v2\n"
+    wide = lab.ok("alice", "get", "exporters", "-l", "board in (v1,v2)", "-o", "wide").rstrip("\n").split("\t")
+    assert wide[:4] == ["widget", "free", "", "board=v2"]
+    assert len(wide) == 7
+    done = lab.run("alice", "get", "exporters", "-l", "board=v3")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "no exporter matches board=v3\n")
+    shown = yaml.safe_load(lab.ok("alice", "get", "exporter", "widget", "-o", "yaml"))
+    assert set(shown["tree"]["children"]) == {"power"}
+    done = lab.run("alice", "get", "exporter", "gadget")
+    assert (done.returncode, "there is no exporter 'gadget'" in done.stderr) == (64, True)
+
+
+def test_clients_and_policies_by_an_admin(lab: ServedLab) -> None:
+    for order in (["create", "{}"], ["admin", "create", "{}"]):
+        create = [word.format("client") for word in order]
+        delete = [word.format("client").replace("create", "delete") for word in order]
+        command = lab.ok("admin", *create, "zoe", "--label", "team=qa")
+        assert re.fullmatch(
+            r"JMP_TOKEN=\S+ jmp config client create zoe --endpoint \S+ --ca-fingerprint \w{64}\n", command
+        )
+        lab.ok("admin", "update", "clients", "zoe", "--label", "floor=3")
+        assert lab.ok("admin", "get", "clients", "-l", "floor") == "zoe\tenabled\t\tfloor=3,team=qa\n"
+        assert lab.run("admin", *delete, "zoe").stderr == "client zoe is deleted\n"
+    lab.ok("admin", "create", "policy", "qa", "--clients", "team=qa", "--longest", "2h")
+    lab.ok("admin", "update", "policy", "qa", "--priority", "3")
+    assert lab.ok("admin", "get", "policy", "qa") == "qa\tteam=qa\tall\tlease, see\t2h\t3\n"
+    lab.ok("admin", "delete", "policies", "qa")
+    assert "admin/admin" in lab.ok("admin", "get", "tokens")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["get", "lease5"], 64, "a lab has no 'lease5' (did you mean 'leases'?)"),
+        (["get", "exporters", "--ended"], 64, "--all, --ended and --tag are for leases, not for exporters"),
+        (["get", "clients"], 77, "alice is no admin of the lab"),
+        (["get", "exporters", "-l", "a=("], 64, "selector 'a=('"),
+        (["create", "lease"], 64, "which device?"),
+        (["create", "client", "x"], 77, "alice is no admin of the lab"),
+        (["create", "thing"], 64, "No such command 'thing'"),
+        (["update", "lease", "x"], 64, "nothing to change was given"),
+        (["delete", "lease"], 64, "which lease?"),
+    ],
+)
+def test_what_is_wrong_is_one_line(lab: ServedLab, arguments: list[str], code: int, said: str) -> None:
+    done = lab.run("alice", *arguments)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
