@@ -23,7 +23,7 @@ import trio
 
 from jmp.driver import export
 from jmp.driver.service import method_of
-from jmp.errors import Busy, LabError, Refused
+from jmp.errors import Busy, LabError, ProtocolViolation, Refused
 from jmp.exporter.config import ExporterConfig
 from jmp.exporter.session import TARGET, Session, open_session
 from jmp.link import websocket
@@ -58,7 +58,8 @@ class Exporter:
             async with multiplex(link, Role.LISTENER, serve=serve(visit.resolve), watch=watch) as connection:
                 connection.farewell = STOPPING
                 error = await connection.wait_over()
-                log.debug("%s: %s", link.peer, error.message)
+                level = logging.WARNING if isinstance(error, ProtocolViolation) else logging.DEBUG
+                log.log(level, "%s: %s", link.peer, error.message)
             nursery.cancel_scope.cancel()
 
     @asynccontextmanager

@@ -134,6 +134,11 @@ class _Pipe:
             if plain:
                 return plain
 
+    def end_output(self) -> None:
+        """Tell the other side that nothing more comes."""
+        with contextlib.suppress(OSError):  # gone already, or told before
+            self._socket.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         if self._failed is None:
             self._failed = LinkLost(_CLOSED_HERE)
@@ -261,7 +266,7 @@ class WebSocketLink(Link):
             except Closed:
                 return
             except Violation:
-                continue
+                self._pipe.end_output()  # its good-bye cannot be made out any more: it goes when we have ended
 
     def _reply(self) -> None:
         if self._pipe.busy:

@@ -351,7 +351,9 @@ class Connection:
             except (LinkLost, ProtocolViolation) as error:
                 self._end(error)
                 if isinstance(error, ProtocolViolation):
-                    await self.link.aclose(1002, error.message)
+                    # Shielded: who waits for the end cancels this task, and the other side is to learn what it did.
+                    with trio.move_on_after(CLOSE_GRACE, shield=True):
+                        await self.link.aclose(1002, error.message)
             handlers.cancel_scope.cancel()
 
     def _act(self, event: Event, handlers: trio.Nursery) -> None:

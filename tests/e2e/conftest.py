@@ -18,6 +18,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if name.startswith(("XDG_", "JMP_", "PYTEST", "PYTHON")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home" / "state"))  # root's would be the system's
     monkeypatch.setenv("SHIV_ROOT", str(build.ROOT / "build" / "e2e-cache"))
     monkeypatch.chdir(work)
     return work
