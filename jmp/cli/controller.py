@@ -17,6 +17,7 @@ import typer
 
 from jmp.cli import output
 from jmp.cli.exporter import log_to_stderr, until_told
+from jmp.cli.labs import join_command
 from jmp.cli.typed import new_app
 from jmp.client.config import write_private
 from jmp.controller.audit import Audit
@@ -167,11 +168,6 @@ async def _first_start(lab: Lab, url: str, fingerprint: str, data: Path) -> None
         "  jmp admin create exporter NAME\n"
         "  jmp admin create client NAME"
     )
-
-
-def join_command(kind: str, name: str, url: str, fingerprint: str, token: str) -> str:
-    """What to run to become ``name``. The token goes by the environment: arguments can be seen by every user of a machine."""
-    return f"JMP_TOKEN={token} jmp config {kind} create {name} --endpoint {url} --ca-fingerprint {fingerprint}"
 
 
 def own_names() -> list[str]:

@@ -20,9 +20,10 @@ import typer
 from jmp.cli import output
 from jmp.cli.output import Wide
 from jmp.client.config import ClientConfig, current
-from jmp.client.lab import open_lab
+from jmp.client.lab import Standing, open_lab
 from jmp.errors import JmpError, Refused, UsageError
 from jmp.wire import duration, tokens
+from jmp.wire.records import to_wire
 
 Record = Mapping[str, Any]
 
@@ -160,13 +161,13 @@ def standing_text(lease: Record, now: float) -> str:
 def _queue_text(lease: Record, now: float) -> str:
     begin, expected = lease["begin"], lease.get("expected")
     if begin is not None and begin > now and (expected is None or expected <= begin):
-        return f"begins {clock(begin, now)} ({relative(begin, now)})"
+        return f"begins {relative(begin, now)} ({clock(begin, now)})"
     place = f"number {lease.get('position', 0)}"
     if expected is None:
-        return f"{place}; nobody can tell when it starts"
+        return f"{place}, and nobody can tell when it starts"
     if expected - now < 1:
-        return f"{place}; may start at any moment"
-    return f"{place}; expected to start {clock(expected, now)} ({relative(expected, now)})"
+        return f"{place}, may start at any moment"
+    return f"{place}, expected to start {relative(expected, now)} ({clock(expected, now)})"
 
 
 def _lease_row(lease: Record, now: float) -> list[str]:
@@ -365,6 +366,11 @@ def _detail(key: str, value: Any, record: Record, now: float) -> str:
 # ---- what one waits for
 
 
+def record_of(standing: Standing) -> Record:
+    """A lease that is watched, as the controller sends it."""
+    return {**to_wire(standing.lease), "position": standing.position, "expected": standing.expected}
+
+
 class Narrator:
     """Tells on standard error how a lease stands: a line that is renewed on a terminal, a line for each change elsewhere."""
 
@@ -378,7 +384,9 @@ class Narrator:
         state, names = lease["state"], devices_text(lease)
         if state == "queued":
             said = f"lease {lease['id']} ({names}) is queued: {standing_text(lease, self._now())}"
-            self.say(said, topic=(state, lease.get("position")))
+            if lease.get("expected") is None and not lease["begin"]:
+                said += "; jmp lease why tells more"
+            self.say(said, topic=(state, lease.get("position"), lease.get("expected") is None))
         elif state == "preparing":
             self.say(f"lease {lease['id']}: {names}, getting ready", topic=state)
         elif state == "ready":

@@ -303,11 +303,7 @@ def _follow(config: ClientConfig, lab: Any, id: str, away: Callable[[JmpError], 
                 lab = lab or stack.enter_context(open_lab(config))
                 for standing in lab.watch(id):
                     pause, give_up = FIRST_PAUSE, standing.lease.give_up
-                    yield {
-                        **to_wire(standing.lease),
-                        "position": standing.position,
-                        "expected": standing.expected,
-                    }
+                    yield labs.record_of(standing)
                 return
             except ProtocolViolation:
                 raise

@@ -7,7 +7,6 @@ follows how it stands, and comes back when the controller has been away; meanwhi
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from jmp.cli import output
+from jmp.cli.labs import Narrator, record_of
 from jmp.client.config import ClientConfig
 from jmp.client.connect import TARGET, Device, Dial, device_of, dial_trio
 from jmp.client.lab import Lab, Standing, ended, find_way
@@ -26,7 +26,6 @@ from jmp.mux.protocol import Role
 from jmp.mux.stream import multiplex
 from jmp.rpc.call import Caller
 from jmp.rpc.reconnect import keep_connected
-from jmp.wire.duration import text
 from jmp.wire.records import Lease, State, Want
 
 RELEASE_SECONDS: Final = 10.0
@@ -143,7 +142,14 @@ async def open_tenancy(
     ``directory`` gets the sockets. Whatever hooks print appears on standard error, also what afterLease prints, for which the end
     of the block waits. If the lease ends before its time, the block is cancelled, and ``LabError`` or ``Timeout`` raised.
     """
-    tenancy = Tenancy(config, wish, Narrator().tell)
+    narrator = Narrator()
+
+    def told(standing: Standing) -> None:
+        narrator.tell(record_of(standing))
+        if standing.lease.state is not State.QUEUED:
+            narrator.close()  # what hooks print comes next
+
+    tenancy = Tenancy(config, wish, told)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tenancy.run)
         own = isinstance(wish, Request)
@@ -164,6 +170,7 @@ async def open_tenancy(
             if early:
                 raise ended(early[0])
         finally:
+            narrator.close()
             if own and tenancy.lease is not None and tenancy.lease.state not in (State.ENDING, State.ENDED):
                 await tenancy.release()
             nursery.cancel_scope.cancel()
@@ -197,41 +204,3 @@ async def _show_output(caller: Caller) -> None:
                     "".join(f"[{source}] {line}" for line in data.decode(errors="replace").splitlines(True))
                 )
                 sys.stderr.flush()
-
-
-class Narrator:
-    """Tells on standard error how a lease stands: a line that is renewed on a terminal, a line for each change elsewhere."""
-
-    def __init__(self, now: Callable[[], float] = time.time) -> None:
-        self._now = now
-        self._said = ""
-        self._open = False
-
-    def tell(self, standing: Standing) -> None:
-        """A lease stands so now."""
-        lease = standing.lease
-        names = ", ".join(held.exporter for held in lease.devices)
-        if lease.state is State.QUEUED:
-            self._say(f"lease {lease.id} is queued: {self._place(standing)}", final=False)
-        elif lease.state is State.PREPARING:
-            self._say(f"lease {lease.id}: {names} is being prepared", final=False)
-        elif lease.state is State.READY and lease.ends is not None:
-            self._say(f"lease {lease.id}: {names} for {text(lease.ends - self._now())}", final=True)
-
-    def _place(self, standing: Standing) -> str:
-        where = f"number {standing.position}"
-        if standing.expected is None:
-            return f"{where}, and nobody can tell when it starts: jmp lease why"
-        left = standing.expected - self._now()
-        return f"{where}, expected to start in {text(left)}" if left > 1 else f"{where}, next"
-
-    def _say(self, line: str, *, final: bool) -> None:
-        if line == self._said:
-            return
-        self._said = line
-        if sys.stderr.isatty():
-            sys.stderr.write(("\r\x1b[K" if self._open else "") + line + ("\n" if final else ""))
-            self._open = not final
-            sys.stderr.flush()
-        else:
-            output.note(line)

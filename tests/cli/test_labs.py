@@ -55,14 +55,14 @@ def test_a_clock_has_a_date_only_if_that_is_not_today() -> None:
 @pytest.mark.parametrize(
     ("lease", "said"),
     [
-        (record(LEASED, position=3, expected=NOW + 720), "number 3; expected to start 10:12 (in 12m)"),
-        (record(LEASED, position=1, expected=NOW), "number 1; may start at any moment"),
-        (record(LEASED, position=1, expected=None), "number 1; nobody can tell when it starts"),
-        (record(replace(LEASED, begin=NOW + 60), position=1, expected=NOW + 60), "begins 10:01 (in 1m)"),
-        (record(replace(LEASED, begin=NOW + 60), position=2, expected=None), "begins 10:01 (in 1m)"),
+        (record(LEASED, position=3, expected=NOW + 720), "number 3, expected to start in 12m (10:12)"),
+        (record(LEASED, position=1, expected=NOW), "number 1, may start at any moment"),
+        (record(LEASED, position=1, expected=None), "number 1, and nobody can tell when it starts"),
+        (record(replace(LEASED, begin=NOW + 60), position=1, expected=NOW + 60), "begins in 1m (10:01)"),
+        (record(replace(LEASED, begin=NOW + 60), position=2, expected=None), "begins in 1m (10:01)"),
         (
             record(replace(LEASED, begin=NOW + 60), position=2, expected=NOW + 120),
-            "number 2; expected to start 10:02 (in 2m)",
+            "number 2, expected to start in 2m (10:02)",
         ),
         (record(replace(READY, state=State.PREPARING, ends=None)), "getting ready"),
         (record(READY), "42m left"),
