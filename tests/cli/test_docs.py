@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+from typer.main import get_command
+
+from jmp.cli import COMMANDS
 from jmp.driver.plugins import driver_names
 from jmp.errors import BY_CODE
 
@@ -25,6 +30,18 @@ def test_help_blocks_are_what_the_program_prints() -> None:
     assert blocks
     for arguments, printed in blocks:
         assert run(*arguments.split()).stdout == printed
+
+
+def test_every_command_of_a_lab_is_there() -> None:
+    section = (ROOT / "docs/cli.md").read_text().partition("\n## A lab\n")[2].partition("\n## ")[0]
+    commands = re.findall(r"`jmp ([a-z ]*[a-z])(?=[ `])", section)
+    assert len(commands) > 15
+    for words in map(str.split, commands):
+        command: Any = get_command(getattr(import_module(COMMANDS[words[0]].module), COMMANDS[words[0]].app))
+        for word in words[1:]:
+            if commands_of := getattr(command, "commands", None):
+                assert word in commands_of, f"jmp {' '.join(words)} is no command"
+                command = commands_of[word]
 
 
 def test_every_exit_code_is_documented() -> None:
