@@ -1,6 +1,8 @@
 """Links carry whole binary messages between two processes, in order, and know nothing of what they mean.
 
+``address``    where a link leads: URLs taken apart
 ``rfc6455``    bytes ↔ WebSocket messages, sans-I/O: the data path of every WebSocket link
+``tls``        ciphertext ↔ plaintext, sans-I/O; certificates and their fingerprints
 ``websocket``  Trio links: client and listener, over TCP, TLS and Unix sockets
 ``blocking``   the same for a client without an event loop, on blocking sockets
 ``memory``     a pair of links in one process, with delay, stall and cut for tests
@@ -32,7 +34,7 @@ class Link(ABC):
 
     @abstractmethod
     async def send(self, parts: Sequence[bytes | memoryview]) -> None:
-        """Send the message made of ``parts``, joined. One task at a time; cancelled half-way, the link is broken."""
+        """Send the message made of ``parts``, joined. One task at a time. Cancelled: it was not sent, the link stays whole."""
 
     @abstractmethod
     async def receive(self) -> bytes:
