@@ -209,12 +209,16 @@ class Engine:
         for name, value in (("duration", duration), ("idle limit", idle_limit)):
             if value is not None and not 0 < value < math.inf:
                 raise BadValue(f"a lease's {name} is more than 0 seconds")
+        if wait is not None and not 0 <= wait < math.inf:
+            raise BadValue("a request waits for 0 seconds or more")
+        if begin is not None and not math.isfinite(begin):
+            raise BadValue("a lease begins at a certain time, or at once")
         if not wants:
             raise BadValue("a lease is for one device at least: give a selector or an exporter's name")
         candidates = [self._candidates(client, want, duration, allow_disabled) for want in wants]
         if _assign([sorted(names) for names in candidates]) is None:
             raise NotFound(f"there are not {len(wants)} different exporters for {_shown(wants)}")
-        highest = max(self.access(client, name).priority for names in candidates for name in names)
+        highest = self._highest(client, candidates)
         if priority is not None and priority > highest:
             raise Refused(f"priority {priority} is more than the policies let {client} ask for: {highest}")
         self._number += 1
@@ -298,13 +302,14 @@ class Engine:
                 raise Refused(f"{to} may not lease {held.exporter}")
             if access.longest is not None and lease.duration > access.longest:
                 raise Refused(f"{to} may lease {held.exporter} for {text(access.longest)} at most")
+        priority = lease.priority
         if lease.state is State.QUEUED:
-            for want in lease.wants:
-                self._candidates(to, want, lease.duration, lease.allow_disabled)
+            candidates = [self._candidates(to, want, lease.duration, lease.allow_disabled) for want in lease.wants]
+            priority = min(priority, self._highest(to, candidates))
         devices = tuple(replace(held, epoch=self._raise_epoch(held.exporter)) for held in lease.devices)
         if lease.tied:
             self._absent[id] = now
-        lease = replace(lease, client=to, devices=devices)
+        lease = replace(lease, client=to, devices=devices, priority=priority)
         self._set("lease", id, lease)
         self._note_due(lease, now)
         self._schedule(now)
@@ -361,6 +366,7 @@ class Engine:
 
     def tick(self, now: float) -> None:
         """Let time pass."""
+        self._schedule(now)  # before any request gives up: one may begin at the very moment at which it would
         while self._due and self._due[0][0] <= now:
             _, id = heapq.heappop(self._due)
             if (lease := self.leases.get(id)) is not None:
@@ -391,7 +397,7 @@ class Engine:
         The latter is reckoned from the ends of those who run and the durations of those ahead; None if nobody can tell.
         """
         available = {name: self._available(name, now) for name in self.exporters}
-        heaps: dict[frozenset[str], list[tuple[float, str]]] = {}
+        heaps: dict[tuple[frozenset[str], str | None], list[tuple[float, str]]] = {}
         ahead: dict[frozenset[str], int] = {}
         overlap: dict[tuple[frozenset[str], frozenset[str]], bool] = {}
         standing: dict[str, tuple[int, float | None]] = {}
@@ -466,6 +472,10 @@ class Engine:
             raise Refused(f"{client} may lease this for {text(longest)} at most, not for {text(duration)}")
         return found
 
+    def _highest(self, client: str, candidates: Sequence[frozenset[str]]) -> int:
+        """The highest priority that may be asked for all of them at once."""
+        return min(max(self.access(client, name).priority for name in names) for names in candidates)
+
     def _within(self, names: frozenset[str], client: str, duration: float) -> frozenset[str]:
         """Those that may be leased for so long."""
         limits = {name: self.access(client, name).longest for name in names}
@@ -500,9 +510,9 @@ class Engine:
         for *_, id in list(self._queue):
             if not self._free:
                 return
-            if id in self._vanished:
-                continue
             lease = self.leases[id]
+            if id in self._vanished or (lease.give_up is not None and lease.give_up < now):
+                continue
             later = lease.begin is not None and lease.begin > now
             options = [self._options(lease, want) for want in lease.wants]
             if not later and (taken := self._take(lease, options, reserved, now)) is not None:
@@ -564,18 +574,18 @@ class Engine:
         lease: Lease,
         options: Sequence[frozenset[str]],
         available: dict[str, float],
-        heaps: dict[frozenset[str], list[tuple[float, str]]],
+        heaps: dict[tuple[frozenset[str], str | None], list[tuple[float, str]]],
         now: float,
     ) -> tuple[float, list[str]]:
         floor = max(now, lease.begin or now)
         if len(options) > 1:
             usable = {name: available[name] for names in options for name in names if self._usable(lease, name)}
             return _earliest(options, usable, floor)
-        names = options[0]
-        if names not in heaps:
-            heaps[names] = [(available[name], name) for name in names if self._usable(lease, name)]
-            heapq.heapify(heaps[names])
-        heap = heaps[names]
+        key = options[0], lease.client if lease.allow_disabled else None
+        if key not in heaps:
+            heaps[key] = [(available[name], name) for name in options[0] if self._usable(lease, name)]
+            heapq.heapify(heaps[key])
+        heap = heaps[key]
         while heap and heap[0][0] != available[heap[0][1]]:  # it was given to somebody of another group meanwhile
             heapq.heapreplace(heap, (available[heap[0][1]], heap[0][1]))
         if not heap or heap[0][0] == math.inf:
@@ -613,6 +623,8 @@ class Engine:
             self._move(lease, State.READY, now, ready=now, ends=now + lease.duration)
         elif lease.state is State.ENDING and all(held.phase is Phase.IDLE for held in devices):
             self._move(lease, State.ENDED, now, ended=now)
+        else:
+            self._note_due(lease, now)  # those that are left may all be out of reach
 
     def _pass_time(self, lease: Lease, now: float) -> None:
         away = self._absent.get(lease.id)
