@@ -220,7 +220,8 @@ def why(
     with labs.as_client(client) as lab:
         found = lab.call("why", [to_wire(want) for want in wants], allow_disabled)
     rows = [{"exporter": item["exporter"], "state": item["code"], "why": item["text"]} for item in found]
-    output.print_listing(rows, form, ("exporter", "state", "why"), key="exporter", empty=labs.EXPORTER.empty)
+    empty = "no policy lets you lease or see any exporter (an admin as such leases none)"
+    output.print_listing(rows, form, ("exporter", "state", "why"), key="exporter", empty=empty)
 
 
 # ---- what the same commands in kubectl's order need

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -234,3 +236,11 @@ def test_a_token_is_no_argument_of_the_command_that_joins() -> None:
         == f"JMP_TOKEN=TOKEN jmp config client create alice --endpoint wss://lab:8443 --ca-fingerprint {'ab' * 32}"
     )
     assert "--ca" not in labs.join_command("client", "alice", "wss://lab", None, "TOKEN")
+
+
+@pytest.mark.parametrize("module", ["lease", "config", "admin", "resources"])
+def test_what_takes_long_to_load_is_not_loaded(module: str) -> None:
+    heavy = "{'trio', 'rich', 'yaml', 'ssl', 'cryptography', 'jwt', 'prompt_toolkit'}"
+    code = f"import sys, jmp.cli.{module}; sys.exit(str({heavy} & sys.modules.keys() or '') or None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -215,6 +215,7 @@ def test_what_is_wrong_is_one_line(lab: ServedLab, arguments: list[str], code: i
 def test_an_admin_is_told_that_leases_are_for_clients(lab: ServedLab) -> None:
     done = lab.run("admin", "lease", "acquire", "-l", "board=solo")
     assert (done.returncode, "jmp admin create client NAME" in done.stderr) == (77, True)
+    assert "an admin as such leases none" in lab.run("admin", "lease", "why").stderr
 
 
 def test_waiting_outlives_the_controller(tmp_path: Path) -> None:
