@@ -43,6 +43,8 @@ class Laboratory(RuleBasedStateMachine):
         """What a store that was given all changes has."""
         self.epochs: dict[str, int] = {}
         self.online: set[str] = set()
+        self.away: dict[str, float] = dict.fromkeys(EXPORTERS, self.now)
+        """When each exporter was last seen to go."""
         self.doing: dict[str, Observed] = {name: Observed(epoch=0) for name in EXPORTERS}
         self.gone: set[str] = set()
         """Leases that were deleted for their age."""
@@ -150,6 +152,7 @@ class Laboratory(RuleBasedStateMachine):
     @rule(name=st.sampled_from(sorted(EXPORTERS)))
     def disconnect(self, name: str) -> None:
         self.online.discard(name)
+        self.away[name] = self.now
         self.engine.offline(name, self.now)
         self.settle()
 
@@ -198,6 +201,7 @@ class Laboratory(RuleBasedStateMachine):
         self.settle()
         self.engine.put(Exporter(name=name, labels=EXPORTERS[name]), self.now)
         self.online.discard(name)
+        self.away[name] = self.now
         self.epochs.pop(name)
         self.doing[name] = replace(self.doing[name], phase=Phase.IDLE, epoch=self.doing[name].epoch)
         self.settle()
@@ -214,6 +218,7 @@ class Laboratory(RuleBasedStateMachine):
         assert positions[0] == positions[1]
         self.engine = again
         self.online.clear()
+        self.away = dict.fromkeys(EXPORTERS, self.now)
         self.settle()
 
     # ---- exporters and time
@@ -316,7 +321,8 @@ class Laboratory(RuleBasedStateMachine):
                 assert deadline <= (lease.ends if lease.ends is not None else (lease.granted or math.inf) + 900)
             elif lease.state is State.ENDING:
                 left = {held.exporter for held in lease.devices if held.phase is not Phase.IDLE}
-                assert left & self.online or deadline <= self.now + 60
+                over = max([lease.ends or 0.0, *(self.away[name] for name in left)]) + 60
+                assert left & self.online or self.now < over
 
     @invariant()
     def the_first_who_can_has_it(self) -> None:
