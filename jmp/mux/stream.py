@@ -53,6 +53,10 @@ class StreamReset(trio.BrokenResourceError):
         self.detail = detail
 
 
+class StreamStopped(trio.BrokenResourceError):
+    """The other side reads no more: it has closed the stream, or wants nothing further from it."""
+
+
 class _Signal:
     """One task waits, anybody wakes it."""
 
@@ -83,7 +87,8 @@ class _Signal:
 class MuxStream(trio.abc.HalfCloseableStream):
     """One stream of a :class:`Connection`.
 
-    Besides Trio's errors, :class:`StreamReset` (a ``BrokenResourceError``) tells what the other side gave as reason.
+    Besides Trio's errors, :class:`StreamReset` (a ``BrokenResourceError``) tells what the other side gave as reason, and
+    :class:`StreamStopped` (another one) that sending is over.
     """
 
     def __init__(self, connection: Connection, number: int) -> None:
@@ -248,7 +253,7 @@ class MuxStream(trio.abc.HalfCloseableStream):
         if self._error is not None:
             raise self._broken()
         if self._stopped:
-            raise trio.BrokenResourceError("the other side reads no more from this stream")
+            raise StreamStopped("the other side reads no more from this stream")
 
     def _broken(self) -> BaseException:
         if isinstance(self._error, StreamReset):

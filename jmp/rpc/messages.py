@@ -93,7 +93,7 @@ def _seconds(timeout: object) -> float | None:
 
 def _encode(value: object) -> bytes:
     data = codec.encode(value)
-    if len(data) > MAX_VALUE:
+    if len(data) + 2 > MAX_VALUE:  # a reply has two bytes more
         raise BadValue(
             f"a value is larger than {MAX_VALUE >> 20} MiB in all; what is that large belongs into a byte stream"
         )
@@ -105,11 +105,14 @@ READY: Final = codec.encode([int(Reply.READY)])
 
 
 def result(value: object) -> bytes:
-    return _encode([int(Reply.RESULT), value])
+    return _ARRAY_OF_TWO + bytes([Reply.RESULT]) + _encode(value)
 
 
 def item(value: object) -> bytes:
-    return _encode([int(Reply.ITEM), value])
+    return _ARRAY_OF_TWO + bytes([Reply.ITEM]) + _encode(value)
+
+
+_ARRAY_OF_TWO: Final = b"\x92"  # put together here so that an error names the place in the value, not in the reply
 
 
 def read(value: object) -> tuple[Reply, Any]:

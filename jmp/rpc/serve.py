@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import trio
 
-from jmp.errors import Cancelled, JmpError, ProtocolViolation, Timeout
-from jmp.mux.stream import MuxStream
+from jmp.errors import BadValue, Cancelled, DriverError, JmpError, ProtocolViolation, Timeout
+from jmp.mux.stream import MuxStream, StreamStopped
 from jmp.rpc import messages
 from jmp.rpc.messages import Kind, Request
 from jmp.wire import codec
@@ -39,19 +39,19 @@ Resolve = Callable[[Request], Method]
 def serve(resolve: Resolve, *, tracebacks: bool = True) -> Callable[[MuxStream], Awaitable[None]]:
     """A handler for :func:`jmp.mux.stream.multiplex` that answers each stream as one call.
 
-    A caller that resets its stream, or whose link ends, cancels the method. When the handler itself is cancelled, the
-    caller learns that the session is over.
+    A caller that resets its stream, or whose link ends, cancels the method; one that closes it learns nothing more of what
+    becomes of the method. When the handler itself is cancelled, the caller learns that the session is over.
     """
 
     async def handle(stream: MuxStream) -> None:
         call = _Call(stream)
         try:
             await call.run(resolve)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            if not stream.broken:
-                call.fail(error, tracebacks)
         except Exception as error:  # noqa: BLE001  # a call's root: whatever a driver raises is the caller's answer
-            call.fail(_only(error), tracebacks)
+            if not _only_of(
+                (trio.BrokenResourceError, trio.ClosedResourceError) if stream.broken else StreamStopped, error
+            ):
+                call.fail(_only(error), tracebacks)
         finally:
             stream.reset(Reset.CANCELLED, _SESSION_OVER)  # does nothing once the stream is closed
 
@@ -79,11 +79,11 @@ class _Call:
             if method.kind is Kind.CALL:
                 value = await method.function()
                 self._stream.scope = None  # it has happened: the answer is to be sent
-                await self._answer(messages.result(value))
+                await self._answer(self._encoded(messages.result, value))
             elif method.kind is Kind.ITEMS:
                 async with aclosing(method.function()) as items:
                     async for value in items:
-                        await self._stream.send_all(messages.item(value))
+                        await self._stream.send_all(self._encoded(messages.item, value))
                 await self._answer(messages.END)
             else:
                 await self._stream.send_all(messages.READY)
@@ -102,6 +102,12 @@ class _Call:
                 return Request.decode(value)
         raise ProtocolViolation("a stream ended before its request did")
 
+    def _encoded(self, reply: Callable[[Any], bytes], value: object) -> bytes:
+        try:
+            return reply(value)
+        except BadValue as error:  # not the caller's fault
+            raise DriverError(f"{self._name} has a result that is none: {error.message}") from error
+
     async def _answer(self, reply: bytes) -> None:
         await self._stream.send_last(reply)
         await self._stream.aclose()
@@ -111,6 +117,11 @@ class _Call:
         if not isinstance(error, JmpError):
             log.error("%s raised %s", self._name, type(error).__name__, exc_info=error)
         self._stream.reset(Reset.FAILED, messages.describe(error, tracebacks=tracebacks))
+
+
+def _only_of(kinds: type[Exception] | tuple[type[Exception], ...], error: Exception) -> bool:
+    """Whether ``error`` is one of ``kinds``, or a group of nothing else."""
+    return isinstance(error, kinds) or (isinstance(error, ExceptionGroup) and error.split(kinds)[1] is None)
 
 
 def _only(error: BaseException) -> BaseException:

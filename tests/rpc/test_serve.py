@@ -1,0 +1,401 @@
+"""How calls are answered: what becomes of the method when the caller, the link or the session goes, and what callers learn."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from jmp.errors import (
+    Cancelled,
+    DeviceError,
+    DriverError,
+    JmpError,
+    LinkLost,
+    NotFound,
+    ProtocolViolation,
+    Timeout,
+    UsageError,
+)
+from jmp.link.memory import memory_links
+from jmp.mux.protocol import WINDOW, Role
+from jmp.mux.stream import Connection, MuxStream, StreamReset, multiplex
+from jmp.rpc import messages
+from jmp.rpc.call import Caller
+from jmp.rpc.messages import Kind, Reply, Request
+from jmp.rpc.serve import Method, serve
+from jmp.wire import codec
+from jmp.wire.frames import Reset
+from tests.fakes.connections import connections
+
+
+@pytest.fixture(autouse=True)
+async def limit() -> AsyncIterator[None]:
+    with trio.fail_after(10):
+        yield
+
+
+@asynccontextmanager
+async def answered_by(
+    function: Callable[..., Any], kind: Kind = Kind.CALL, *, tracebacks: bool = True
+) -> AsyncIterator[tuple[Connection, Connection]]:
+    """A connection on which every call is answered by ``function``; both its ends."""
+
+    def resolve(request: Request) -> Method:
+        return Method(kind, partial(function, *request.args))
+
+    async with connections(serve=serve(resolve, tracebacks=tracebacks)) as ends:
+        yield ends
+
+
+def request(*args: object, timeout: float | None = None) -> bytes:
+    return Request("it", "does", args, {}, timeout).encode()
+
+
+async def all_of(stream: trio.abc.ReceiveStream) -> bytes:
+    data = bytearray()
+    async for piece in stream:
+        data += piece
+    return bytes(data)
+
+
+async def failure(stream: trio.abc.ReceiveStream) -> JmpError:
+    """The error with which a stream is reset."""
+    with pytest.raises(StreamReset) as raised:
+        await all_of(stream)
+    assert raised.value.code == Reset.FAILED
+    error = messages.revive(raised.value.detail)
+    assert error is not None
+    return error
+
+
+async def nothing() -> None:
+    pass
+
+
+# ---- what is no call
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"", "a stream ended before its request did"),
+        (request()[:-1], "a stream ended before its request did"),
+        (b"\xc1", "a value could not be decoded"),
+        (codec.encode("hello"), "a call does not begin with a request"),
+        (codec.encode(["it", "does", [], {}, {"timeout": -1}]), "timeout is no number of seconds"),
+        (b"\x95\xc1", "could not be decoded"),
+    ],
+)
+async def test_what_is_no_call_is_told_so_and_others_go_on(sent: bytes, said: str) -> None:
+    async with answered_by(nothing) as (dialler, _):
+        error = await failure(dialler.open_stream(sent, end=True))
+        assert type(error) is ProtocolViolation
+        assert said in error.message
+        await Caller(dialler).call("it", "does", (), {})
+
+
+async def test_a_request_may_come_in_pieces() -> None:
+    async def sized(data: bytes) -> int:
+        return len(data)
+
+    async with answered_by(sized) as (dialler, _):
+        stream = dialler.open_stream()
+        for byte in request(b"12345"):
+            await stream.send_all(bytes([byte]))
+        assert codec.decode(await all_of(stream)) == [Reply.RESULT, 5]
+
+
+async def test_what_cannot_be_resolved() -> None:
+    def resolve(request: Request) -> Method:
+        raise NotFound(f"there is no {request.target}.{request.method}")
+
+    async with connections(serve=serve(resolve)) as (dialler, _):
+        with pytest.raises(NotFound, match=r"there is no it\.does"):
+            await Caller(dialler).call("it", "does", (), {})
+
+
+# ---- giving up
+
+
+class Endless:
+    """A method that ends only when it is cancelled."""
+
+    def __init__(self) -> None:
+        self.begun = trio.Event()
+        self.ended = trio.Event()
+
+    async def call(self, *args: object) -> None:
+        self.begun.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.ended.set()
+
+    async def items(self) -> AsyncGenerator[int, None]:
+        yield 1
+        await self.call()
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_a_reset_cancels_the_method(kind: Kind) -> None:
+    endless = Endless()
+    async with answered_by(endless.items if kind is Kind.ITEMS else endless.call, kind) as (dialler, _):
+        stream = dialler.open_stream(request(), end=kind is not Kind.BYTES)
+        await endless.begun.wait()
+        stream.reset()
+        await endless.ended.wait()
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_the_end_of_the_link_cancels_the_method(kind: Kind) -> None:
+    endless = Endless()
+    async with answered_by(endless.items if kind is Kind.ITEMS else endless.call, kind) as (dialler, _):
+        dialler.open_stream(request(), end=True)
+        await endless.begun.wait()
+        await dialler.link.aclose()
+        await endless.ended.wait()
+
+
+async def test_the_end_of_the_session_cancels_the_method_and_its_caller_is_told() -> None:
+    endless = Endless()
+    session = trio.CancelScope()
+
+    async def handle(stream: MuxStream) -> None:
+        with session:
+            await serve(lambda _: Method(Kind.CALL, endless.call))(stream)
+
+    async with connections(serve=handle) as (dialler, _):
+        stream = dialler.open_stream(request(), end=True)
+        await endless.begun.wait()
+        session.cancel()
+        with pytest.raises(StreamReset) as raised:
+            await all_of(stream)
+        error = messages.from_reset("it.does", raised.value.code, raised.value.detail)
+        assert (type(error), error.message) == (Cancelled, "the session ended before the call did")
+
+
+async def test_a_side_that_stops_says_so_to_those_who_wait() -> None:
+    endless = Endless()
+    here, there = memory_links()
+    answer = serve(lambda _: Method(Kind.CALL, endless.call))
+    async with multiplex(here, Role.DIALLER) as dialler, trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            with pytest.raises(LinkLost, match=r"the link was lost during it\.does: .*: 1001 the exporter is stopping"):
+                await Caller(dialler).call("it", "does", (), {})
+
+        async with multiplex(there, Role.LISTENER, serve=answer) as listener:
+            listener.farewell = (1001, "the exporter is stopping")
+            nursery.start_soon(wait)
+            await endless.begun.wait()
+        assert endless.ended.is_set()
+
+
+async def test_a_caller_who_leaves_at_once_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    endless = Endless()
+    async with answered_by(endless.call) as (dialler, listener):
+        dialler.open_stream(request(), end=True).reset()
+        await dialler.open_stream(request(), end=True).aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert listener._streams.keys() <= {3}
+    assert caplog.records == []
+
+
+async def test_a_deadline(autojump_clock: trio.testing.MockClock) -> None:
+    endless = Endless()
+    async with answered_by(endless.call) as (dialler, _):
+        error = await failure(dialler.open_stream(request(timeout=3), end=True))
+        assert trio.current_time() == pytest.approx(3)
+        assert type(error) is Timeout
+        assert error.message == "it.does did not finish within 3 s"
+        assert endless.ended.is_set()
+
+
+@pytest.mark.parametrize("kind", [Kind.ITEMS, Kind.BYTES])
+async def test_a_deadline_of_what_is_never_read(kind: Kind, autojump_clock: trio.testing.MockClock) -> None:
+    async def flood() -> AsyncGenerator[bytes, None]:
+        while True:
+            yield bytes(WINDOW)
+
+    async def pour(stream: MuxStream) -> None:
+        while True:
+            await stream.send_all(bytes(WINDOW))
+
+    async with answered_by(flood if kind is Kind.ITEMS else pour, kind) as (dialler, _):
+        stream = dialler.open_stream(request(timeout=3), end=True)
+        await trio.sleep(4)
+        assert type(await failure(stream)) is Timeout
+
+
+async def test_a_device_that_cancels_is_not_its_caller() -> None:
+    """A scope of the method's own is none of anybody's business."""
+
+    async def patient() -> str:
+        with trio.move_on_after(0):
+            await trio.sleep_forever()
+        return "fine"
+
+    async with answered_by(patient) as (dialler, _):
+        assert await Caller(dialler).call("it", "does", (), {}) == "fine"
+
+
+# ---- what callers learn
+
+
+async def raised(problem: BaseException, *, tracebacks: bool = True) -> JmpError:
+    async def fail() -> None:
+        raise problem
+
+    async with answered_by(fail, tracebacks=tracebacks) as (dialler, _):
+        return await failure(dialler.open_stream(request(), end=True))
+
+
+async def test_errors_of_ours_are_not_logged_and_others_are(caplog: pytest.LogCaptureFixture) -> None:
+    error = await raised(DeviceError("unplugged"))
+    assert (type(error), error.message) == (DeviceError, "unplugged")
+    assert caplog.records == []
+    error = await raised(OSError(5, "I/O error"))
+    assert (type(error), error.message) == (DriverError, "OSError: [Errno 5] I/O error")
+    (record,) = caplog.records
+    assert (record.levelno, record.getMessage()) == (logging.ERROR, "it.does raised OSError")
+
+
+async def test_the_one_error_in_a_group_counts() -> None:
+    group = BaseExceptionGroup("", [BaseExceptionGroup("", [UsageError("not so")])])
+    assert type(await raised(group)) is UsageError
+    assert type(await raised(ExceptionGroup("two", [UsageError("a"), UsageError("b")]))) is DriverError
+
+
+async def test_a_stream_of_the_devices_that_broke_is_not_the_callers() -> None:
+    error = await raised(trio.BrokenResourceError("device's own"))
+    assert (type(error), error.message) == (DriverError, "BrokenResourceError: device's own")
+
+
+async def test_tracebacks_can_be_kept_back() -> None:
+    assert (await raised(ValueError("secret path"))).remote_traceback is not None
+    assert (await raised(ValueError("secret path"), tracebacks=False)).remote_traceback is None
+
+
+@pytest.mark.parametrize(("kind", "value"), [(Kind.CALL, object()), (Kind.ITEMS, object())])
+async def test_a_result_that_cannot_be_carried_is_said_to_be_so(kind: Kind, value: object) -> None:
+    async def result() -> object:
+        return value
+
+    async def items() -> AsyncGenerator[object, None]:
+        yield value
+
+    async with answered_by(items if kind is Kind.ITEMS else result, kind) as (dialler, _):
+        error = await failure(dialler.open_stream(request(), end=True))
+        assert type(error) is DriverError
+        assert error.message.startswith("it.does has a result that is none: a value of type object cannot be carried")
+
+
+# ---- streams of values and of bytes
+
+
+async def test_items_are_made_as_they_are_read() -> None:
+    made = 0
+
+    async def items() -> AsyncGenerator[bytes, None]:
+        nonlocal made
+        while True:
+            made += 1
+            yield bytes(WINDOW // 4)
+
+    async with answered_by(items, Kind.ITEMS) as (dialler, _):
+        dialler.open_stream(request(), end=True)
+        await trio.testing.wait_all_tasks_blocked()
+        assert made <= 5
+
+
+async def test_bytes_that_came_with_the_request_are_the_first() -> None:
+    async def shout(stream: MuxStream) -> None:
+        async for data in stream:
+            await stream.send_all(data.upper())
+
+    async with answered_by(shout, Kind.BYTES) as (dialler, _):
+        stream = dialler.open_stream(request() + b"with it, ")
+        await stream.send_last(b"after it")
+        assert await all_of(stream) == messages.READY + b"WITH IT, AFTER IT"
+
+
+async def test_a_byte_stream_ends_with_its_method_though_the_caller_goes_on_sending() -> None:
+    async with answered_by(lambda stream: stream.send_all(b"enough"), Kind.BYTES) as (dialler, _):
+        stream = dialler.open_stream(request())
+        assert await all_of(stream) == messages.READY + b"enough"
+        with pytest.raises(trio.BrokenResourceError, match="reads no more"):
+            await stream.send_all(b"x")
+
+
+async def test_a_method_that_meets_a_caller_who_has_closed(caplog: pytest.LogCaptureFixture) -> None:
+    closed = trio.Event()
+    met: list[str] = []
+
+    async def late(stream: MuxStream) -> None:
+        await closed.wait()
+        try:
+            await stream.send_all(b"x")
+        except trio.BrokenResourceError as error:
+            met.append(str(error))
+            raise
+
+    async with answered_by(late, Kind.BYTES) as (dialler, _):
+        stream = dialler.open_stream(request())
+        await stream.receive_some()
+        await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        closed.set()
+        await trio.testing.wait_all_tasks_blocked()
+    assert met == ["the other side reads no more from this stream"]
+    assert caplog.records == []
+
+
+async def test_a_method_with_tasks_that_all_meet_a_caller_who_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    begun, ended = trio.Event(), trio.Event()
+
+    async def both_ways(stream: MuxStream) -> None:
+        async def send() -> None:
+            with trio.CancelScope(shield=True):  # so that both tasks fail
+                await ended.wait()
+                await stream.send_all(b"x")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            begun.set()
+            with trio.CancelScope(shield=True):
+                try:
+                    await all_of(stream)
+                finally:
+                    ended.set()
+
+    async with answered_by(both_ways, Kind.BYTES) as (dialler, _):
+        stream = dialler.open_stream(request())
+        await begun.wait()
+        stream.reset()
+        await ended.wait()
+        await trio.testing.wait_all_tasks_blocked()
+    assert caplog.records == []
+
+
+async def test_both_sides_may_call() -> None:
+    async def twice(value: int) -> int:
+        return 2 * value
+
+    answer: Callable[[MuxStream], Awaitable[None]] = serve(lambda r: Method(Kind.CALL, partial(twice, *r.args)))
+    here, there = memory_links()
+    async with (
+        multiplex(here, Role.DIALLER, serve=answer) as dialler,
+        multiplex(there, Role.LISTENER, serve=answer) as listener,
+    ):
+        assert await Caller(dialler).call("it", "does", (2,), {}) == 4
+        assert await Caller(listener).call("it", "does", (3,), {}) == 6
+        await here.aclose()
+        with pytest.raises(LinkLost):
+            await Caller(listener).call("it", "does", (3,), {})
