@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 app = new_app("Use a device.", invoke_without_command=True)
 app.info.no_args_is_help = False
 
+DIAL_SECONDS: Final = 20.0
+"""How long an exporter may take to answer; a firewall that drops packets never does."""
 KILL_AFTER: Final = 5.0
 """Seconds between asking the command to end (TERM) and ending it (KILL)."""
 
@@ -100,7 +102,7 @@ def shell(
         own = str(exporter_config) if exporter_config is not None else exporter or ""
         return trio.run(_with_own_exporter, own, command)
     passphrase = read_passphrase(passphrase_file) if passphrase_file is not None else os.environ.get("JMP_PASSPHRASE")
-    return trio.run(_over_link, Dial(connect, passphrase, fingerprint, ca), wait, command)
+    return trio.run(_over_link, Dial(connect, passphrase, fingerprint, ca, seconds=DIAL_SECONDS), wait, command)
 
 
 def _is_served(exporter: str) -> bool:

@@ -18,7 +18,7 @@ from jmp.rpc.call import Caller
 log = logging.getLogger("jmp.link")
 
 FIRST: Final = 0.2
-LONGEST: Final = 30.0
+LONGEST: Final = 10.0
 """Seconds between attempts: doubled from the first to the longest, each drawn at random from the upper half, so that those
 who lost the same server do not all come back in the same moment."""
 SETTLED: Final = 10.0
