@@ -1,4 +1,4 @@
-"""An import may only point to the right: cli → client | exporter | controller | router → driver → rpc → mux → link → wire → errors."""
+"""An import may only point to the right: cli → the four roles → driver → rpc → mux → link → wire → errors."""
 
 from __future__ import annotations
 
