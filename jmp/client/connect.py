@@ -17,8 +17,9 @@ from contextlib import (
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from jmp.client.calls import watched
 from jmp.client.interfaces import client_class
 from jmp.driver.proxy import Backend, Blocking, DriverClient, Node, build, read_report, run
 from jmp.environment import session_url
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from jmp.link import Link
     from jmp.link.blocking import BlockingLink
     from jmp.mux.stream import Connection
+
+T = TypeVar("T")
 
 TARGET: Final = "@session"
 
@@ -95,9 +98,9 @@ class connect:  # used like a function
     """Connect to a device: ``with connect() as dut`` blocks, ``async with connect() as dut`` is for Trio; the names are the same.
 
     ``url`` is ``unix:PATH``, ``wss://HOST:PORT`` or ``ws://HOST:PORT``; by default the session that this process runs in
-    (``JMP_HOST``). ``exporter`` starts an exporter of one's own instead: the name or path of its configuration. ``wait``
-    seconds (None: without limit) may pass until the device is free. ``passphrase`` (default: ``JMP_PASSPHRASE``),
-    ``fingerprint`` and ``ca`` are for exporters that listen on the network.
+    (``JMP_HOST``). ``exporter``, the name or the path of a configuration, makes a session of one's own instead, as ``jmp shell
+    --exporter`` does; it ends with the block. ``wait`` seconds (None: without limit) may pass until the device is free.
+    ``passphrase`` (default: ``JMP_PASSPHRASE``), ``fingerprint`` and ``ca`` are for exporters that listen on the network.
 
     Entering raises :class:`~jmp.errors.UsageError` outside a session, ``LabError`` if nothing answers, ``Refused``, ``Busy``.
     """
@@ -148,32 +151,54 @@ class connect:  # used like a function
         assert self._async_open is not None
         return await self._async_open.__aexit__(kind, error, traceback)
 
+    def _session(self) -> AbstractContextManager[str]:
+        """Where the session is, for as long as it is needed."""
+        return nullcontext(self._url or "") if self._exporter is None else self._own_session(self._exporter)
+
+    @contextmanager
+    def _own_session(self, exporter: str | os.PathLike[str]) -> Iterator[str]:
+        from jmp.client.local import session_process
+
+        with session_process("--exporter", os.fspath(exporter), *(["--wait"] if self._wait is None else [])) as own:
+            yield own.url
+
     @contextmanager
     def _blocking(self) -> Iterator[Any]:
-        from jmp.client.local import exporter_process
-
-        own = exporter_process(self._exporter) if self._exporter is not None else nullcontext(self._url)
-        with own as url, open_blocking(self._dial(url or ""), wait=self._wait) as device:
+        with self._session() as url, open_blocking(self._dial(url), wait=self._wait) as device:
             yield device
 
     @asynccontextmanager
     async def _trio(self) -> AsyncIterator[Device]:
         import trio
 
-        from jmp.client.local import exporter_process
-
-        if self._exporter is None:
-            async with open_trio(self._dial(self._url or ""), wait=self._wait) as device:
-                yield device
-            return
-        own = exporter_process(self._exporter)
-        url = await trio.to_thread.run_sync(own.__enter__)
+        session = self._session()
+        url = await trio.to_thread.run_sync(session.__enter__)
         try:
-            async with open_trio(self._dial(url), wait=self._wait) as device:
+            async with _plain(open_trio(self._dial(url), wait=self._wait)) as device:
                 yield device
         finally:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(own.__exit__, None, None, None)
+                await trio.to_thread.run_sync(session.__exit__, None, None, None)
+
+
+@asynccontextmanager
+async def _plain(opening: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """``opening``, without the exception groups that its nurseries put around what went wrong in it or in the block."""
+    body: BaseException | None = None
+    problem: BaseException
+    try:
+        async with opening as opened:
+            try:
+                yield opened
+            except BaseException as error:
+                body = error  # a group that comes from the block is the user's own
+                raise
+        return
+    except BaseExceptionGroup as group:
+        problem = group
+        while problem is not body and isinstance(problem, BaseExceptionGroup) and len(problem.exceptions) == 1:
+            problem = problem.exceptions[0]
+    raise problem  # out here it keeps its own context
 
 
 def dial_blocking(dial: Dial) -> BlockingLink:
@@ -206,7 +231,7 @@ def open_blocking(dial: Dial, *, wait: float | None = 0.0, link: BlockingLink | 
     try:
         caller = BlockingCaller(connection)
         report = run(caller.call(TARGET, "begin", (), dial.introduction(wait)))
-        yield Blocking(device_of(caller, report))
+        yield Blocking(device_of(watched(caller), report))
     finally:
         connection.close()
 
@@ -223,7 +248,7 @@ async def open_session(
     async with multiplex(link or await dial_trio(dial), Role.DIALLER, watch=not dial.is_local) as connection:
         caller = Caller(connection)
         report = await caller.call(TARGET, "begin", (), dial.introduction(wait))
-        yield connection, device_of(caller, report)
+        yield connection, device_of(watched(caller), report)
 
 
 @asynccontextmanager

@@ -1,90 +1,100 @@
-"""An exporter of one's own: a child process that serves one session and ends with it."""
+"""A session of one's own: a child process that holds it, so that any number of connections and of programs can use it."""
 
 from __future__ import annotations
 
 import os
-import select
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from jmp.environment import import_path, session_directory
+from jmp.environment import HOST, import_path, session_directory
 from jmp.errors import BY_CODE, JmpError, LabError
 
-START_SECONDS: Final = 60.0
-"""Seconds until the exporter must listen: it has read its configuration by then, and has opened nothing yet."""
 STOP_SECONDS: Final = 30.0
 """Seconds that its drivers may take to close."""
 
+_HOLD: Final = """\
+import os, sys
+told = [f"{name}={value}" for name, value in os.environ.items()
+        if name.startswith(("JMP_", "JUMPSTARTER_")) or name in ("PATH", "PYTHONPATH")]
+sys.stdout.buffer.write("\\0".join([*told, "", ""]).encode(errors="surrogateescape"))
+sys.stdout.buffer.flush()
+sys.stdin.buffer.read()
+"""
+"""The command that such a session is for: it tells its environment, and stays until its input ends."""
+
+
+class SessionProcess(NamedTuple):
+    """A session that another process holds."""
+
+    environment: dict[str, str]
+    """What commands in it have in their environment, as far as that comes from the session."""
+    log: Path
+    """What its exporter and its hooks had to say."""
+
+    @property
+    def url(self) -> str:
+        return self.environment[HOST]
+
 
 @contextmanager
-def exporter_process(exporter: str | os.PathLike[str]) -> Iterator[str]:
-    """Start the exporter with this name or configuration file for one session; the URL to connect to.
+def session_process(*options: str) -> Iterator[SessionProcess]:
+    """The session that ``jmp shell`` makes with these ``options``.
 
-    It ends when that session does, even if this process is killed. Raises what the exporter itself says is wrong, such as
-    :class:`~jmp.errors.ConfigError`.
+    It ends with the block, or when this process is killed; Ctrl-C in the terminal is this process's affair and not the
+    session's, so that the block can leave the device in order. Raises what is wrong as ``jmp shell`` says it, as the class that
+    its exit code stands for.
     """
+    code = f"import sys; sys.path[:0] = {import_path()!r}; from jmp.cli import main; sys.exit(main())"
+    command = [sys.executable, "-S", "-E", "-c"]
     with session_directory() as directory:
-        url = f"unix:{directory / 'exporter.sock'}"
-        code = f"import sys; sys.path[:0] = {import_path()!r}; from jmp.cli import main; sys.exit(main())"
-        argv = [
-            sys.executable,
-            "-S",
-            "-E",
-            "-c",
-            code,
-            "exporter",
-            "serve",
-            os.fspath(exporter),
-            "--listen",
-            url,
-            "--once",
-        ]
-        said = directory / "exporter.log"
-        alive, held = os.pipe()  # the child holds the other end until it ends
+        said = directory / "session.log"
+        with said.open("wb") as log:
+            process = subprocess.Popen(
+                [*command, code, "shell", *options, "--", *command, _HOLD],
+                stdin=subprocess.PIPE,  # closed by the system if this process is killed, and then the command ends
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
         try:
-            with _readiness(directory / "ready.sock") as ready, said.open("wb") as log:
-                environ = {**os.environ, "NOTIFY_SOCKET": str(directory / "ready.sock")}
-                process = subprocess.Popen(
-                    argv, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, pass_fds=(held,)
-                )
-                os.close(held)
-                try:
-                    readable, _, _ = select.select([ready.fileno(), alive], [], [], START_SECONDS)
-                    if ready.fileno() not in readable:
-                        raise _failure(process, said)
-                    yield url
-                finally:
-                    _stop(process)
+            yield SessionProcess(_environment(process, said), said)
         finally:
-            os.close(alive)
+            _stop(process)
 
 
-@contextmanager
-def _readiness(path: Path) -> Iterator[socket.socket]:
-    """A socket that speaks the sd_notify protocol's receiving side."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind(str(path))
-        yield sock
+def _environment(process: subprocess.Popen[bytes], said: Path) -> dict[str, str]:
+    """What the command of the session tells, once there is a session."""
+    assert process.stdout is not None
+    told = b""
+    while not told.endswith(b"\0\0"):
+        more = os.read(process.stdout.fileno(), 65536)
+        if not more:
+            raise _failure(process.wait(STOP_SECONDS), said.read_text(errors="replace").strip())
+        told += more
+    pairs = told.decode(errors="surrogateescape").rstrip("\0").split("\0")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _failure(process: subprocess.Popen[bytes], said: Path) -> JmpError:
-    if process.poll() is None and not said.stat().st_size:
-        return LabError(f"the exporter did not start within {START_SECONDS:g} s")
-    lines = said.read_text(errors="replace").strip().splitlines()
-    status = process.wait(STOP_SECONDS)
-    message = lines[-1].removeprefix("jmp: ") if lines else f"the exporter ended with status {status}"
+def _failure(status: int, said: str) -> JmpError:
+    message = said.splitlines()[-1].removeprefix("jmp: ") if said else f"the session ended with status {status}"
     return next((error for error in BY_CODE.values() if error.exit_code == status), LabError)(message)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    process.stdout.close()
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

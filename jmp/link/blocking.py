@@ -125,6 +125,13 @@ class BlockingLink:
             self._end = self._end or LinkLost(_CLOSED_HERE)
             self._abandon()
 
+    def disown(self) -> None:
+        """Forget the link without a good-bye: after a fork, in the child, it is the parent's."""
+        self._reading, self._writing, self._tls_state = threading.Lock(), threading.Lock(), threading.Lock()
+        self._closing = True
+        self._end = LinkLost(_CLOSED_HERE)
+        self._socket.close()  # the child's handle of it only
+
     def _abandon(self) -> None:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for it; closing does not

@@ -11,11 +11,13 @@ link that is long dead.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
+from weakref import WeakSet
 
 from jmp.errors import JmpError, LinkLost, ProtocolViolation
 from jmp.link.blocking import BlockingLink
@@ -46,6 +48,17 @@ class StreamClosed(Exception):
     """The stream was used after it was closed here, or after the other side stopped reading."""
 
 
+_connections: Final[WeakSet[BlockingConnection]] = WeakSet()
+
+
+def _disown_all() -> None:
+    for connection in _connections:
+        connection.disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)  # two processes that use one link would garble it
+
+
 class BlockingConnection:
     """A blocking link with streams on it. Any thread may use it; each stream one thread per direction."""
 
@@ -63,6 +76,7 @@ class BlockingConnection:
         """Why the link ended, once it has."""
         if keep:
             threading.Thread(target=self._keep, name="jmp-keeper", daemon=True).start()
+        _connections.add(self)
 
     def open_stream(self, data: bytes = b"", *, end: bool = False) -> BlockingStream:
         """Open a stream with its first bytes, 64 KiB at most. Raises :class:`~jmp.errors.LinkLost` if the link has ended."""
@@ -78,6 +92,14 @@ class BlockingConnection:
         self._flush()
         self._end(LinkLost("the link was closed on this side"))
         self._link.close()
+
+    def disown(self) -> None:
+        """Leave the connection to the process that made it: after a fork, in the child, where no other thread is alive."""
+        self._state, self._sending = threading.Condition(), threading.Lock()  # those threads may have held them
+        self._mux.outgoing()
+        self.error = LinkLost("this connection belongs to the process that made it: after a fork, connect again")
+        self._over.set()
+        self._link.disown()
 
     def _check(self) -> None:
         if self.error is not None:
