@@ -95,6 +95,9 @@ def serve(
     """
     log_to_stderr(log_level)
     config = load(exporter)
+    for address in listen or ():
+        if problem := configuration.address_problem(address):
+            raise UsageError(f"--listen {problem}")
     if not any(address.startswith("unix:") for address in listen or config.addresses):
         from jmp.cli.join import lab_of, serve_in_lab
 

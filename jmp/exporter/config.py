@@ -239,7 +239,7 @@ def _beyond_types(
 ) -> list[schema.Problem]:
     problems = []
     for index, address in enumerate(config.addresses):
-        if message := _address_problem(address):
+        if message := address_problem(address):
             where = "listen" if isinstance(config.listen, str) else f"listen[{index}]"
             problems.append(schema.Problem(where, message))
     for key, hook in (("beforeLease", config.hooks.before_lease), ("afterLease", config.hooks.after_lease)):
@@ -256,7 +256,8 @@ def _beyond_types(
     return problems
 
 
-def _address_problem(address: str) -> str:
+def address_problem(address: str) -> str:
+    """What is wrong with an address to listen at; ``""`` if nothing is."""
     if address.startswith("unix:"):
         return "" if len(address) > len("unix:") else "unix: needs a path"
     _, colon, port = address.rpartition(":")
