@@ -154,8 +154,8 @@ class Driver(_Configured):
     log: logging.Logger = field(init=False, default=logging.getLogger("jmp.driver"))
     """Named after the driver's place in the tree."""
     lost: Callable[[str], None] = field(init=False, default=lambda reason: None)
-    """``self.lost(reason)`` from a task of the driver's: the device is gone. Calls under way fail, the driver is closed, and
-    opened again with back-off."""
+    """``self.lost(reason)`` from a task or thread of the driver's: the device is gone. Calls under way fail, the driver is
+    closed, and opened again with back-off."""
 
     def open(self) -> Any:
         """Get hold of the device. Raise ``DeviceError`` if it is not there: the driver is degraded and tried again."""

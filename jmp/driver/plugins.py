@@ -42,6 +42,8 @@ def driver_class(name: str) -> type[Driver]:
         raise ConfigError(
             f"driver {name!r} needs {error.name or error}: install {package} with the extra that brings it"
         ) from error
+    except AttributeError as error:
+        raise ConfigError(f"entry point {name!r} ({point.value}) leads nowhere: {error}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, Driver)):
         raise ConfigError(f"entry point {name!r} ({point.value}) is no driver class")
     return loaded

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -21,11 +21,14 @@ import trio
 from jmp.driver.driver import Driver, Export, cancelled, in_thread
 from jmp.driver.schema import bind, did_you_mean
 from jmp.errors import Cancelled, DeviceError, JmpError, NotFound
+from jmp.rpc import messages
 from jmp.rpc.messages import Kind
 from jmp.rpc.serve import Method
 
 GRACE: Final = 10.0
 """Seconds that a driver's ``close`` may take."""
+PATIENCE: Final = 60.0
+"""Seconds that a driver's ``open`` may take until the others are let go on without it. It opens on."""
 RETRY: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before the next attempts to open a degraded driver; the last one repeats."""
 
@@ -102,7 +105,7 @@ class Tree:
     async def start(self, nursery: trio.Nursery) -> None:
         """Open every driver, at the same time but children first, and keep them open until ``nursery`` is cancelled.
 
-        Returns once each driver is open or degraded. Raises nothing of the drivers' own.
+        Returns once each driver is open or degraded, or has been opening for 60 s. Raises nothing of the drivers' own.
         """
         await self._start(self.root, None, nursery)
 
@@ -165,7 +168,7 @@ class Tree:
         """Reset the driver at ``path`` and those below it, children first; all that are ready."""
         for _, node in reversed(list(_walk(self.find(path), path))):
             if node.driver is not None and node.state is State.READY:
-                await self._keepers[node.path].hook("reset")
+                await self._keepers[node.path].reset()
 
     # ---- report
 
@@ -218,8 +221,10 @@ class _Keeper:
         self._set_state = set_state
         self._threads = trio.CapacityLimiter(1)
         self._calls: set[trio.CancelScope] = set()
+        self._calls_over = trio.lowlevel.ParkingLot()
         self._gone = trio.Event()
         self._reason = ""
+        self._open = False
         self._closed = trio.Event()
         self._closed.set()
         driver.log = log.getChild(node.path or type(driver).__name__)
@@ -231,6 +236,7 @@ class _Keeper:
     # ---- life
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        self._trio = trio.lowlevel.current_trio_token()
         if self._node.barred:
             self._set(State.OPENING)
             self._set(State.DEGRADED, self._node.barred)
@@ -248,57 +254,87 @@ class _Keeper:
 
     async def _open_once(self, task_status: trio.TaskStatus[None]) -> bool:
         """Open the driver, keep it until it is lost, close it. False if it could not even be opened."""
-        opened = False
+        started = _once(task_status.started)
         reason = ""
+        self._open = False
         self._set(State.OPENING)
         self._closed = trio.Event()
         try:
-            async with trio.open_nursery() as nursery:
-                self._driver.nursery = nursery
-                try:
-                    await self.hook("open")
-                    opened = True
-                    self._set(State.READY)
-                    task_status.started()
-                    await self._gone.wait()
-                finally:
-                    if opened:
-                        await self._close()
-                nursery.cancel_scope.cancel()
-            reason = self._reason
-        except Exception as error:  # noqa: BLE001  # a driver's root: nothing of one driver's may reach the others
-            reason = self._why(error, opened)
+            try:
+                async with shielded() as life, trio.open_nursery() as nursery:
+                    self._driver.nursery = nursery
+                    try:
+                        with life:
+                            with _told_after(PATIENCE, started, nursery):
+                                await self._run_open()
+                            self._set(State.READY)
+                            started()
+                            await self._gone.wait()
+                    finally:
+                        self._gone.set()
+                        await self._close(after_parent=life.cancel_called)
+                    nursery.cancel_scope.cancel()
+                reason = self._reason
+            except* Exception as errors:  # noqa: BLE001  # a driver's root: nothing of one driver's may reach the others
+                reason = self._why(errors)
+        except BaseException:
+            self._set(State.CLOSED)
+            raise
         finally:
             self._closed.set()
-            if not reason:
-                self._set(State.CLOSED)
         self._set(State.DEGRADED, reason)
-        if not opened:
-            task_status.started()
-        return opened
+        started()
+        return self._open
 
-    def _why(self, error: BaseException, opened: bool) -> str:
+    def _why(self, error: BaseException) -> str:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
+        described = messages.revive(messages.describe(error, tracebacks=False))
+        reason = (described.message if described is not None else "") or type(error).__name__
         if isinstance(error, JmpError):
-            self._driver.log.warning("%s: %s", "lost" if opened else "cannot be opened", error.message)
-            return error.message
-        self._driver.log.error("%s failed", "a task of the driver" if opened else "open()", exc_info=error)
-        return f"{type(error).__name__}: {error}"
+            self._driver.log.warning("%s: %s", "lost" if self._open else "cannot be opened", reason)
+        else:
+            what = "a task of the driver" if self._open else "open()"
+            self._driver.log.error("%s failed", what, exc_info=error)
+        return reason
 
-    async def _close(self) -> None:
-        """Runs also when the session is cancelled; then the parent, which may still use this driver, goes first."""
-        with trio.move_on_after(GRACE, shield=True) as scope:
-            if self._parent is not None:
+    async def _run_open(self) -> None:
+        function = self._driver.open
+        if inspect.iscoroutinefunction(function):
+            await function()
+            self._open = True
+        else:
+            await in_thread(self._open_in_thread, limiter=self._threads)
+
+    def _open_in_thread(self) -> None:
+        self._driver.open()
+        self._open = True  # said here, because the thread goes on when the session has ended meanwhile
+
+    async def _close(self, *, after_parent: bool) -> None:
+        """Close the driver if it is open; ``after_parent``, which may use it, when the whole session ends. Is never cancelled."""
+        with trio.CancelScope(shield=True):
+            if after_parent and self._parent is not None:
                 await self._parent._closed.wait()
             for call in self._calls:
                 call.cancel()
-            try:
-                await self.hook("close")
-            except Exception:  # a driver's root
-                self._driver.log.exception("close() failed")
+            with trio.move_on_after(GRACE):
+                while self._calls:
+                    await self._calls_over.park()
+            with trio.move_on_after(GRACE) as scope:
+                if not self._open:
+                    async with self._threads:  # a thread that is opening it cannot be stopped
+                        pass
+                if self._open:
+                    try:
+                        await self.hook("close")
+                    except Exception:  # a driver's root
+                        self._driver.log.exception("close() failed")
         if scope.cancelled_caught:
             self._driver.log.error("did not close within %g s: given up; the device may be left in use", GRACE)
+
+    async def reset(self) -> None:
+        """Reset the driver; fails if it is lost meanwhile."""
+        await self._guarded(self.hook, "reset")
 
     async def hook(self, name: str) -> None:
         function = getattr(self._driver, name)
@@ -310,9 +346,11 @@ class _Keeper:
             await in_thread(function, limiter=self._threads)
 
     def _lost(self, reason: str) -> None:
-        if self._node.state is State.READY and not self._gone.is_set():
+        if not trio.lowlevel.in_trio_run():
+            self._trio.run_sync_soon(self._lost, reason)
+        elif self._node.state is State.READY and not self._gone.is_set():
             self._driver.log.warning("lost: %s", reason)
-            self._reason = reason
+            self._reason = reason or "the driver gave no reason"
             self._gone.set()
             for call in self._calls:
                 call.cancel()
@@ -321,8 +359,10 @@ class _Keeper:
 
     def method(self, export: Export, args: list[Any], kwargs: dict[str, Any]) -> Method:
         if self._node.state is not State.READY:
-            raise DeviceError(f"{self._node.path or 'the driver'} is {self._node.state.value}: {self._node.reason}")
-
+            why = f": {self._node.reason}" if self._node.reason else ""
+            raise DeviceError(f"{self._node.path or 'the driver'} is {self._node.state.value}{why}")
+        if self._gone.is_set():
+            raise self._failure()
         function = partial(export.function, *args, **kwargs)
         if export.kind is Kind.CALL:
             call = partial(in_thread, function, limiter=self._threads) if export.threaded else function
@@ -330,8 +370,14 @@ class _Keeper:
         if export.kind is Kind.ITEMS:
             items = partial(_steps, function, self._threads) if export.threaded else function
             return Method(export.kind, partial(self._guarded_items, items))
-        stream = partial(_stream_in_thread, function) if export.threaded else function
-        return Method(export.kind, partial(self._guarded, stream))
+
+        def use(stream: trio.abc.HalfCloseableStream) -> Awaitable[None]:
+            if export.threaded:
+                return in_thread(export.function, ThreadStream(stream), *args, **kwargs)
+            result: Awaitable[None] = export.function(stream, *args, **kwargs)
+            return result
+
+        return Method(export.kind, partial(self._guarded, use))
 
     async def _guarded(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Carry out a call, which fails if the device is lost meanwhile."""
@@ -341,6 +387,7 @@ class _Keeper:
                 return await function(*args)
             finally:
                 self._calls.discard(scope)
+                self._calls_over.unpark_all()
         raise self._failure()
 
     async def _guarded_items(self, function: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
@@ -354,6 +401,57 @@ class _Keeper:
 
     def _failure(self) -> JmpError:
         return DeviceError(f"{self._node.path or 'the driver'} was lost: {self._reason or 'it is being closed'}")
+
+
+@asynccontextmanager
+async def shielded() -> AsyncIterator[trio.CancelScope]:
+    """Lets a block end in order: it is not cancelled itself, but the scope is that it gets, which is for it to enter.
+
+    After the block the cancellation goes on.
+    """
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as outside:
+        outside.start_soon(_pass_on, scope)
+        with trio.CancelScope(shield=True):
+            yield scope
+        outside.cancel_scope.cancel()
+    await trio.lowlevel.checkpoint_if_cancelled()
+
+
+async def _pass_on(scope: trio.CancelScope) -> None:
+    """Cancel ``scope``, which is shielded from it, when this task is cancelled."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        scope.cancel()
+
+
+def _once(function: Callable[[], object]) -> Callable[[], None]:
+    """``function``, of which only the first call counts."""
+    calls = iter([function])
+
+    def call() -> None:
+        for first in calls:
+            first()
+
+    return call
+
+
+@contextmanager
+def _told_after(seconds: float, tell: Callable[[], None], nursery: trio.Nursery) -> Iterator[None]:
+    """Call ``tell`` if the block takes longer than ``seconds``."""
+    scope = trio.CancelScope()
+
+    async def wait() -> None:
+        with scope:
+            await trio.sleep(seconds)
+            tell()
+
+    nursery.start_soon(wait)
+    try:
+        yield
+    finally:
+        scope.cancel()
 
 
 async def _steps(
@@ -370,8 +468,7 @@ async def _steps(
             await in_thread(generator.close, limiter=limiter)
 
 
-async def _stream_in_thread(function: Callable[[ThreadStream], None], stream: trio.abc.HalfCloseableStream) -> None:
-    await in_thread(function, ThreadStream(stream))
+_GAVE_UP: Final = "the caller gave up"
 
 
 class ThreadStream:
@@ -397,5 +494,10 @@ class ThreadStream:
 
     def _run(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
         if cancelled():
-            raise Cancelled("the caller gave up")
-        return trio.from_thread.run(function, *args)
+            raise Cancelled(_GAVE_UP)
+        try:
+            return trio.from_thread.run(function, *args)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            if cancelled():
+                raise Cancelled(_GAVE_UP) from error
+            raise

@@ -19,7 +19,7 @@ import jmp
 from jmp.driver import export
 from jmp.driver.plugins import driver_package
 from jmp.driver.service import method_of
-from jmp.driver.tree import Node, Tree
+from jmp.driver.tree import Node, Tree, shielded
 from jmp.environment import session_directory, session_environment
 from jmp.exporter.config import ExporterConfig, Hook
 from jmp.exporter.hooks import HookFailed, Print, run_hook
@@ -133,24 +133,18 @@ async def open_session(
     with session_directory() as directory:
         session = Session(config, directory, who, environ)
         _bar(session.tree.root, packages)
-        async with trio.open_nursery() as outside:
-            body = trio.CancelScope()
-            outside.start_soon(_pass_on, body)
-            # What the session consists of ends in order, not all at once when the user is cancelled: hence the shield.
-            with trio.CancelScope(shield=True):
-                async with trio.open_nursery() as nursery:
-                    try:
-                        with body:
-                            await session.tree.start(nursery)
-                            await nursery.start(_listen, session)
-                            if before:
-                                await _hook("beforeLease", config.hooks.before_lease, session, show)
-                            yield session
-                    finally:
-                        await _hook("afterLease", config.hooks.after_lease, session, show)
-                        nursery.cancel_scope.cancel()
-            outside.cancel_scope.cancel()
-        await trio.lowlevel.checkpoint_if_cancelled()
+        # What the session consists of ends in order, not all at once when its user is cancelled: hence the shield.
+        async with shielded() as body, trio.open_nursery() as nursery:
+            try:
+                with body:
+                    await session.tree.start(nursery)
+                    await nursery.start(_listen, session)
+                    if before:
+                        await _hook("beforeLease", config.hooks.before_lease, session, show)
+                    yield session
+            finally:
+                await _hook("afterLease", config.hooks.after_lease, session, show)
+                nursery.cancel_scope.cancel()
 
 
 def _bar(node: Node, packages: Collection[str] | None, barred: str = "") -> None:
@@ -162,14 +156,6 @@ def _bar(node: Node, packages: Collection[str] | None, barred: str = "") -> None
         node.barred = barred
     for child in node.children.values():
         _bar(child, packages, barred)
-
-
-async def _pass_on(scope: trio.CancelScope) -> None:
-    """Cancel ``scope``, which is shielded from it, when this task is cancelled."""
-    try:
-        await trio.sleep_forever()
-    finally:
-        scope.cancel()
 
 
 async def _listen(session: Session, task_status: trio.TaskStatus[object]) -> None:
