@@ -108,7 +108,8 @@ def _describe(cls: type, attribute: str, name: str, *, stream: bool) -> _Marked:
     else:
         kind = Kind.CALL
     parameters = tuple(parameters_of(function, stream=stream, owner=cls))
-    doc = inspect.getdoc(getattr(cls, attribute)) or ""
+    docs = (vars(base)[attribute].__doc__ for base in cls.__mro__ if attribute in vars(base))
+    doc = inspect.cleandoc(next(filter(None, docs), ""))
     return _Marked(attribute, name, kind, threaded, doc, parameters, {} if stream else result_of(function, owner=cls))
 
 
@@ -132,7 +133,9 @@ class _Configured:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        doc = cls.__doc__
         dataclass(kw_only=True, eq=False, repr=False)(cls)
+        cls.__doc__ = doc  # a dataclass without one gets its signature instead
 
 
 class Driver(_Configured):
@@ -190,8 +193,9 @@ class Driver(_Configured):
 
     @classmethod
     def summary(cls) -> str:
-        """The first line of the class's documentation."""
-        return (inspect.getdoc(cls) or "").partition("\n")[0].replace("``", "'")
+        """The first line of the class's documentation, or of its interface's; empty if it has none."""
+        docs = (base.__doc__ for base in cls.__mro__[: cls.__mro__.index(Driver)])
+        return inspect.cleandoc(next(filter(None, docs), "")).partition("\n")[0].replace("``", "'")
 
 
 # ---- blocking methods in worker threads

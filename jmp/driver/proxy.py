@@ -54,13 +54,19 @@ class Node:
     def __init__(self, path: str, report: Mapping[str, Any]) -> None:
         self.path = path
         self.name = path.rpartition(".")[2]
-        self.type: str | None = report.get("type")
-        self.interface: str | None = report.get("interface")
+        self.type = _name(report.get("type"))
+        self.interface = _name(report.get("interface"))
         self.description: str = str(report.get("description", ""))
         self.state: str = str(report.get("state", "ready"))
         self.reason: str = str(report.get("reason", ""))
         self.methods = {name: RemoteMethod(name, method) for name, method in report.get("methods", {}).items()}
         self.children: dict[str, Node] = {}
+
+
+def _name(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError(f"{value!r:.40} is no name")
 
 
 class RemoteMethod:
