@@ -83,7 +83,7 @@ class Lab:
         again = object.__new__(Lab)
         again.engine, again.now = Engine(), self.now
         tables = self.engine.clients, self.engine.exporters, self.engine.policies, self.engine.leases
-        again.engine.load([record for table in tables for record in table.values()], self.now)  # type: ignore[attr-defined]
+        again.engine.load([record for table in tables for record in table.values()], self.now)
         return again
 
 
@@ -426,16 +426,13 @@ def test_extension_is_by_some_time(seconds: float) -> None:
         lab.engine.extend(lab.use().id, seconds, "ada", T)
 
 
-@pytest.mark.parametrize("what", ["extend", "transfer"])
-def test_a_lease_that_ends_is_neither_extended_nor_transferred(what: str) -> None:
+@pytest.mark.parametrize(("what", "value"), [("extend", 1.0), ("transfer", "bob")])
+def test_a_lease_that_ends_is_neither_extended_nor_transferred(what: str, value: Any) -> None:
     lab = Lab("x")
     lease = lab.use()
     lab.release(lease)
     with pytest.raises(Refused, match=rf"^lease {lease.id} has ended: released$"):
-        if what == "extend":
-            lab.engine.extend(lease.id, 1.0, "ada", T)
-        else:
-            lab.engine.transfer(lease.id, "bob", "ada", T)
+        getattr(lab.engine, what)(lease.id, value, "ada", T)
 
 
 # ---- another holder
