@@ -23,7 +23,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedLab]:
 def test_a_lease_from_its_creation_to_its_end(lab: ServedLab) -> None:
     id = lab.ok("alice", "create", "lease", "--selector", "board=v2", "--duration", "20m").strip()
     assert lab.ok("alice", "get", "leases", "-o", "name") == f"{id}\n"
-    assert lab.ok("alice", "get", "lease", id) == lab.ok("alice", "get", "leases", "-l", "board=v2")
+    for row in (lab.ok("alice", "get", "lease", id), lab.ok("alice", "get", "leases", "-l", "board=v2")):
+        assert row.split("\t")[:4] == [id, "ready", "alice", "widget"]  # then how long it has left, which goes on
     assert lab.ok("alice", "get", "leases", "-l", "board=v3") == ""
     assert json.loads(lab.ok("alice", "get", "lease", id, "-o", "json"))["id"] == id
     assert [row["id"] for row in yaml.safe_load(lab.ok("alice", "get", "leases", "-o", "yaml"))] == [id]
