@@ -132,6 +132,9 @@ class Engine:
         self._number = 0
         self._access: dict[tuple[str, str], Access] = {}
         self._matches: dict[tuple[str, Want], frozenset[str]] = {}
+        self._groups: dict[frozenset[str], frozenset[str]] = {}
+        self._options: dict[str, list[frozenset[str]]] = {}
+        """For each request in the queue what each of its wants may be given, free or not."""
 
     # ---- records
 
@@ -403,8 +406,8 @@ class Engine:
         standing: dict[str, tuple[int, float | None]] = {}
         for *_, id in self._queue:
             lease = self.leases[id]
-            options = [self._options(lease, want) for want in lease.wants]
-            everything = options[0] if len(options) == 1 else frozenset().union(*options)
+            options = self._options_of(lease)
+            everything = options[0] if len(options) == 1 else self._shared(name for names in options for name in names)
             position = 1
             for group, count in ahead.items():
                 key = group, everything
@@ -452,6 +455,8 @@ class Engine:
         """What could be had for ``want``, busy or not; raises what makes that nothing."""
         if want.exporter is not None and want.exporter not in self.exporters:
             raise NotFound(f"there is no exporter {want.exporter!r}{did_you_mean(want.exporter, self.exporters)}")
+        if (found := self._within(self._matching(client, want), client, duration)) and not allow_disabled:
+            return found
         chosen = selector.parse(want.selector)
         named = self.exporters if want.exporter is None else {want.exporter: self.exporters[want.exporter]}
         fitting = [name for name, exporter in named.items() if chosen.matches(exporter.labels)]
@@ -466,7 +471,6 @@ class Engine:
             raise Refused(f"no policy lets {client} lease {what}")
         if allow_disabled and not any(self.access(client, name).manage for name in allowed):
             raise Refused(f"only one who manages an exporter may lease it in maintenance, and {client} does not")
-        found = self._within(frozenset(allowed), client, duration)
         if not found:
             longest = max(self.access(client, name).longest or 0.0 for name in allowed)
             raise Refused(f"{client} may lease this for {text(longest)} at most, not for {text(duration)}")
@@ -481,22 +485,35 @@ class Engine:
         limits = {name: self.access(client, name).longest for name in names}
         if all(limit is None or limit >= duration for limit in limits.values()):
             return names
-        return frozenset(name for name, limit in limits.items() if limit is None or limit >= duration)
+        return self._shared(name for name, limit in limits.items() if limit is None or limit >= duration)
 
     # ---- scheduling
 
-    def _options(self, lease: Lease, want: Want) -> frozenset[str]:
-        """The exporters that a queued request may be given for ``want`` as things are configured now, free or not."""
-        key = lease.client, want
+    def _matching(self, client: str, want: Want) -> frozenset[str]:
+        """The exporters that a client may be given for ``want`` as things are configured now, free or not."""
+        key = client, want
         if key not in self._matches:
             chosen = selector.parse(want.selector)
             names = self.exporters if want.exporter is None else {want.exporter} & self.exporters.keys()
-            self._matches[key] = frozenset(
+            self._matches[key] = self._shared(
                 name
                 for name in names
-                if chosen.matches(self.exporters[name].labels) and self.access(lease.client, name).lease
+                if chosen.matches(self.exporters[name].labels) and self.access(client, name).lease
             )
-        return self._within(self._matches[key], lease.client, lease.duration)
+        return self._matches[key]
+
+    def _shared(self, names: Iterable[str]) -> frozenset[str]:
+        """One object for equal sets: what many requests are compared by is compared quickly."""
+        group = frozenset(names)
+        return self._groups.setdefault(group, group)
+
+    def _options_of(self, lease: Lease) -> list[frozenset[str]]:
+        """For each want of a queued request the exporters that it may be given, free or not."""
+        if lease.id not in self._options:
+            self._options[lease.id] = [
+                self._within(self._matching(lease.client, want), lease.client, lease.duration) for want in lease.wants
+            ]
+        return self._options[lease.id]
 
     def _usable(self, lease: Lease, name: str) -> bool:
         """Whether maintenance does not keep this request from an exporter."""
@@ -514,7 +531,9 @@ class Engine:
             if id in self._vanished or (lease.give_up is not None and lease.give_up < now):
                 continue
             later = lease.begin is not None and lease.begin > now
-            options = [self._options(lease, want) for want in lease.wants]
+            options = self._options_of(lease)
+            if all(self._free.isdisjoint(names) for names in options):
+                continue  # nor does anybody behind get what it would reserve
             if not later and (taken := self._take(lease, options, reserved, now)) is not None:
                 self._grant(lease, taken, now)
             elif later or len(options) > 1:
@@ -555,7 +574,7 @@ class Engine:
         for *_, id in self._queue:
             lease = self.leases[id]
             if len(lease.wants) > 1 or (lease.begin is not None and lease.begin > now):
-                self._reserve(lease, [self._options(lease, want) for want in lease.wants], reserved, now)
+                self._reserve(lease, self._options_of(lease), reserved, now)
         return reserved
 
     def _available(self, name: str, now: float) -> float:
@@ -767,6 +786,7 @@ class Engine:
         if old is not None and old.state is State.QUEUED:
             place = _place(old)
             del self._queue[bisect_left(self._queue, place)]
+            self._options.pop(old.id, None)
         if new is not None and new.state is State.QUEUED:
             insort(self._queue, _place(new))
         for held in old.devices if old is not None else ():
@@ -794,8 +814,8 @@ class Engine:
         (self._free.add if free else self._free.discard)(name)
 
     def _forget_matches(self) -> None:
-        self._access.clear()
-        self._matches.clear()
+        for cache in (self._access, self._matches, self._groups, self._options):
+            cache.clear()
 
 
 def _place(lease: Lease) -> _Place:
@@ -827,15 +847,18 @@ def _assign(choices: Sequence[Sequence[str]]) -> list[str] | None:
 def _earliest(options: Sequence[frozenset[str]], available: dict[str, float], floor: float) -> tuple[float, list[str]]:
     """The earliest time, not before ``floor``, at which each option has an exporter of its own, and those; ``inf`` if never."""
 
-    def at(time: float) -> list[str] | None:
-        return _assign(
-            [
-                sorted((name for name in names if available.get(name, math.inf) <= time), key=available.__getitem__)
-                for names in options
-            ]
+    # Of each option those that are free first are enough, as many as there are options: one is always left over.
+    first = [
+        heapq.nsmallest(
+            len(options), ((time, name) for name in names if (time := available.get(name, math.inf)) < math.inf)
         )
+        for names in options
+    ]
 
-    times = sorted({floor, *(time for time in available.values() if floor < time < math.inf)})
+    def at(time: float) -> list[str] | None:
+        return _assign([[name for free, name in names if free <= time] for names in first])
+
+    times = sorted({floor, *(time for names in first for time, _ in names if time > floor)})
     feasible = bisect_left(times, True, key=lambda time: at(time) is not None)
     if feasible == len(times):
         return math.inf, []
