@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,6 +117,11 @@ class SqliteStore(Store):
         if commit.conflict is not None:
             raise commit.conflict
 
+    async def watch(self) -> AsyncIterator[Change]:
+        """As in :class:`~jmp.controller.store.Store`; there are no others."""
+        await trio.sleep_forever()
+        yield
+
     async def aclose(self) -> None:
         """As in :class:`~jmp.controller.store.Store`."""
         with trio.CancelScope(shield=True):
@@ -150,6 +155,10 @@ class SqliteStore(Store):
                 result = await trio.to_thread.run_sync(function, limiter=self._threads)
         except LabError as error:
             self._failure = error
+            raise
+        except BaseException as error:
+            # Whoever waited for the same transaction must not take it for done.
+            self._failure = LabError(f"the lab's records in {self._file} cannot be used: {error}")
             raise
         return result
 
@@ -250,7 +259,7 @@ def _open(file: Path, schema: Sequence[str]) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = FULL")
         faults = [row[0] for row in database.execute("PRAGMA integrity_check(1)")]
         if faults != ["ok"]:
-            raise LabError(f"{file} is damaged ({faults[0]}): restore a backup")
+            raise LabError(f"{file} is damaged ({faults[0].splitlines()[-1]}): restore a backup")
         _migrate(file, database, schema)
     except BaseException:
         database.close()
@@ -285,6 +294,7 @@ def _migrate(file: Path, database: sqlite3.Connection, schema: Sequence[str]) ->
 def _copy(database: sqlite3.Connection, copy: Path) -> None:
     new = copy.with_name(f".{copy.name}.{os.getpid()}")
     try:
+        new.unlink(missing_ok=True)  # of a process of the same number that was killed
         os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
             with closing(sqlite3.connect(new, isolation_level=None)) as target:
@@ -295,8 +305,15 @@ def _copy(database: sqlite3.Connection, copy: Path) -> None:
             new.replace(copy)
         finally:
             new.unlink(missing_ok=True)
+        directory = os.open(copy.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
     except OSError as error:
         raise LabError(f"{copy} cannot be written: {error.strerror or error}") from error
+    except sqlite3.Error as error:
+        raise LabError(f"{copy} cannot be written: {error}") from error
 
 
 @contextmanager

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,6 +51,10 @@ class Store(ABC):
     @abstractmethod
     async def load(self) -> list[tuple[str, str, Record]]:
         """Kind, name and record of all there is. From here on the store takes changes of that."""
+
+    @abstractmethod
+    def watch(self) -> AsyncIterator[Change]:
+        """What others change after :meth:`load`, without end; changes of these records are taken from then on."""
 
     @abstractmethod
     async def commit(self, changes: Sequence[Change]) -> None:
