@@ -1,7 +1,8 @@
 """What the lab proves itself with: keys that sign tokens, its CA, and the certificate of its listeners.
 
 Everything is in files of its directory that only their owner can read, each one written whole or not at all. Of a signing key
-that has been retired only the public half is kept: what it signed stays good, and nobody can sign with it any more.
+that has been retired only the public half is kept, until the last token that it signed is over: what it signed stays good, and
+nobody can sign with it any more.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import ipaddress
 import json
 import logging
+import math
 import secrets
 import ssl
 import time
@@ -32,7 +34,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from jmp.errors import ConfigError, LabError
 from jmp.link.tls import fingerprint_of, read_private, server_context, write_private
 from jmp.wire.records import Role, Token
-from jmp.wire.tokens import ALGORITHM, ISSUER
+from jmp.wire.tokens import ALGORITHM, ISSUER, LEEWAY
 
 log = logging.getLogger("jmp.controller")
 
@@ -44,6 +46,8 @@ RENEW_DAYS: Final = 90
 """A server certificate that is good for less than this is renewed."""
 ALWAYS: Final = ("localhost", "127.0.0.1", "::1")
 
+_DAY: Final = 86400.0
+_RETRY_SECONDS: Final = 3600.0
 _KEYS: Final = "keys.json"
 _CA: Final = "ca-with-key.pem"
 _SERVER: Final = "server.pem"
@@ -56,6 +60,8 @@ class _Key:
     public: Ed25519PublicKey
     private: Ed25519PrivateKey | None
     created: float
+    until: float = 0.0
+    """No token that it signed is good for longer; a whole day, so that it seldom has to be written."""
     retired: float | None = None
 
     @property
@@ -67,6 +73,7 @@ class _Key:
         return {
             "kid": self.kid,
             "created": self.created,
+            "until": self.until,
             "retired": self.retired,
             "public": self.public.public_bytes_raw().hex(),
             **halves,
@@ -79,6 +86,7 @@ class _Key:
             Ed25519PublicKey.from_public_bytes(bytes.fromhex(value["public"])),
             Ed25519PrivateKey.from_private_bytes(bytes.fromhex(private)) if private is not None else None,
             float(value["created"]),
+            float(value["until"]),
             value["retired"],
         )
 
@@ -106,12 +114,12 @@ class Keys:
     # ---- tokens
 
     def rotate(self) -> str:
-        """Sign with a new key from now on; returns its id."""
+        """Sign with a new key from now on; returns its id. What others have signed stays good."""
         now = self._clock()
         private = Ed25519PrivateKey.generate()
         key = _Key(private.public_key(), private, now)
         retired = [replace(old, private=None, retired=old.retired or now) for old in self._keys]
-        self._save([*retired, key])
+        self._save(self._needed([*retired, key]))
         return key.kid
 
     def jwks(self) -> dict[str, Any]:
@@ -126,9 +134,13 @@ class Keys:
                     "kid": key.kid,
                     "x": base64.urlsafe_b64encode(key.public.public_bytes_raw()).rstrip(b"=").decode(),
                 }
-                for key in self._keys
+                for key in self._needed(self._keys)
             ]
         }
+
+    def _needed(self, keys: Sequence[_Key]) -> list[_Key]:
+        now = self._clock()
+        return [key for key in keys if key.retired is None or key.until + LEEWAY > now]
 
     def identity(self, name: str, role: Role, seconds: float) -> tuple[str, Token]:
         """A new identity token, and the record of it."""
@@ -168,6 +180,9 @@ class Keys:
 
     def _sign(self, subject: str, id: str, now: float, expires: float, **claims: Any) -> str:
         key = self._keys[-1]
+        if key.until < expires:
+            key = replace(key, until=math.ceil(expires / _DAY) * _DAY)
+            self._save([*self._keys[:-1], key])
         assert key.private is not None
         general = {"iss": ISSUER, "sub": subject, "jti": id, "iat": now, "nbf": now, "exp": expires}
         return jwt.encode({**general, **claims}, key.private, algorithm=ALGORITHM, headers={"kid": key.kid})
@@ -217,21 +232,25 @@ class Keys:
         """
         file = self._directory / _SERVER
         left = self._time_left(read_private(file))
-        if left < RENEW_DAYS * 86400:
+        if left < RENEW_DAYS * _DAY:
             key = ec.generate_private_key(ec.SECP256R1())
             write_private(file, _pem(self._issue(key.public_key()), key))
-            left = CERTIFICATE_DAYS * 86400.0
+            left = CERTIFICATE_DAYS * _DAY
             log.info("the certificate for %s was made", ", ".join(str(name.value) for name in self._names))
             if self._context is not None:
                 self._context.load_cert_chain(file)
         return left
 
     async def keep_fresh(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Renew the server certificate whenever that is due, until cancelled."""
+        """Renew the server certificate whenever that is due, until cancelled. The log tells if that fails."""
         task_status.started()
         while True:
-            left = self.renew()
-            await trio.sleep(max(left - RENEW_DAYS * 86400, 3600.0))
+            try:
+                left = self.renew()
+            except ConfigError as error:
+                log.error("the server's certificate cannot be renewed, which is tried again: %s", error)
+                left = 0.0
+            await trio.sleep(max(left - RENEW_DAYS * _DAY, _RETRY_SECONDS))
 
     def _time_left(self, pem: bytes | None) -> float:
         """Seconds for which the server certificate is good; 0 if it is good for nothing."""

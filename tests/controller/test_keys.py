@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from cryptography import x509
 
 from jmp.controller.keys import CERTIFICATE_DAYS, RENEW_DAYS, SESSION_SECONDS, Keys
@@ -99,6 +100,7 @@ def test_rotation(tmp_path: Path) -> None:
 
 def test_retired_key_cannot_sign_any_more(tmp_path: Path) -> None:
     keys = Keys.open(tmp_path, [], clock=Clock())
+    session(keys)
     keys.rotate()
     retired, present = json.loads((tmp_path / "keys.json").read_text())["keys"]
     assert "private" not in retired
@@ -106,6 +108,33 @@ def test_retired_key_cannot_sign_any_more(tmp_path: Path) -> None:
     assert present["retired"] is None
     assert "private" not in json.dumps(keys.jwks())
     assert all(set(key) == {"kty", "crv", "use", "alg", "kid", "x"} for key in keys.jwks()["keys"])
+
+
+def test_retired_key_goes_with_its_last_token(tmp_path: Path) -> None:
+    clock = Clock()
+    keys = Keys.open(tmp_path, [], clock=clock)
+    short, _ = keys.identity("bo", Role.CLIENT, 60.0)
+    long, _ = keys.identity("cy", Role.CLIENT, 3 * DAY)
+    keys.rotate()
+    clock.now += 3 * DAY
+    keys = Keys.open(tmp_path, [], clock=clock)
+    assert verifier(keys, clock.now).identity(long).name == "cy"
+    with pytest.raises(Refused, match="expired"):
+        verifier(keys, clock.now).identity(short)
+    clock.now += DAY + 60
+    kid = keys.rotate()
+    assert [key["kid"] for key in keys.jwks()["keys"]] == [kid]
+    assert [key["kid"] for key in json.loads((tmp_path / "keys.json").read_text())["keys"]] == [kid]
+
+
+def test_file_of_keys_is_seldom_written(tmp_path: Path) -> None:
+    clock = Clock()
+    keys = Keys.open(tmp_path, [], clock=clock)
+    for _ in range(3):
+        written = (tmp_path / "keys.json").stat().st_ino
+        session(keys)
+        clock.now += 60
+    assert (tmp_path / "keys.json").stat().st_ino == written
 
 
 # ---- files
@@ -228,6 +257,22 @@ def test_openssl_finds_nothing_to_blame(tmp_path: Path) -> None:
             cwd=tmp_path,
             capture_output=True,
         )
+
+
+async def test_renewal_that_fails_is_tried_again(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = Keys.open(tmp_path, [])
+    (tmp_path / "server.pem").unlink()
+    (tmp_path / "server.pem").mkdir()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(keys.keep_fresh)
+        await trio.sleep(1)
+        assert "the server's certificate cannot be renewed, which is tried again: " in caplog.text
+        (tmp_path / "server.pem").rmdir()
+        await trio.sleep(3600)
+        nursery.cancel_scope.cancel()
+    assert names_of(served(tmp_path)) == ["localhost", "127.0.0.1", "::1"]
 
 
 def test_self_signed(tmp_path: Path) -> None:
