@@ -47,7 +47,18 @@ def parse(url: str) -> Address:
     else:
         host, colon, port = authority.partition(":")
         well_formed = not colon or bool(port)
+    host = _name(host)
     number = int(port) if port.isascii() and port.isdigit() else 0 if port else _DEFAULT_PORTS[scheme]
     if not well_formed or not host or not 0 < number < 65536 or "#" in path:
         raise UsageError(f"{url!r} is not an address: use {scheme}://host:port")
     return Address(scheme, host, number, slash + path or "/")
+
+
+def _name(host: str) -> str:
+    """The host as DNS, certificates and headers have it; ``""`` if it cannot be one."""
+    try:
+        name = host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:
+        return ""
+    fits = all(0 < len(label) < 64 for label in name.removesuffix(".").split("."))
+    return name if fits and name.isprintable() and " " not in name else ""

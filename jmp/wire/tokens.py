@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeGuard
 
 from jmp.errors import Refused
 from jmp.wire.records import Role
@@ -27,6 +26,7 @@ LEEWAY: Final = 30.0
 
 _IDENTITY_AUDIENCE: Final = frozenset({"controller"})
 _SESSION_AUDIENCE: Final = frozenset({"router", "exporter"})
+_LATEST: Final = 253_402_300_800.0  # the end of 9999, and of what dates can tell
 _BROKEN: Final = "this is no token, or a part of it is missing"
 
 
@@ -88,7 +88,7 @@ class Verifier:
             role = Role(_text(claims, "role"))
         except ValueError:
             raise Refused("the token is for a role that this version does not know") from None
-        return Identity(_text(claims, "sub"), role, _text(claims, "jti"), _number(claims, "exp"))
+        return Identity(_text(claims, "sub"), role, _text(claims, "jti"), _time(claims, "exp"))
 
     def session(self, token: str) -> SessionClaims:
         """What a session token says."""
@@ -109,7 +109,7 @@ class Verifier:
             allow=_patterns(claims, "allow"),
             deny=_patterns(claims, "deny"),
             id=_text(claims, "jti"),
-            expires=_number(claims, "exp"),
+            expires=_time(claims, "exp"),
         )
 
     def _verified(self, token: str, audience: frozenset[str], kind: str) -> dict[str, Any]:
@@ -135,21 +135,26 @@ class Verifier:
 
     def _check_times(self, claims: Mapping[str, Any]) -> None:
         now = self._clock()
-        if _number(claims, "exp") + self._leeway <= now:
+        if _time(claims, "exp") + self._leeway <= now:
             raise Refused("the token has expired")
-        if _number(claims, "nbf") - self._leeway > now:
+        if _time(claims, "nbf") - self._leeway > now:
             raise Refused("the token is not valid yet: is a clock wrong?")
 
 
 def peek(token: str) -> dict[str, Any]:
     """What an identity token says of itself (``name``, ``role``, ``expires``), for listings. Verifies nothing.
 
-    What it does not say is None. Raises :class:`~jmp.errors.Refused` if this is no token.
+    What it does not say, or not as a token does, is None. Raises :class:`~jmp.errors.Refused` if this is no token.
     """
     if len(token) > MAX_TOKEN:
         raise Refused(_BROKEN)
     claims = _part(token, 1)
-    return {"name": claims.get("sub"), "role": claims.get("role"), "expires": claims.get("exp")}
+    name, role, expires = (claims.get(claim) for claim in ("sub", "role", "exp"))
+    return {
+        "name": name if isinstance(name, str) else None,
+        "role": role if isinstance(role, str) else None,
+        "expires": float(expires) if _is_time(expires) else None,
+    }
 
 
 def _signed(token: str, key: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,9 +205,13 @@ def _text(claims: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _number(claims: Mapping[str, Any], name: str) -> float:
+def _is_time(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LATEST
+
+
+def _time(claims: Mapping[str, Any], name: str) -> float:
     value = claims.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_time(value):
         raise Refused(f"the token does not say its {name}")
     return float(value)
 
