@@ -33,7 +33,8 @@ async def run_hook(name: str, hook: Hook, environ: Mapping[str, str], output: Pr
     """Run one hook to its end; ``output`` gets what it prints, as it comes.
 
     Raises :class:`HookFailed` if it fails or takes longer than its timeout. However this is left, nothing of the
-    hook runs on: its whole process group gets TERM, and KILL 5 seconds later.
+    hook runs on: its whole process group gets TERM, and KILL once it has ended or 5 seconds later. It is at its end when the
+    process that was started is, whatever that has left in the background.
     """
     argv = [hook.interpreter, str(hook.file)] if hook.file is not None else [hook.interpreter, "-c", hook.script or ""]
     try:
@@ -50,16 +51,22 @@ async def run_hook(name: str, hook: Hook, environ: Mapping[str, str], output: Pr
     assert process.stdout is not None
     try:
         with trio.move_on_after(hook.timeout.total_seconds()) as scope:
-            async with process.stdout as printed:
-                async for data in printed:
-                    output(name, bytes(data))
-            await process.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_print, name, process.stdout, output)
+                await process.wait()
+                await _end(process)  # what it has left holds the other end of its output
     finally:
         await _end(process)
     if scope.cancelled_caught:
         raise HookFailed(f"hook {name} did not end within {hook.timeout.total_seconds():g} s", hook)
     if process.returncode:
         raise HookFailed(f"hook {name} failed with exit status {process.returncode}", hook)
+
+
+async def _print(name: str, printed: trio.abc.ReceiveStream, output: Print) -> None:
+    async with printed:
+        async for data in printed:
+            output(name, bytes(data))
 
 
 async def _end(process: trio.Process) -> None:

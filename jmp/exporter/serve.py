@@ -25,6 +25,7 @@ from jmp.driver import export
 from jmp.driver.service import method_of
 from jmp.errors import Busy, LabError, ProtocolViolation, Refused
 from jmp.exporter.config import ExporterConfig
+from jmp.exporter.hooks import HookFailed
 from jmp.exporter.session import TARGET, Session, open_session
 from jmp.link import websocket
 from jmp.mux.protocol import Role
@@ -45,10 +46,18 @@ class Exporter:
         self._slot = trio.Lock()
         self._holder = ""
         self._first_over = trio.Event()
+        self._stopped = trio.Event()
+        self._failure: HookFailed | None = None
 
     async def wait_first_over(self) -> None:
         """Wait until a first session has ended."""
         await self._first_over.wait()
+
+    async def wait_stopped(self) -> HookFailed:
+        """Wait until a hook has failed that ends the exporter then."""
+        await self._stopped.wait()
+        assert self._failure is not None
+        return self._failure
 
     async def serve_link(self, link: websocket.WebSocketLink, _: object = None) -> None:
         """Serve one client until its link ends, and then end its session."""
@@ -81,10 +90,21 @@ class Exporter:
         try:
             async with open_session(self.config, who) as session:
                 yield session
+        except* HookFailed as errors:
+            self._fail(errors)
+            raise
         finally:
             log.info("session of %s is over", who)
             self._slot.release()
             self._first_over.set()
+
+    def _fail(self, errors: BaseExceptionGroup[HookFailed]) -> None:
+        fatal: object = errors.subgroup(lambda error: isinstance(error, HookFailed) and error.hook.on_failure == "exit")
+        while isinstance(fatal, BaseExceptionGroup):
+            fatal = fatal.exceptions[0]
+        if isinstance(fatal, HookFailed):
+            self._failure = fatal
+            self._stopped.set()
 
 
 class _Visit:
@@ -158,6 +178,8 @@ async def _listen_unix(path: str) -> trio.SocketListener:
 
 def _is_stale(path: str) -> bool:
     """Whether a socket file was left by a process that is gone."""
+    if not Path(path).is_socket():
+        return False  # the system refuses to connect to other files, too
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -208,7 +230,8 @@ async def serve_exporter(
     """Offer the device of ``config`` until cancelled; with ``once``, until the first session is over.
 
     ``local`` listeners let everybody in who can reach them, ``remote`` ones who knows ``passphrase``, over ``tls``. On
-    cancellation the running session is ended in order: its client is told, hooks run, drivers close.
+    cancellation the running session is ended in order: its client is told, hooks run, drivers close. Raises ``HookFailed``
+    when a hook has failed that is configured to end the exporter then (``onFailure: exit``).
     """
     exporter = Exporter(config)
     async with trio.open_nursery() as nursery:
@@ -220,10 +243,13 @@ async def serve_exporter(
         task_status.started(exporter)
         notify("READY=1")
         if once:
-            await exporter.wait_first_over()
-            nursery.cancel_scope.cancel()
-        else:
-            await trio.sleep_forever()
+            nursery.start_soon(_cancel_after, exporter.wait_first_over, nursery.cancel_scope)
+        raise await exporter.wait_stopped()
+
+
+async def _cancel_after(wait: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    await wait()
+    scope.cancel()
 
 
 def notify(state: str) -> None:
