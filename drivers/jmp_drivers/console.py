@@ -24,6 +24,7 @@ from jmp_drivers._tasks import open_nursery
 
 _log = logging.getLogger(__name__)
 
+_LEAVING = 0.5  # seconds that a writer who has let go may take to be gone, as one of the same program's does
 _CHUNK = 64 * 1024  # bytes handed to a client in one go: large enough to be efficient, small enough to stay responsive
 
 
@@ -118,6 +119,7 @@ class Hub:
             yield
         finally:
             self._writing = False
+            self._departures.unpark_all()
 
     async def serve(
         self,
@@ -131,13 +133,16 @@ class Hub:
 
         The client gets every byte fed from now on, with `replay` the history before that. What it sends goes to `send`,
         one piece at a time, and waits while `send` does; its end of input gives up the writer's place but not the
-        reading. Raises `Busy` at once if `write` is asked for while somebody else writes, `UsageError` if a read-only client
+        reading. Raises `Busy` if `write` is asked for while somebody else goes on writing, `UsageError` if a read-only client
         sends something, `DeviceError` as given to `end`, `LabError` if the client falls too far behind, and whatever `send`
         raises.
         """
         reader = _Reader(position=max(self._total - self._ring, 0) if replay else self._total)
         with ExitStack() as writer:
             if write:
+                with trio.move_on_after(_LEAVING):
+                    while self._writing:
+                        await self._departures.park()
                 writer.enter_context(self.writing())
             self._readers.add(reader)
             try:
