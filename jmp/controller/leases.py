@@ -401,20 +401,31 @@ class Engine:
         """
         available = {name: self._available(name, now) for name in self.exporters}
         heaps: dict[tuple[frozenset[str], str | None], list[tuple[float, str]]] = {}
-        ahead: dict[frozenset[str], int] = {}
-        overlap: dict[tuple[frozenset[str], frozenset[str]], bool] = {}
+        groups: dict[frozenset[str], int] = {}
+        meeting: list[list[int]] = []
+        """For each group of exporters those, itself among them, that have one in common with it."""
+        ahead: list[int] = []
+        """For each group the requests so far that want one of it."""
+        wanted: list[int] = []
+        """For each group the requests so far that want just this one."""
         standing: dict[str, tuple[int, float | None]] = {}
         for *_, id in self._queue:
             lease = self.leases[id]
             options = self._options_of(lease)
             everything = options[0] if len(options) == 1 else self._shared(name for names in options for name in names)
-            position = 1
-            for group, count in ahead.items():
-                key = group, everything
-                if key not in overlap:
-                    overlap[key] = not group.isdisjoint(everything)
-                position += count * overlap[key]
-            ahead[everything] = ahead.get(everything, 0) + 1
+            if everything not in groups:
+                place = groups[everything] = len(groups)
+                near = [other for group, other in groups.items() if other == place or not group.isdisjoint(everything)]
+                for other in near[:-1]:
+                    meeting[other].append(place)
+                meeting.append(near)
+                wanted.append(0)
+                ahead.append(sum(wanted[other] for other in near))
+            place = groups[everything]
+            wanted[place] += 1
+            for other in meeting[place]:
+                ahead[other] += 1
+            position = ahead[place]
             start, chosen = self._foresee(lease, options, available, heaps, now)
             for name in chosen:
                 available[name] = start + lease.duration + CLEANUP
@@ -523,36 +534,45 @@ class Engine:
 
     def _schedule(self, now: float) -> None:
         """Give what is free to those who wait for it."""
+        if not self._free:
+            return
         reserved: dict[str, _Reservation] = {}
+        free = set(self._free)  # a small one: the other has grown with the lab, and is slow to go through
         for *_, id in list(self._queue):
-            if not self._free:
+            if not free:
                 return
             lease = self.leases[id]
             if id in self._vanished or (lease.give_up is not None and lease.give_up < now):
                 continue
             later = lease.begin is not None and lease.begin > now
             options = self._options_of(lease)
-            if all(self._free.isdisjoint(names) for names in options):
+            if all(map(free.isdisjoint, options)):
                 continue  # nor does anybody behind get what it would reserve
-            if not later and (taken := self._take(lease, options, reserved, now)) is not None:
+            if not later and (taken := self._take(lease, options, free, reserved, now)) is not None:
                 self._grant(lease, taken, now)
+                free.difference_update(taken)
             elif later or len(options) > 1:
                 self._reserve(lease, options, reserved, now)
 
     def _take(
-        self, lease: Lease, options: Sequence[frozenset[str]], reserved: dict[str, _Reservation], now: float
+        self,
+        lease: Lease,
+        options: Sequence[frozenset[str]],
+        free: set[str],
+        reserved: dict[str, _Reservation],
+        now: float,
     ) -> list[str] | None:
         gone = now + self._prepare_limit + lease.duration + CLEANUP
         choices = []
         for names in options:
-            free = [
+            fitting = [
                 name
-                for name in self._free & names
+                for name in free & names
                 if self._usable(lease, name) and (name not in reserved or gone <= reserved[name].start)
             ]
-            if not free:
+            if not fitting:
                 return None
-            choices.append(sorted(free, key=lambda name: (self.exporters[name].used, name)))
+            choices.append(sorted(fitting, key=lambda name: (self.exporters[name].used, name)))
         return [choices[0][0]] if len(choices) == 1 else _assign(choices)
 
     def _reserve(
