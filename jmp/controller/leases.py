@@ -127,6 +127,8 @@ class Engine:
         """Exporter → the lease that has it."""
         self._free: set[str] = set()
         self._queue: list[_Place] = []
+        self._lines: dict[frozenset[str], list[_Place]] | None = None
+        """The queue by what is wanted, so that only those need be looked at who may have what is free; None: to be made."""
         self._due: list[tuple[float, str]] = []
         """A heap of when something may be due for a lease; entries may be out of date."""
         self._number = 0
@@ -156,8 +158,11 @@ class Engine:
 
     def put(self, record: Client | Exporter | Policy, now: float) -> None:
         """Keep a client, an exporter or a policy, new or changed. A client that is disabled loses its leases."""
-        self._set(_KIND[type(record)], record.name, record)
-        self._forget_matches()
+        kind = _KIND[type(record)]
+        old = self._table(kind).get(record.name)
+        self._set(kind, record.name, record)
+        if isinstance(record, Policy) or old is None or old.labels != record.labels:
+            self._forget_matches()
         if isinstance(record, Exporter):
             self._presence.setdefault(record.name, _Presence(since=now))
             self._refresh(record.name)
@@ -245,7 +250,6 @@ class Engine:
             self._absent[lease.id] = now
         self._set("lease", lease.id, lease)
         self._note_due(lease, now)
-        self._schedule(now)
         self.tick(now)
         return self.leases[lease.id]
 
@@ -370,11 +374,12 @@ class Engine:
     def tick(self, now: float) -> None:
         """Let time pass."""
         self._schedule(now)  # before any request gives up: one may begin at the very moment at which it would
-        while self._due and self._due[0][0] <= now:
-            _, id = heapq.heappop(self._due)
-            if (lease := self.leases.get(id)) is not None:
-                self._pass_time(lease, now)
-        self._schedule(now)
+        if self._due and self._due[0][0] <= now:
+            while self._due and self._due[0][0] <= now:
+                _, id = heapq.heappop(self._due)
+                if (lease := self.leases.get(id)) is not None:
+                    self._pass_time(lease, now)
+            self._schedule(now)
 
     def deadline(self) -> float | None:
         """When :meth:`tick` may have something to do next."""
@@ -412,7 +417,7 @@ class Engine:
         for *_, id in self._queue:
             lease = self.leases[id]
             options = self._options_of(lease)
-            everything = options[0] if len(options) == 1 else self._shared(name for names in options for name in names)
+            everything = self._everything(lease)
             if everything not in groups:
                 place = groups[everything] = len(groups)
                 near = [other for group, other in groups.items() if other == place or not group.isdisjoint(everything)]
@@ -526,6 +531,18 @@ class Engine:
             ]
         return self._options[lease.id]
 
+    def _everything(self, lease: Lease) -> frozenset[str]:
+        options = self._options_of(lease)
+        return options[0] if len(options) == 1 else self._shared(name for names in options for name in names)
+
+    def _waiting_for(self, names: set[str]) -> list[_Place]:
+        """Those in the queue, in its order, who may have one of ``names``."""
+        if self._lines is None:
+            self._lines = {}
+            for place in self._queue:
+                self._lines.setdefault(self._everything(self.leases[place[2]]), []).append(place)
+        return sorted(place for group, line in self._lines.items() if not group.isdisjoint(names) for place in line)
+
     def _usable(self, lease: Lease, name: str) -> bool:
         """Whether maintenance does not keep this request from an exporter."""
         return self.exporters[name].disabled is None or (
@@ -538,7 +555,8 @@ class Engine:
             return
         reserved: dict[str, _Reservation] = {}
         free = set(self._free)  # a small one: the other has grown with the lab, and is slow to go through
-        for *_, id in list(self._queue):
+        # Nobody gets what those would reserve who cannot have any of what is free.
+        for *_, id in self._waiting_for(free):
             if not free:
                 return
             lease = self.leases[id]
@@ -546,8 +564,6 @@ class Engine:
                 continue
             later = lease.begin is not None and lease.begin > now
             options = self._options_of(lease)
-            if all(map(free.isdisjoint, options)):
-                continue  # nor does anybody behind get what it would reserve
             if not later and (taken := self._take(lease, options, free, reserved, now)) is not None:
                 self._grant(lease, taken, now)
                 free.difference_update(taken)
@@ -806,9 +822,14 @@ class Engine:
         if old is not None and old.state is State.QUEUED:
             place = _place(old)
             del self._queue[bisect_left(self._queue, place)]
+            if self._lines is not None:
+                line = self._lines[self._everything(old)]
+                del line[bisect_left(line, place)]
             self._options.pop(old.id, None)
         if new is not None and new.state is State.QUEUED:
             insort(self._queue, _place(new))
+            if self._lines is not None:
+                insort(self._lines.setdefault(self._everything(new), []), _place(new))
         for held in old.devices if old is not None else ():
             if self._held.get(held.exporter) == (old.id if old else None):
                 del self._held[held.exporter]
@@ -836,6 +857,7 @@ class Engine:
     def _forget_matches(self) -> None:
         for cache in (self._access, self._matches, self._groups, self._options):
             cache.clear()
+        self._lines = None
 
 
 def _place(lease: Lease) -> _Place:

@@ -14,7 +14,7 @@ from jmp.controller.leases import Engine
 from jmp.wire.records import Client, Exporter, Lease, Phase, Policy, State, Want
 
 EXPORTERS = QUEUED = 1000
-EVENTS = 20
+EVENTS = 200
 MODELS = 20
 """Kinds of boards; a request is for one of a kind, of a rack, by name, or for two at once."""
 
