@@ -1,7 +1,8 @@
 """pytest: the connected device as a fixture. Loaded by every pytest run of its users, so it imports next to nothing.
 
 Inside ``jmp shell`` the session is found by itself. Elsewhere a session is made for the run, each pytest-xdist worker its own:
-of an exporter (``--jmp-exporter``), or of one that listens (``--jmp-url``). ``docs/pytest.md`` is the manual.
+of an exporter (``--jmp-exporter``), of one that listens (``--jmp-url``), of a leased one (``--jmp-selector``). The manual is
+``docs/pytest.md``.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Way(NamedTuple):
 WAYS: Final = (
     Way("exporter", "NAME|FILE", "Use the device of this exporter, started for the run.", "--exporter", "JMP_EXPORTER"),
     Way("url", "URL", "Use the device of the exporter that listens there.", "--connect"),
+    Way("selector", "SELECTOR", "Lease a device of the lab with these labels for the run.", "--selector"),
+    Way("lease", "ID", "Use the device of this lease.", "--lease", "JMP_LEASE"),
 )
 RESET: Final = "--jmp-reset"
 AROUND: Final = ("JMP_HOST", "JUMPSTARTER_HOST")
@@ -115,7 +118,7 @@ def dut_session(request: pytest.FixtureRequest) -> Iterator[Any]:
     if chosen is None:
         pytest.fail(
             "jmp: there is no device here: run pytest in `jmp shell`,"
-            " or give --jmp-exporter NAME|FILE, --jmp-url URL, or one of them in the ini file",
+            " or give --jmp-exporter NAME|FILE, --jmp-url URL, --jmp-selector SELECTOR, or one of them in the ini file",
             pytrace=False,
         )
     option, value = chosen
