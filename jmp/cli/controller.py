@@ -23,8 +23,9 @@ from jmp.client.config import write_private
 from jmp.controller.audit import Audit
 from jmp.controller.desks import DEFAULT_TOKEN_DAYS, issue
 from jmp.controller.keys import Keys
-from jmp.controller.lab import Lab, RouterLink
+from jmp.controller.lab import Lab
 from jmp.controller.leases import Engine
+from jmp.controller.meeting import RouterLink
 from jmp.controller.serve import Door, Other, serve_controller
 from jmp.controller.sqlite import SqliteStore
 from jmp.errors import UsageError
@@ -153,8 +154,7 @@ async def _serve_http(
 
 
 async def _first_start(lab: Lab, url: str, fingerprint: str, data: Path) -> None:
-    answer = issue(lab, "admin", Role.ADMIN, DEFAULT_TOKEN_DAYS)
-    await lab.settle()
+    answer = await lab.do(lambda: issue(lab, "admin", Role.ADMIN, DEFAULT_TOKEN_DAYS))
     command = join_command("client", "admin", url, fingerprint, answer["token"])
     output.note("This is its first start. Whoever shall administer it runs:")
     if sys.stderr.isatty():

@@ -11,7 +11,8 @@ from dataclasses import fields, replace
 from typing import Any, Final, Literal
 
 import jmp
-from jmp.controller.lab import Attendance, Lab, RouterLink
+from jmp.controller.lab import Lab
+from jmp.controller.meeting import Attendance, RouterLink
 from jmp.controller.store import Change
 from jmp.driver import export
 from jmp.driver.schema import did_you_mean
@@ -27,7 +28,6 @@ from jmp.wire.records import (
     Policy,
     Role,
     State,
-    Token,
     Want,
     from_wire,
     to_wire,
@@ -92,8 +92,7 @@ class Desk:
         """A new identity token for oneself; the present one stays good until it is revoked or expires."""
         if not 0 < days <= DEFAULT_TOKEN_DAYS:
             raise BadValue(f"a token is good for up to {DEFAULT_TOKEN_DAYS} days")
-        answer = issue(self.lab, self.who.name, self.who.role, days)
-        await self.lab.settle()
+        answer = await self.lab.do(lambda: issue(self.lab, self.who.name, self.who.role, days))
         self.note("renew", f"token/{answer['id']}")
         return answer
 
@@ -111,8 +110,7 @@ class ExporterDesk(Desk):
         """Take part in the lab: what the exporter shall do, from now on and whenever it changes."""
         name = self.who.name
         attendance = self._attendance = self._read(registration)
-        self._register(registration)
-        await self.lab.settle()
+        await self.lab.do(lambda: self._register(registration))
         self.lab.attend(name, attendance)
         with self.lab.news.listen(("exporter", name), "keys") as listener:
             try:
@@ -160,7 +158,9 @@ class ExporterDesk(Desk):
 
     def _register(self, registration: dict[str, Any]) -> None:
         """Take over what the exporter's configuration says of it; labels that an admin has set stay."""
-        exporter = self.lab.engine.exporters[self.who.name]
+        exporter = self.lab.engine.exporters.get(self.who.name)
+        if exporter is None:
+            raise Refused(f"exporter {self.who.name} was deleted")
         labels = registration.get("labels", {})
         selector.check_labels(labels)
         described = replace(
@@ -192,6 +192,7 @@ class RouterDesk(Desk):
         if not router.url:
             raise BadValue("a router has to say at which url it is reached")
         self.lab.routers[self.who.name] = router
+        self.lab.others.say()
         with self.lab.news.listen("keys") as listener:
             try:
                 while self.lab.routers.get(self.who.name) is router:
@@ -200,6 +201,7 @@ class RouterDesk(Desk):
             finally:
                 if self.lab.routers.get(self.who.name) is router:
                     del self.lab.routers[self.who.name]
+                    self.lab.others.say()
         raise Refused(f"another router has connected as {self.who.name}")
 
     @export
@@ -208,6 +210,8 @@ class RouterDesk(Desk):
         router = self.lab.routers.get(self.who.name)
         if router is None or router.peer != self.peer:
             raise Refused("route first")
+        if draining and not router.draining:
+            self.lab.others.say()
         router.load, router.draining = pairs, draining
 
 
@@ -243,21 +247,22 @@ class ClientDesk(Desk):
             raise Refused(
                 f"{self.who.name} is an admin here, and leases are for clients: jmp admin create client NAME makes one"
             )
-        lease = self.lab.engine.request(
-            self.who.name,
-            tuple(wants),
-            duration,
-            self.now,
-            begin=begin,
-            wait=wait,
-            priority=priority,
-            tied=tied,
-            idle_limit=idle_limit,
-            allow_disabled=allow_disabled,
-            tags=tuple(tags),
-            context=context,
+        lease = await self.lab.do(
+            lambda: self.lab.engine.request(
+                self.who.name,
+                tuple(wants),
+                duration,
+                self.now,
+                begin=begin,
+                wait=wait,
+                priority=priority,
+                tied=tied,
+                idle_limit=idle_limit,
+                allow_disabled=allow_disabled,
+                tags=tuple(tags),
+                context=context,
+            )
         )
-        await self.lab.settle()
         self.note("acquire", f"lease/{lease.id}", context=context)
         return self._shown(self.lab.view.lease[lease.id])
 
@@ -311,8 +316,7 @@ class ClientDesk(Desk):
         found = self._own(lease)
         said = f"released by {self.who.name}" + (f": {reason}" if reason else "")
         if found.state is not State.ENDED:
-            self.lab.engine.release(lease, self._by, said, self.now)
-            await self.lab.settle()
+            await self.lab.do(lambda: self.lab.engine.release(lease, self._by, said, self.now))
         self.note("release", f"lease/{lease}")
         return self._shown(self.lab.view.lease[lease])
 
@@ -320,8 +324,7 @@ class ClientDesk(Desk):
     async def extend(self, lease: str, duration: float) -> dict[str, Any]:
         """Give a lease ``duration`` more seconds."""
         self._own(lease)
-        self.lab.engine.extend(lease, duration, self._by, self.now)
-        await self.lab.settle()
+        await self.lab.do(lambda: self.lab.engine.extend(lease, duration, self._by, self.now))
         self.note("extend", f"lease/{lease}", seconds=duration)
         return self._shown(self.lab.view.lease[lease])
 
@@ -329,8 +332,7 @@ class ClientDesk(Desk):
     async def transfer(self, lease: str, client: str) -> dict[str, Any]:
         """Hand a lease over to another client: who used its devices until now is cut off at once."""
         self._own(lease)
-        self.lab.engine.transfer(lease, client, self._by, self.now)
-        await self.lab.settle()
+        await self.lab.do(lambda: self.lab.engine.transfer(lease, client, self._by, self.now))
         self.note("transfer", f"lease/{lease}", to=client)
         return self._shown(self.lab.view.lease[lease])
 
@@ -420,6 +422,7 @@ class ClientDesk(Desk):
         attendance = self.lab.attending.get(exporter.name)
         lease = self.lab.view.lease.get(self.lab.view.holding.get(exporter.name, ""))
         shown: dict[str, Any] = to_wire(exporter)
+        del shown["lease"]  # who may see that is told below
         shown["state"] = state_of(self.lab, exporter)
         shown["version"] = attendance.version if attendance is not None else ""
         if lease is not None:
@@ -459,25 +462,18 @@ class AdminDesk(ClientDesk):
         """Make a client, an exporter or a policy."""
         if NAME.fullmatch(name) is None:
             raise BadValue(f"{name!r} is no name: letters, digits, and inside also '.', '_', '@', '-'; 63 at most")
-        if name in getattr(self.lab.view, kind):
-            raise BadValue(f"there is a {kind} {name!r} already")
-        return await self._store(kind, name, {"created": self.now}, values, "create")
+        return await self._store(kind, name, values, "create")
 
     @export
     async def update(self, kind: Kind, name: str, values: dict[str, Any]) -> dict[str, Any]:
         """Set what ``values`` names and leave the rest."""
-        return await self._store(kind, name, to_wire(self._record(kind, name)), values, "update")
+        return await self._store(kind, name, values, "update")
 
     @export
     async def delete(self, kind: Kind, name: str) -> None:
         """Remove a client, an exporter or a policy; tokens of it are revoked, leases of it end."""
         self._record(kind, name)
-        self.lab.engine.drop(kind, name, self.now)
-        if kind != "policy":
-            for token in list(self.lab.view.token.values()):
-                if token.subject == name and token.role == kind and token.revoked is None:
-                    self._revoke(token)
-        await self.lab.settle()
+        await self.lab.do(lambda: self._drop(kind, name))
         self.lab.keys_changed()
         self.note("delete", f"{kind}/{name}")
 
@@ -486,8 +482,7 @@ class AdminDesk(ClientDesk):
         """A new identity token: it is told here and kept nowhere."""
         if role in (Role.CLIENT, Role.EXPORTER):
             self._record(str(role), name)
-        answer = issue(self.lab, name, role, days)
-        await self.lab.settle()
+        answer = await self.lab.do(lambda: issue(self.lab, name, role, days))
         self.note("issue", f"token/{answer['id']}", subject=f"{role}/{name}")
         return answer
 
@@ -497,8 +492,7 @@ class AdminDesk(ClientDesk):
         known = self.lab.view.token
         if token not in known:
             raise NotFound(f"there is no token {token!r}{did_you_mean(token, known)}")
-        self._revoke(known[token])
-        await self.lab.settle()
+        await self.lab.do(lambda: self._revoke(token))
         self.lab.keys_changed()
         self.note("revoke", f"token/{token}")
 
@@ -518,17 +512,17 @@ class AdminDesk(ClientDesk):
 
         With ``now`` the exporter's present lease is ended, too.
         """
-        answer = await self._store(kind, name, to_wire(self._record(kind, name)), {"disabled": reason}, "disable")
+        answer = await self._store(kind, name, {"disabled": reason}, "disable")
         lease = self.lab.view.holding.get(name) if kind == "exporter" and now else None
         if lease is not None:
-            self.lab.engine.release(lease, None, f"{name} was taken for maintenance: {reason}", self.now)
-            await self.lab.settle()
+            said = f"{name} was taken for maintenance: {reason}"
+            await self.lab.do(lambda: self.lab.engine.release(lease, None, said, self.now))
         return answer
 
     @export
     async def enable(self, kind: Literal["client", "exporter"], name: str) -> dict[str, Any]:
         """Undo :meth:`disable`."""
-        return await self._store(kind, name, to_wire(self._record(kind, name)), {"disabled": None}, "enable")
+        return await self._store(kind, name, {"disabled": None}, "enable")
 
     def _record(self, kind: str, name: str) -> Any:
         known = getattr(self.lab.view, kind)
@@ -536,9 +530,7 @@ class AdminDesk(ClientDesk):
             raise NotFound(f"there is no {kind} {name!r}{did_you_mean(name, known)}")
         return known[name]
 
-    async def _store(
-        self, kind: str, name: str, present: dict[str, Any], values: dict[str, Any], action: str
-    ) -> dict[str, Any]:
+    async def _store(self, kind: str, name: str, values: dict[str, Any], action: str) -> dict[str, Any]:
         for key in values:
             if key not in _SETTABLE[kind]:
                 raise BadValue(f"a {kind} has no {key!r} to set{did_you_mean(key, _SETTABLE[kind])}")
@@ -547,27 +539,41 @@ class AdminDesk(ClientDesk):
         for key in ("clients", "exporters"):
             if key in values:
                 selector.parse(str(values[key]))
-        values = dict(values)
-        if kind == "exporter" and "labels" in values:
-            own = values.pop("labels")
-            configured = {
-                key: value
-                for key, value in present.get("labels", {}).items()
-                if key not in present.get("own_labels", {})
-            }
-            values |= {"own_labels": own, "labels": {**configured, **own}}
-        try:
-            record = from_wire(_RECORDS[kind], {**present, **values, "name": name})
-        except JmpError as error:
-            raise BadValue(error.message) from None
-        self.lab.engine.put(record, self.now)
-        await self.lab.settle()
+        await self.lab.do(lambda: self._put(kind, name, values, new=action == "create"))
         self.note(action, f"{kind}/{name}", values=values)
         answer: dict[str, Any] = to_wire(getattr(self.lab.view, kind)[name])
         return answer
 
-    def _revoke(self, token: Token) -> None:
-        if token.revoked is None:
+    def _put(self, kind: str, name: str, values: dict[str, Any], *, new: bool) -> None:
+        # What the engine has, which may be ahead of the view: an epoch must not be taken back.
+        engine = self.lab.engine
+        known: Any = {"client": engine.clients, "exporter": engine.exporters, "policy": engine.policies}[kind]
+        if new and name in known:
+            raise BadValue(f"there is a {kind} {name!r} already")
+        if not new and name not in known:
+            raise NotFound(f"there is no {kind} {name!r}{did_you_mean(name, known)}")
+        present: dict[str, Any] = {"created": self.now} if new else to_wire(known[name])
+        if kind == "exporter" and "labels" in values:
+            own = values["labels"]
+            of_old = present.get("own_labels", {})
+            configured = {key: value for key, value in present.get("labels", {}).items() if key not in of_old}
+            values = {**values, "own_labels": own, "labels": {**configured, **own}}
+        try:
+            record = from_wire(_RECORDS[kind], {**present, **values, "name": name})
+        except JmpError as error:
+            raise BadValue(error.message) from None
+        engine.put(record, self.now)
+
+    def _drop(self, kind: Kind, name: str) -> None:
+        self.lab.engine.drop(kind, name, self.now)
+        if kind != "policy":
+            for token in self.lab.view.token.values():
+                if token.subject == name and token.role == kind:
+                    self._revoke(token.id)
+
+    def _revoke(self, id: str) -> None:
+        token = self.lab.view.token.get(id)
+        if token is not None and token.revoked is None:
             self.lab.put(Change("token", token.id, token, replace(token, revoked=self.now)))
 
 

@@ -1,10 +1,15 @@
 """The lab: the lease engine, its durable records, and those who wait for news of them.
 
-Theory of operation. Whoever wants something changed calls the engine, which decides at once and in memory, then
-:meth:`Lab.settle`, which returns when that decision is on the disk; only then does anybody get to know of it. One task
-commits: all that came up while the last commit was under way goes into the next one, so a busy lab commits in groups. What is
-durable is in :class:`View`; all that is told to anybody (answers, what an exporter shall do, what a waiting client sees) is
-read from there. If the store fails, the lab fails: what is in memory then is not to be told.
+Theory of operation. Whoever wants something changed has :meth:`Lab.do` ask the engine, which decides at once and in memory; it
+returns when that decision is on the disk, and only then does anybody get to know of it. One task commits, in rounds: all that
+came up in one round goes into the next one, so a busy lab commits in groups. What is durable is in :class:`View`; all that is
+told to anybody (answers, what an exporter shall do, what a waiting client sees) is read from there. If the store fails, the lab
+fails: what is in memory then is not to be told.
+
+Others may share the store. What they change comes by its watch, or as the reason of a commit that failed. Whatever was decided
+and is not durable yet is void then: the engine takes over the records as they are, what was asked for is asked for again, and
+what follows by itself (from what the exporters say, from time) is decided anew. :mod:`jmp.controller.replicas` has what such
+controllers tell one another besides.
 """
 
 from __future__ import annotations
@@ -12,24 +17,44 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import trio
 
 from jmp.controller.audit import Audit
 from jmp.controller.keys import Keys
 from jmp.controller.leases import PREPARE_LIMIT, Engine
+from jmp.controller.meeting import Attendance, RouterLink
 from jmp.controller.news import News
-from jmp.controller.store import Change, Store
-from jmp.errors import LabError, Refused
-from jmp.wire.records import Client, Desired, Exporter, Grant, Lease, Observed, Policy, State, Token
+from jmp.controller.replicas import Others
+from jmp.controller.store import Change, Key, Record, Stale, Store
+from jmp.errors import JmpError, LabError, Refused
+from jmp.wire.records import (
+    Client,
+    Desired,
+    Dial,
+    Exporter,
+    Grant,
+    Lease,
+    Observed,
+    Policy,
+    Presence,
+    Replica,
+    State,
+    Token,
+    from_wire,
+)
 
 log = logging.getLogger("jmp.controller")
 
 QUEUE_NEWS_SECONDS: Final = 1.0
 """Positions and expected starts are told at most this often: with a long queue each grant changes all of them."""
+
+DECIDED: Final = frozenset({"client", "exporter", "policy", "lease"})
+"""The kinds of records that are the engine's."""
 
 DEFAULT_POLICY: Final = Policy(name="default")
 """What a new lab begins with: every client may lease every exporter and see who holds it."""
@@ -44,16 +69,21 @@ class View:
     policy: dict[str, Policy] = field(default_factory=dict)
     token: dict[str, Token] = field(default_factory=dict)
     lease: dict[str, Lease] = field(default_factory=dict)
+    presence: dict[str, Presence] = field(default_factory=dict)
+    replica: dict[str, Replica] = field(default_factory=dict)
     holding: dict[str, str] = field(default_factory=dict)
     """Exporter → the lease that has it, from the grant until it is idle again."""
 
+    def find(self, key: Key) -> Record | None:
+        """A record, None if there is none."""
+        found: Record | None = getattr(self, key[0]).get(key[1])
+        return found
+
     def apply(self, change: Change) -> None:
         """One record is now ``change.new``, None if it is gone."""
-        records = getattr(self, change.kind, None)
-        if records is None:
-            return
+        records = getattr(self, change.kind)
         if change.kind == "lease":
-            for held in getattr(change.old, "devices", ()):
+            for held in getattr(self.find(change.key), "devices", ()):
                 if self.holding.get(held.exporter) == change.name:
                     del self.holding[held.exporter]
             if isinstance(change.new, Lease) and change.new.state not in (State.QUEUED, State.ENDED):
@@ -64,38 +94,36 @@ class View:
             records[change.name] = change.new
 
 
-@dataclass
-class Attendance:
-    """An exporter that is connected."""
-
-    peer: str
-    version: str
-    endpoints: list[dict[str, Any]]
-    tree: dict[str, Any]
-    observed: Observed
-    since: float
-    dials: list[dict[str, Any]] = field(default_factory=list)
-    """Routers that it shall go to, not told yet."""
+T = TypeVar("T")
 
 
-@dataclass
-class RouterLink:
-    """A router that is connected."""
+@dataclass(eq=False)
+class _Wish(Generic[T]):
+    """Something that somebody has asked for, and waits for."""
 
-    url: str
-    fingerprint: str | None
-    peer: str
-    load: int = 0
-    chosen: int = 0
-    """How often it was; among equals those take turns."""
-    draining: bool = False
+    ask: Callable[[], T]
+    about: Key | None = None
+    """The record that was changed first; the rest follows from that."""
+    answer: list[T] = field(default_factory=list)
+    error: JmpError | None = None
+    over: trio.Event = field(default_factory=trio.Event)
 
 
 class Lab:
-    """All of a lab that is not tied to one connection. :meth:`run` has to run for anything to happen."""
+    """All of a lab that is not tied to one connection. :meth:`run` has to run for anything to happen.
+
+    ``name`` is what this controller is called among those that share its store.
+    """
 
     def __init__(
-        self, engine: Engine, store: Store, keys: Keys, audit: Audit, *, clock: Callable[[], float] = time.time
+        self,
+        engine: Engine,
+        store: Store,
+        keys: Keys,
+        audit: Audit,
+        *,
+        clock: Callable[[], float] = time.time,
+        name: str = "controller",
     ) -> None:
         self.engine = engine
         self.keys = keys
@@ -108,11 +136,17 @@ class Lab:
         self.grants = 0
         """Leases granted since the start; for the metrics."""
         self.store = store
-        self._pending: list[Change] = []
-        self._asked = 0
-        self._durable = 0
+        self.others = Others(self, name)
+        self._aside: list[Change] = []
+        self._pending: dict[Key, Change] = {}
+        """Decided, and not being committed yet."""
+        self._committing: frozenset[Key] = frozenset()
+        self._foreign: list[Change] = []
+        """What others have changed, not taken in yet."""
+        self._void: set[Key] = set()
+        """What could not be committed."""
+        self._wishes: list[_Wish[Any]] = []
         self._work = trio.lowlevel.ParkingLot()
-        self._settled = trio.lowlevel.ParkingLot()
         self._queue_changed = trio.Event()
         self._standing: dict[str, tuple[int, float | None]] | None = None
         self._holders: dict[str, int] = {}
@@ -125,12 +159,14 @@ class Lab:
         known: list[Any] = []
         for kind, name, record in records:
             self.view.apply(Change(kind, name, None, record))
-            if kind in ("client", "exporter", "policy", "lease"):
+            if kind in DECIDED:
                 known.append(record)
         now = self.clock()
         self.engine.load(known, now)
         if not records:
             self.engine.put(replace(DEFAULT_POLICY, created=now), now)
+        if self.store.shared:
+            self.others.begin()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Commit, and let time pass, until cancelled. Raises ``LabError`` if the store fails."""
@@ -138,38 +174,133 @@ class Lab:
             nursery.start_soon(self._commit)
             nursery.start_soon(self._tick)
             nursery.start_soon(self._tell_queue)
+            if self.store.shared:
+                nursery.start_soon(self._watch)
+                nursery.start_soon(self.others.run)
             task_status.started()
 
     async def _commit(self) -> None:
         while True:
             self._collect()
-            while not self._pending:
-                self._durable = self._asked
-                self._settled.unpark_all()
+            while not (self._pending or self._foreign or self._void or self._wishes):
                 await self._work.park()
                 self._collect()
-            changes, self._pending = _merged(self._pending), []
-            asked = self._asked
-            await self.store.commit(changes)
-            for change in changes:
-                self._publish(change)
-            self._durable = asked
-            self._settled.unpark_all()
+            self._catch_up()
+            wishes, self._wishes = self._wishes, []
+            changes = [replace(change, old=self.view.find(key)) for key, change in self._pending.items()]
+            changes = [change for change in changes if not (change.old is None and change.new is None)]
+            self._committing = frozenset(self._pending)
+            self._pending = {}
+            if not self.store.shared:
+                await self._make(changes)
+            else:
+                async with trio.open_nursery() as nursery:
+                    for unit in _units(changes):
+                        nursery.start_soon(self._make, unit)
+            self._committing = frozenset()
+            again = []
+            for wish in wishes:
+                if wish.about in self._void:
+                    again.append(wish)
+                else:
+                    wish.over.set()
+            self._wishes[:0] = again
 
-    def _collect(self) -> None:
-        self._pending += self.engine.take_changes()
+    async def _make(self, changes: Sequence[Change]) -> None:
+        """Commit some changes, and tell what came of it."""
+        if not changes:
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            kept = await self.store.commit(changes)
+        except Stale as stale:
+            log.debug("decided again: %s", stale)
+            self._void |= stale.now.keys() - stale.made
+            for (kind, name), record in stale.now.items():
+                change = Change(kind, name, None, record)
+                if change.key in stale.made:
+                    self._publish(change, own=True)
+                else:
+                    self._foreign.append(change)
+        else:
+            for change, record in zip(changes, kept, strict=True):
+                self._publish(replace(change, new=record), own=True)
 
-    def _publish(self, change: Change) -> None:
+    def _catch_up(self) -> None:
+        """Take in what others have changed; what was decided without knowing of it is decided again."""
+        foreign, self._foreign = self._foreign, []
+        foreign = [change for change in foreign if self._is_news(change)]
+        void, self._void = self._void, set()
+        if not foreign and not void:
+            return
+        for change in foreign:
+            self._publish(change)
+        over = bool(void) or any(change.key in self._pending for change in foreign)
+        void.update(change.key for change in foreign)
+        if over:
+            void |= self._pending.keys()
+            self._pending = {}
+        now = self.clock()
+        for kind, name in void:
+            if kind in DECIDED:
+                self.engine.learn(kind, name, self.view.find((kind, name)), now)  # type: ignore[arg-type]
+        if over:
+            self._wishes = [wish for wish in self._wishes if self._ask(wish)]
+            if self.store.shared:
+                self.others.tell_all()
+        self.engine.reconsider(now)
+        self._collect()
+        self.news.tell("clock")
+
+    def _is_news(self, change: Change) -> bool:
+        known = self.view.find(change.key)
+        if change.new is None:
+            return known is not None and (change.old is None or change.old.version >= known.version)
+        return known is None or change.new.version > known.version
+
+    async def _watch(self) -> None:
+        async with aclosing(self.store.watch()) as changes:  # type: ignore[type-var]
+            async for change in changes:
+                self._foreign.append(change)
+                self._work.unpark_all()
+
+    def _collect(self) -> list[Change]:
+        """Have what was decided committed next; returns what is new of it."""
+        new = self.engine.take_changes() + self._aside
+        self._aside = []
+        for change in new:
+            self._pending[change.key] = change
+        return new
+
+    def _ask(self, wish: _Wish[Any]) -> bool:
+        """Whether what is wished for was granted, and is to be committed."""
+        self._collect()
+        wish.answer.clear()
+        try:
+            wish.answer.append(wish.ask())
+        except JmpError as error:
+            wish.error = error
+            wish.over.set()
+            return False
+        new = self._collect()
+        wish.about = new[0].key if new else None
+        return True
+
+    def _publish(self, change: Change, *, own: bool = False) -> None:
+        old = self.view.find(change.key)
         self.view.apply(change)
-        self.news.tell((change.kind, change.name))
+        self.news.tell(change.key)
         if isinstance(change.new, Lease):
-            old = change.old.state if isinstance(change.old, Lease) else None
-            if change.new.state is not old:
+            if own and change.new.state is not getattr(old, "state", None):
                 self._log(change.new)
-            self.grants += change.new.granted is not None and getattr(change.old, "granted", None) is None
-            for held in {*change.new.devices, *getattr(change.old, "devices", ())}:
+            self.grants += own and change.new.granted is not None and getattr(old, "granted", None) is None
+            for held in {*change.new.devices, *getattr(old, "devices", ())}:
                 self.news.tell(("exporter", held.exporter))
-        if change.kind in ("lease", "exporter", "policy", "client"):
+        elif not own and change.kind == "token":
+            self.keys_changed()
+        elif not own and isinstance(old or change.new, Presence | Replica):
+            self.others.heard(change.key, old)
+        if change.kind in DECIDED:
             self._standing = None
             self._queue_changed.set()
 
@@ -191,7 +322,6 @@ class Lab:
             while True:
                 now = self.clock()
                 self.engine.tick(now)
-                self._asked += 1
                 self._work.unpark_all()
                 deadline = self.engine.deadline()
                 with trio.move_on_after(max(deadline - now, 0.0) if deadline is not None else float("inf")):
@@ -206,22 +336,33 @@ class Lab:
 
     # ---- changes
 
+    async def do(self, ask: Callable[[], T]) -> T:
+        """Ask the engine for something, and return its answer when that is durable; at once raises what it refuses.
+
+        ``ask`` is asked again if others have changed the same things in the meantime, and what came of the first time is void.
+        Cancelled, it may or may not be done.
+        """
+        wish = _Wish(ask)
+        if self._ask(wish):
+            self._wishes.append(wish)
+            self.changed()
+            await wish.over.wait()
+        if wish.error is not None:
+            raise wish.error
+        return wish.answer[0]
+
     def changed(self) -> None:
-        """The engine was asked for something: have it committed."""
-        self._asked += 1
+        """Something has become known that the engine may draw conclusions from: have them committed."""
         self._work.unpark_all()
         self.news.tell("clock")
 
     async def settle(self) -> None:
         """Wait until everything decided so far is durable."""
-        self.changed()
-        mine = self._asked
-        while self._durable < mine:
-            await self._settled.park()
+        await self.do(lambda: None)
 
     def put(self, change: Change) -> None:
-        """Keep a record that the engine knows nothing of (a token); :meth:`settle` then."""
-        self._pending.append(change)
+        """Keep a record that the engine knows nothing of (a token), in what :meth:`do` asks."""
+        self._aside.append(change)
 
     # ---- news: the topics are ("lease", id), ("exporter", name), "keys" and "queue"
 
@@ -272,6 +413,7 @@ class Lab:
 
     def attend(self, name: str, attendance: Attendance) -> None:
         """An exporter has connected. If it seems to be connected already, the newer connection counts."""
+        self.others.outdo(name, attendance)
         self.attending[name] = attendance
         self.news.tell(("exporter", name))
         self.engine.online(name, self.clock())
@@ -287,6 +429,7 @@ class Lab:
         self.engine.observed(name, observed.lease, observed.epoch, observed.phase, observed.reason, now)
         if observed.lease is not None and bool(observed.attached) != bool(before.attached):
             self._hold(observed.lease, 1 if observed.attached else -1)
+        self.others.tell(name)
         self.changed()
 
     def leave(self, name: str, attendance: Attendance) -> None:
@@ -294,10 +437,15 @@ class Lab:
         if self.attending.get(name) is not attendance:
             return
         del self.attending[name]
+        self.let_go(attendance)
+        self.engine.offline(name, self.clock())
+        self.others.tell(name)
+        self.changed()
+
+    def let_go(self, attendance: Attendance) -> None:
+        """An exporter is not connected here any more, and so does not speak for a holder."""
         if attendance.observed.lease is not None and attendance.observed.attached:
             self._hold(attendance.observed.lease, -1)
-        self.engine.offline(name, self.clock())
-        self.changed()
 
     def hold(self, id: str, present: bool) -> None:
         """Somebody began or ceased to watch over a lease of theirs."""
@@ -310,13 +458,24 @@ class Lab:
         if not after:
             del self._holders[id]
         if bool(before) != bool(after):
-            self.engine.holder(id, bool(after), self.clock())
+            self.others.say()
+            self.holder(id)
+
+    def holder(self, id: str) -> None:
+        """Let the engine know whether the holder of a lease is connected, here or elsewhere."""
+        self.engine.holder(id, id in self._holders or self.others.holds(id), self.clock())
+
+    @property
+    def held(self) -> Iterable[str]:
+        """The leases whose holders are connected here."""
+        return self._holders
 
     # ---- meeting
 
     def router(self) -> RouterLink:
         """The least loaded router; raises ``LabError`` if there is none."""
-        routers = [router for router in self.routers.values() if not router.draining]
+        known = [*self.routers.values(), *self.others.routers.values()]
+        routers = [router for router in known if not router.draining]
         if not routers:
             raise LabError("no router is connected to the controller, and the exporter cannot be reached directly")
         router = min(routers, key=lambda router: (router.load, router.chosen))
@@ -329,32 +488,50 @@ class Lab:
         if attendance is None:
             raise LabError(f"exporter {exporter} is offline at present")
         held = next(held for held in lease.devices if held.exporter == exporter)
-        access = self.engine.access(lease.client, exporter)
-        claims: dict[str, Any] = {
-            "client": lease.client,
-            "exporter": exporter,
-            "lease": lease.id,
-            "epoch": held.epoch,
-            "session": secrets.token_hex(8),
-            "allow": access.allow,
-            "deny": access.deny,
-        }
+        claims = self.claims(lease, exporter, held.epoch, secrets.token_hex(8))
         answer: dict[str, Any] = {"token": self.keys.session(end="client", **claims), "exporter": exporter}
         if via == "direct":
             return {**answer, "endpoints": attendance.endpoints}
         router = self.router()
         router.load += 1
         where = {"url": router.url, "fingerprint": router.fingerprint}
-        attendance.dials.append({**where, "token": self.keys.session(end="exporter", **claims)})
-        self.news.tell(("exporter", exporter))
+        if attendance.replica:
+            dial = {"exporter": exporter, "lease": lease.id, "epoch": held.epoch, "session": claims["session"], **where}
+            self.others.dial(from_wire(Dial, dial))
+        else:
+            self.dial(attendance, where, claims)
         return {**answer, "endpoints": [where]}
 
+    def dial(self, attendance: Attendance, where: dict[str, Any], claims: dict[str, Any]) -> None:
+        """Send an exporter that is connected here to a router."""
+        attendance.dials.append({**where, "token": self.keys.session(end="exporter", **claims)})
+        self.news.tell(("exporter", claims["exporter"]))
 
-def _merged(changes: Iterable[Change]) -> list[Change]:
-    """One change for each record: from what it was before the first to what it is after the last."""
-    merged: dict[tuple[str, str], Change] = {}
+    def claims(self, lease: Lease, exporter: str, epoch: int, session: str) -> dict[str, Any]:
+        """What the tokens of one session say."""
+        access = self.engine.access(lease.client, exporter)
+        return {
+            "client": lease.client,
+            "exporter": exporter,
+            "lease": lease.id,
+            "epoch": epoch,
+            "session": session,
+            "allow": access.allow,
+            "deny": access.deny,
+        }
+
+
+def _units(changes: Iterable[Change]) -> list[list[Change]]:
+    """Changes that belong together: leases with the exporters that are given to them."""
+    units: dict[Key, list[Change]] = {}
     for change in changes:
-        key = change.kind, change.name
-        earlier = merged.get(key)
-        merged[key] = change if earlier is None else replace(change, old=earlier.old)
-    return [change for change in merged.values() if not (change.old is None and change.new is None)]
+        units[change.key] = [change]
+    for change in changes:
+        for lease in (change.old, change.new):
+            for held in lease.devices if isinstance(lease, Lease) else ():
+                mine, other = units[change.key], units.get(("exporter", held.exporter))
+                if other is not None and other is not mine:
+                    mine += other
+                    for moved in other:
+                        units[moved.key] = mine
+    return list({id(unit): unit for unit in units.values()}.values())

@@ -12,6 +12,11 @@ are sure to be gone by then. So nobody is delayed by somebody behind, and a larg
 
 An exporter is free when it is online, says that it is idle, and no lease holds it. An exporter's word about a lease that it
 is over counts whenever it comes; a lease's time is kept here and, by its own clock, at the exporter.
+
+Several controllers may share a lab's records: each has an engine, and tells it what the others have done
+(:meth:`Engine.learn`) and who is connected to them (:meth:`Engine.seen`). Each goes through the whole queue and grants what its
+own exporters are to have; what becomes due is done by whose it is (:attr:`Engine.is_mine`), and soon after by the others. That
+only keeps them out of one another's way: two grants of one exporter are two changes of one record, of which one fails.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import heapq
 import math
 import secrets
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Literal
@@ -44,6 +49,8 @@ HOLDER_GRACE: Final = 60.0
 """Seconds that the holder of a tied lease may be away."""
 RETENTION: Final = 30 * 86400.0
 """Seconds that ended leases are kept."""
+DEFERENCE: Final = 2.0
+"""Seconds that a controller leaves to another one to do what is that one's."""
 
 LEGAL: Final[dict[State, frozenset[State]]] = {
     State.QUEUED: frozenset({State.PREPARING, State.ENDED}),
@@ -90,6 +97,8 @@ class _Presence:
     online: bool = False
     since: float = 0.0
     observed: Observed | None = None
+    here: bool = True
+    """It is not connected to another controller of this lab."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,12 @@ class Engine:
         """Those of them whose holder was there before: nothing is granted to somebody who would not notice."""
         self._held: dict[str, str] = {}
         """Exporter → the lease that has it."""
+        self._promised: dict[str, set[str]] = {}
+        """Queued lease → the exporters that another controller is giving to it at this moment."""
+        self._left: set[str] = set()
+        """Queued leases that can have an exporter that is connected elsewhere: it is granted there."""
+        self.is_mine: Callable[[str], bool] = lambda id: True
+        """Whether it is for this controller to see that a lease goes on as time passes."""
         self._free: set[str] = set()
         self._queue: list[_Place] = []
         self._lines: dict[frozenset[str], list[_Place]] | None = None
@@ -161,30 +176,67 @@ class Engine:
         kind = _KIND[type(record)]
         old = self._table(kind).get(record.name)
         self._set(kind, record.name, record)
-        if isinstance(record, Policy) or old is None or old.labels != record.labels:
-            self._forget_matches()
-        if isinstance(record, Exporter):
-            self._presence.setdefault(record.name, _Presence(since=now))
-            self._refresh(record.name)
-        elif isinstance(record, Client) and record.disabled is not None:
-            self._end_those_of(record.name, f"client {record.name} was disabled: {record.disabled}", now)
+        self._follow(kind, record.name, old, record, now)
         self._schedule(now)
 
     def drop(self, kind: Kind, name: str, now: float) -> None:
         """Remove a client, an exporter or a policy; leases of a client or of an exporter that is gone end."""
         if name not in self._table(kind):
             raise NotFound(f"there is no {kind} {name!r}{did_you_mean(name, self._table(kind))}")
+        old = self._table(kind)[name]
         self._set(kind, name, None)
-        self._forget_matches()
-        if kind == "client":
-            self._end_those_of(name, f"client {name} was deleted", now)
+        self._follow(kind, name, old, None, now)
+        self._schedule(now)
+
+    def learn(self, kind: Kind, name: str, record: Client | Exporter | Policy | Lease | None, now: float) -> None:
+        """A record is this: somebody else has changed it, or a change of it was not made. What was decided of it is void.
+
+        :meth:`reconsider` then.
+        """
+        table = self._table(kind)
+        old = table.pop(name, None)
+        if record is not None:
+            table[name] = record
+        self._changes.pop((kind, name), None)
+        if kind == "lease":
+            assert record is None or isinstance(record, Lease)
+            self._index(old, record)
+            if record is None or record.state is State.ENDED:
+                self._absent.pop(name, None)
+                self._vanished.discard(name)
+            elif record.tied and old is None:
+                self._absent[name] = now
+            if record is not None:
+                self._number = max(self._number, record.number)
+                self._note_due(record, now)
+        else:
+            self._follow(kind, name, old, record, now)
+
+    def reconsider(self, now: float) -> None:
+        """Decide again what follows from what the exporters have said, and who gets what is free."""
+        for name, presence in list(self._presence.items()):
+            if presence.here and (said := presence.observed) is not None:
+                self._consider(name, said, now)
+        self.tick(now)
+
+    def _follow(self, kind: Kind, name: str, old: Any, new: Any, now: float) -> None:
+        """What follows from a change of a client, an exporter or a policy."""
+        if kind == "policy" or old is None or new is None or old.labels != new.labels:
+            self._forget_matches()
+        if kind == "exporter" and new is not None:
+            self._presence.setdefault(name, _Presence(since=now))
+            if (lease := self.leases.get(new.lease)) is not None and lease.state is State.QUEUED:
+                self._promised.setdefault(lease.id, set()).add(name)
+            self._refresh(name)
         elif kind == "exporter":
             self._presence.pop(name, None)
             self._free.discard(name)
             if (id := self._held.get(name)) is not None:
                 self.end(id, f"exporter {name} was deleted", now)
                 self._device(self.leases[id], name, Phase.IDLE, now)
-        self._schedule(now)
+        elif kind == "client" and (new is None or new.disabled is not None):
+            why = "deleted" if new is None else f"disabled: {new.disabled}"
+            self._end_those_of(name, f"client {name} was {why}", now)
 
     def take_changes(self) -> list[Change]:
         """What has changed since this was called last: one change for each record, from what it was to what it is."""
@@ -341,6 +393,24 @@ class Engine:
             return
         presence = self._presence.setdefault(exporter, _Presence(online=True, since=now))
         presence.observed = Observed(epoch=epoch, lease=lease, phase=phase, reason=reason)
+        self._consider(exporter, presence.observed, now)
+        self._schedule(now)
+
+    def seen(self, exporter: str, observed: Observed | None, now: float) -> None:
+        """An exporter is connected to another controller, which deals with it and knows this; or to none, if that is None."""
+        before = self._presence.get(exporter)
+        online = observed is not None
+        since = before.since if before is not None and before.online == online else now
+        self._presence[exporter] = _Presence(online=online, since=since, observed=observed, here=not online)
+        self._refresh(exporter)
+        if (held := self.leases.get(self._held.get(exporter, ""))) is not None:
+            self._note_due(held, now)
+
+    def _consider(self, exporter: str, said: Observed, now: float) -> None:
+        """What follows from what an exporter says it is doing."""
+        lease, epoch, phase, reason = said.lease, said.epoch, said.phase, said.reason
+        if exporter not in self.exporters:
+            return
         present = self.leases.get(self._held.get(exporter, ""))
         if epoch > self.exporters[exporter].epoch:
             # It has heard of a grant that this lab has forgotten (its store was restored from a copy): never again below that.
@@ -355,7 +425,6 @@ class Engine:
             elif phase is Phase.IDLE and present.state is State.ENDING and epoch >= held.epoch:
                 self._device(present, exporter, Phase.IDLE, now)  # it never began
         self._refresh(exporter)
-        self._schedule(now)
 
     def holder(self, id: str, present: bool, now: float) -> None:
         """The holder of a lease is there, or is not."""
@@ -554,18 +623,22 @@ class Engine:
         if not self._free:
             return
         reserved: dict[str, _Reservation] = {}
+        self._left.clear()
         free = set(self._free)  # a small one: the other has grown with the lab, and is slow to go through
         # Nobody gets what those would reserve who cannot have any of what is free.
         for *_, id in self._waiting_for(free):
             if not free:
                 return
             lease = self.leases[id]
-            if id in self._vanished or (lease.give_up is not None and lease.give_up < now):
+            if id in self._vanished or (lease.give_up is not None and lease.give_up + self._deference(id) < now):
                 continue
             later = lease.begin is not None and lease.begin > now
             options = self._options_of(lease)
             if not later and (taken := self._take(lease, options, free, reserved, now)) is not None:
-                self._grant(lease, taken, now)
+                if self._presence[min(taken)].here:
+                    self._grant(lease, taken, now)
+                else:
+                    self._left.add(id)
                 free.difference_update(taken)
             elif later or len(options) > 1:
                 self._reserve(lease, options, reserved, now)
@@ -651,7 +724,7 @@ class Engine:
         devices = []
         for name in names:
             epoch = self._raise_epoch(name)
-            self._set("exporter", name, replace(self.exporters[name], used=now))
+            self._set("exporter", name, replace(self.exporters[name], used=now, lease=lease.id))
             devices.append(Held(exporter=name, epoch=epoch))
         self._move(lease, State.PREPARING, now, devices=tuple(devices), granted=now)
 
@@ -681,23 +754,28 @@ class Engine:
         else:
             self._note_due(lease, now)  # those that are left may all be out of reach
 
+    def _deference(self, id: str) -> float:
+        """Seconds for which others may have to do first what is due."""
+        return 0.0 if self.is_mine(id) and id not in self._left else DEFERENCE
+
     def _pass_time(self, lease: Lease, now: float) -> None:
         away = self._absent.get(lease.id)
+        late = self._deference(lease.id)
         if lease.state is State.ENDED:
-            if lease.ended is not None and lease.ended + self._retention <= now:
+            if lease.ended is not None and lease.ended + self._retention + late <= now:
                 self._set("lease", lease.id, None)
                 return
         elif lease.state is State.ENDING:
-            if self._is_out_of_reach(lease) <= now:
+            if self._is_out_of_reach(lease) + late <= now:
                 self._move(lease, State.ENDED, now, ended=now)
-        elif away is not None and away + self._holder_grace <= now:
+        elif away is not None and away + self._holder_grace + late <= now:
             self.end(lease.id, "its holder was gone", now)
-        elif lease.state is State.QUEUED and lease.give_up is not None and lease.give_up <= now:
+        elif lease.state is State.QUEUED and lease.give_up is not None and lease.give_up + late <= now:
             waited = text(now - lease.created) if now > lease.created else "at once"
             self.end(lease.id, f"nothing was free {'within ' if now > lease.created else ''}{waited}", now)
-        elif lease.state is State.PREPARING and (lease.granted or now) + self._prepare_limit <= now:
+        elif lease.state is State.PREPARING and (lease.granted or now) + self._prepare_limit + late <= now:
             self.end(lease.id, f"it was not ready within {text(self._prepare_limit)}", now)
-        elif lease.state is State.READY and lease.ends is not None and lease.ends <= now:
+        elif lease.state is State.READY and lease.ends is not None and lease.ends + late <= now:
             self.end(lease.id, "its time was over", now)
         if (kept := self.leases.get(lease.id)) is not None:
             self._note_due(kept, now)
@@ -731,7 +809,7 @@ class Engine:
             elif lease.ends is not None:
                 times.append(lease.ends)
         if times and (time := min(times)) < math.inf:
-            heapq.heappush(self._due, (time, lease.id))
+            heapq.heappush(self._due, (time + self._deference(lease.id), lease.id))
 
     def _end_those_of(self, client: str, reason: str, now: float) -> None:
         for lease in [lease for lease in self.leases.values() if lease.client == client]:
@@ -840,6 +918,9 @@ class Engine:
                     self._held[held.exporter] = new.id
         for name in {held.exporter for lease in (old, new) if lease is not None for held in lease.devices}:
             self._refresh(name)
+        if old is not None and (new is None or new.state is not State.QUEUED):
+            for name in self._promised.pop(old.id, ()):
+                self._refresh(name)
 
     def _refresh(self, name: str) -> None:
         presence = self._presence.get(name)
@@ -851,8 +932,13 @@ class Engine:
             and observed.phase is Phase.IDLE
             and name not in self._held
             and name in self.exporters
+            and not self._is_promised(name)
         )
         (self._free.add if free else self._free.discard)(name)
+
+    def _is_promised(self, name: str) -> bool:
+        lease = self.leases.get(self.exporters[name].lease)
+        return lease is not None and lease.state is State.QUEUED
 
     def _forget_matches(self) -> None:
         for cache in (self._access, self._matches, self._groups, self._options):

@@ -14,14 +14,14 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Final, TypeVar
 
 import trio
 
-from jmp.controller.store import KINDS, Change, Conflict, Record, Store
+from jmp.controller.store import KINDS, Change, Conflict, Record, Stale, Store
 from jmp.errors import Busy, JmpError, LabError
 from jmp.wire.records import from_wire, to_wire
 
@@ -43,19 +43,17 @@ SCHEMA: Final = (
 SQLite 3.34 has to understand them, and all else here: that is what RHEL 9 gives to its Python.
 """
 
-Key = tuple[str, str]
 T = TypeVar("T")
 
 
 @dataclass(eq=False)
 class _Commit:
-    """One call of :meth:`SqliteStore.commit`. ``expected`` are the versions that the records had for its caller."""
+    """One call of :meth:`SqliteStore.commit`."""
 
     changes: Sequence[Change]
-    expected: dict[Key, int | None]
     done: bool = False
-    conflict: Conflict | None = None
-    versions: dict[Key, int | None] = field(default_factory=dict)
+    stale: Stale | None = None
+    version: int = 0
 
 
 class SqliteStore(Store):
@@ -65,7 +63,6 @@ class SqliteStore(Store):
         self._file = file
         self._database = database
         self._lock_file = lock
-        self._versions: dict[Key, int] = {}
         self._waiting: list[_Commit] = []
         self._writing = trio.Lock()
         self._threads = trio.CapacityLimiter(1)
@@ -99,13 +96,11 @@ class SqliteStore(Store):
         """As in :class:`~jmp.controller.store.Store`."""
         async with self._writing:
             rows = await self._in_thread(self._rows)
-        self._versions = {(kind, name): version for kind, name, version, _ in rows}
         return [(kind, name, self._read(kind, name, version, value)) for kind, name, version, value in rows]
 
-    async def commit(self, changes: Sequence[Change]) -> None:
-        """As in :class:`~jmp.controller.store.Store`."""
-        keys = [(change.kind, change.name) for change in changes]
-        commit = _Commit(changes, {key: self._versions.get(key) for key in keys})
+    async def commit(self, changes: Sequence[Change]) -> list[Record | None]:
+        """As in :class:`~jmp.controller.store.Store`; in no case is a part of ``changes`` made."""
+        commit = _Commit(changes)
         self._waiting.append(commit)
         try:
             async with self._writing:
@@ -114,8 +109,9 @@ class SqliteStore(Store):
         finally:
             if commit in self._waiting:
                 self._waiting.remove(commit)
-        if commit.conflict is not None:
-            raise commit.conflict
+        if commit.stale is not None:
+            raise commit.stale
+        return [change.new if change.new is None else replace(change.new, version=commit.version) for change in changes]
 
     async def watch(self) -> AsyncIterator[Change]:
         """As in :class:`~jmp.controller.store.Store`; there are no others."""
@@ -140,11 +136,6 @@ class SqliteStore(Store):
         self.commit_seconds += monotonic() - started
         for commit in group:
             commit.done = True
-            for key, version in commit.versions.items():
-                if version is None:
-                    self._versions.pop(key, None)
-                else:
-                    self._versions[key] = version
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         """Run it to its end, whoever is cancelled. Whoever calls it holds the lock. Anything that goes wrong is for good."""
@@ -174,10 +165,12 @@ class SqliteStore(Store):
             for commit in group:
                 database.execute("SAVEPOINT one")
                 try:
-                    commit.versions = dict(self._apply(commit))
+                    commit.version = self._apply(commit.changes)
                 except Conflict as conflict:
-                    commit.conflict = conflict
                     database.execute("ROLLBACK TO one")
+                    commit.stale = Stale(
+                        conflict.message, {change.key: self._now(*change.key) for change in commit.changes}
+                    )
                 database.execute("RELEASE one")
             database.execute("COMMIT")
         except BaseException:
@@ -185,42 +178,42 @@ class SqliteStore(Store):
                 database.execute("ROLLBACK")
             raise
 
-    def _apply(self, commit: _Commit) -> Iterator[tuple[Key, int | None]]:
+    def _apply(self, changes: Sequence[Change]) -> int:
+        """Raises ``Conflict``, and has made some of them then; returns the version that they have."""
         database = self._database
         database.execute("UPDATE last SET version = version + 1")
         (version,) = database.execute("SELECT version FROM last").fetchone()
-        for change in commit.changes:
-            key = kind, name = change.kind, change.name
-            expected = commit.expected[key]
+        for change in changes:
+            kind, name, old = change.kind, change.name, change.old
             value = None if change.new is None else json.dumps(to_wire(change.new), ensure_ascii=False)
-            if (change.old is None) != (expected is None):
-                raise _conflict(change)
-            if expected is None:
+            if old is None:
                 made = database.execute(
                     "INSERT INTO record VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", (kind, name, version, value)
                 )
             elif value is None:
                 made = database.execute(
-                    "DELETE FROM record WHERE kind = ? AND name = ? AND version = ?", (kind, name, expected)
+                    "DELETE FROM record WHERE kind = ? AND name = ? AND version = ?", (kind, name, old.version)
                 )
             else:
                 made = database.execute(
                     "UPDATE record SET version = ?, value = ? WHERE kind = ? AND name = ? AND version = ?",
-                    (version, value, kind, name, expected),
+                    (version, value, kind, name, old.version),
                 )
             if made.rowcount != 1:
-                raise _conflict(change)
-            yield key, None if value is None else version
+                raise Conflict(f"{kind} {name} was changed by somebody else in the meantime")
+        return int(version)
+
+    def _now(self, kind: str, name: str) -> Record | None:
+        row = self._database.execute(
+            "SELECT version, value FROM record WHERE kind = ? AND name = ?", (kind, name)
+        ).fetchone()
+        return None if row is None else self._read(kind, name, *row)
 
     def _read(self, kind: str, name: str, version: int, value: str) -> Record:
         try:
             return replace(from_wire(KINDS[kind], json.loads(value)), version=version)
         except (KeyError, ValueError, JmpError) as error:
             raise LabError(f"{self._file}: {kind} {name} cannot be read ({error}): restore a backup") from error
-
-
-def _conflict(change: Change) -> Conflict:
-    return Conflict(f"{change.kind} {change.name} was changed by somebody else in the meantime")
 
 
 # ---- files

@@ -1,21 +1,24 @@
 """Where a lab's records are kept: an interface. What is decided elsewhere becomes durable here, or not at all.
 
-``sqlite`` is the embedded store. A store knows names and versions, never rules: those are the engine's.
+``sqlite`` is the embedded store, for one controller; ``kubernetes`` is one that several share. A store knows names and versions,
+never rules: those are the engine's.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from jmp.errors import Conflict
-from jmp.wire.records import Client, Exporter, Lease, Policy, Token
+from jmp.wire.records import Client, Exporter, Lease, Policy, Presence, Replica, Token
 
-__all__ = ["KINDS", "Change", "Conflict", "Record", "Store"]
+__all__ = ["KINDS", "Change", "Conflict", "Key", "Record", "Stale", "Store"]
 
-Record = Client | Exporter | Policy | Token | Lease
+Record = Client | Exporter | Policy | Token | Lease | Presence | Replica
+Key = tuple[str, str]
+"""Kind and name."""
 
 KINDS: Final[dict[str, type[Record]]] = {
     "client": Client,
@@ -23,8 +26,10 @@ KINDS: Final[dict[str, type[Record]]] = {
     "policy": Policy,
     "token": Token,
     "lease": Lease,
+    "presence": Presence,
+    "replica": Replica,
 }
-"""What is kept, and what it is read as."""
+"""What is kept, and what it is read as. The last two only where several controllers share a store."""
 
 
 @dataclass(frozen=True)
@@ -36,32 +41,53 @@ class Change:
     old: Record | None
     new: Record | None
 
+    @property
+    def key(self) -> Key:
+        return self.kind, self.name
+
+
+class Stale(Conflict):
+    """Somebody else changed the same thing in the meantime."""
+
+    def __init__(self, message: str, now: Mapping[Key, Record | None], made: frozenset[Key] = frozenset()) -> None:
+        super().__init__(message)
+        self.now = now
+        """All records of the commit as they are at present."""
+        self.made = made
+        """Those of them that were changed as they should be; what else there was to change was not."""
+
 
 class Store(ABC):
-    """Records by kind and name. The store keeps a version of each by itself, so it notices if somebody else changed one.
+    """Records by kind and name, each with the version that the store gave it.
 
     Every method raises :class:`~jmp.errors.LabError` if the store fails; from then on it always does, because what it holds
     is not known any more.
     """
 
+    shared: bool = False
+    """Others may use it at the same time, and change what is there."""
     commits: int = 0
     """Transactions so far; for the metrics, like :attr:`commit_seconds`, the time that they took."""
     commit_seconds: float = 0.0
 
     @abstractmethod
     async def load(self) -> list[tuple[str, str, Record]]:
-        """Kind, name and record of all there is. From here on the store takes changes of that."""
+        """Kind, name and record of all there is."""
 
     @abstractmethod
     def watch(self) -> AsyncIterator[Change]:
-        """What others change after :meth:`load`, without end; changes of these records are taken from then on."""
+        """What others change after :meth:`load`, without end; ``old`` is not to be relied on.
+
+        What this one commits may be told, too, and late. The version tells: of two, the larger one is the later one.
+        """
 
     @abstractmethod
-    async def commit(self, changes: Sequence[Change]) -> None:
-        """Make all of ``changes`` (one for each record at most), or none. They are durable when this returns.
+    async def commit(self, changes: Sequence[Change]) -> list[Record | None]:
+        """Make ``changes`` (one for each record at most). They are durable when this returns the records as they are kept now.
 
-        Raises :class:`Conflict` if one of the records is not any more as this store knew it. Cancelled, they may or may not be
-        made.
+        Raises :class:`Stale` if one of the records is not any more of the version that ``old`` has. Then nothing was changed;
+        a store that keeps each record by itself may have made some of the changes, and tells which. A lease and the epochs of
+        the exporters that it is given are changed together in any case, or not at all. Cancelled, they may or may not be made.
         """
 
     @abstractmethod

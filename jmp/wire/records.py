@@ -136,6 +136,8 @@ class Exporter:
     """Raised with each grant and transfer."""
     used: float = 0.0
     """When its last lease was granted."""
+    lease: str = ""
+    """The lease that it was given to last."""
     version: int = 0
 
 
@@ -227,6 +229,74 @@ class Observed:
     """Links of its holder."""
 
 
+# ---- what the controllers of one lab tell each other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presence:
+    """An exporter that is connected to one of them."""
+
+    name: str
+    replica: str
+    """The controller."""
+    since: float
+    """When it connected; of two, the later one counts."""
+    peer: str
+    observed: Observed
+    software: str = ""
+    """Its version of jmp."""
+    endpoints: tuple[Endpoint, ...] = ()
+    tree: dict[str, Any] = field(default_factory=dict)
+    """Its drivers."""
+    version: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where somebody is reached."""
+
+    url: str
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """A router that is connected to a controller."""
+
+    name: str
+    url: str
+    fingerprint: str | None = None
+    load: int = 0
+    draining: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dial:
+    """An exporter that is connected elsewhere shall go to a router, where somebody is waiting for it."""
+
+    exporter: str
+    lease: str
+    epoch: int
+    session: str
+    url: str
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """One controller of several. Only it changes this; as long as it does, it lives."""
+
+    name: str
+    beat: int = 0
+    """Rises with every sign of life."""
+    holds: tuple[str, ...] = ()
+    """Tied leases whose holders are connected to it."""
+    routers: tuple[Routing, ...] = ()
+    dials: tuple[Dial, ...] = ()
+    """The newest ones."""
+    version: int = 0
+
+
 T = TypeVar("T")
 
 
@@ -273,6 +343,8 @@ def _read(hint: Any, value: Any) -> Any:
         return {_read(get_args(hint)[0], key): _read(get_args(hint)[1], item) for key, item in value.items()}
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return hint(value)
+    if hint is Any:
+        return value
     if hint is float and type(value) in (int, float):
         return float(value)
     if hint in _SCALARS and type(value) is hint:

@@ -17,8 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from jmp.controller.audit import Audit
 from jmp.controller.http import MAX_CONNECTIONS, MAX_REQUEST, serve_http
 from jmp.controller.keys import Keys
-from jmp.controller.lab import Lab, RouterLink
+from jmp.controller.lab import Lab
 from jmp.controller.leases import Engine
+from jmp.controller.meeting import RouterLink
 from jmp.controller.serve import Door
 from jmp.controller.sqlite import FILE, SqliteStore
 from jmp.wire.records import Client, Exporter, Want

@@ -21,7 +21,7 @@ import trio
 import trio.testing
 
 from jmp.controller.sqlite import FILE, LOCK, SCHEMA, SqliteStore, backup
-from jmp.controller.store import Change, Conflict, Record
+from jmp.controller.store import Change, Conflict, Record, Stale
 from jmp.errors import Busy, LabError
 from jmp.wire.records import Client, Exporter, Held, Lease, Policy, Role, Token, Want
 
@@ -82,14 +82,16 @@ async def test_records_come_back(tmp_path: Path) -> None:
 async def test_later_versions_are_larger(tmp_path: Path) -> None:
     changed = replace(BO, disabled="gone")
     async with opened(tmp_path) as store:
-        await store.commit([Change("client", "bo", None, BO)])
-        [(_, _, first)] = await store.load()
-        await store.commit([Change("client", "bo", BO, changed)])
-        [(_, _, second)] = await store.load()
-        await store.commit([Change("client", "bo", changed, None)])
+        [first] = await store.commit([Change("client", "bo", None, BO)])
+        [second] = await store.commit([Change("client", "bo", first, changed)])
+        assert await store.load() == [("client", "bo", second)]
+        assert await store.commit([Change("client", "bo", second, None)]) == [None]
         assert await store.load() == []
-        await store.commit([Change("client", "bo", None, BO)])
-        [(_, _, third)] = await store.load()
+        [third] = await store.commit([Change("client", "bo", None, BO)])
+        assert await store.load() == [("client", "bo", third)]
+    assert first is not None
+    assert second is not None
+    assert third is not None
     assert first.version < second.version < third.version
     assert replace(second, version=0) == changed
 
@@ -108,8 +110,11 @@ async def test_only_the_owner_can_read_it(tmp_path: Path) -> None:
 async def test_all_or_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await store.commit([made("ann")])
-        with pytest.raises(Conflict, match=r"^client ann was changed by somebody else in the meantime$"):
+        with pytest.raises(Stale, match=r"^client ann was changed by somebody else in the meantime$") as caught:
             await store.commit([made("bo"), made("ann"), made("cy")])
+        ann = Client(name="ann", version=1)
+        assert caught.value.now == {("client", "bo"): None, ("client", "ann"): ann, ("client", "cy"): None}
+        assert not caught.value.made
         assert [name for _, name, _ in await store.load()] == ["ann"]
         await store.commit([made("bo")])
     assert [name for _, name, _ in await contents(tmp_path)] == ["ann", "bo"]
@@ -120,15 +125,15 @@ async def test_all_or_nothing(tmp_path: Path) -> None:
     [
         "UPDATE record SET version = version + 1",
         "DELETE FROM record",
-        "INSERT INTO record VALUES ('client', 'new', 9, '{}')",
+        "INSERT INTO record VALUES ('client', 'new', 9, '{\"name\": \"new\"}')",
     ],
 )
 async def test_somebody_else_changed_it(tmp_path: Path, statement: str) -> None:
     async with opened(tmp_path) as store:
-        await store.commit([Change("client", "bo", None, BO)])
+        [bo] = await store.commit([Change("client", "bo", None, BO)])
         with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as other:
             other.execute(statement)
-        change = made("new") if "new" in statement else Change("client", "bo", BO, replace(BO, disabled="x"))
+        change = made("new") if "new" in statement else Change("client", "bo", bo, replace(BO, disabled="x"))
         with pytest.raises(Conflict, match=f"client {change.name} was changed"):
             await store.commit([change])
 
@@ -145,13 +150,13 @@ async def test_of_two_at_once_the_second_conflicts(tmp_path: Path) -> None:
 
     async def change(store: SqliteStore, reason: str) -> None:
         try:
-            await store.commit([Change("client", "bo", BO, replace(BO, disabled=reason)), made(reason)])
+            await store.commit([Change("client", "bo", bo, replace(BO, disabled=reason)), made(reason)])
             outcomes.append(reason)
         except Conflict:
             outcomes.append("conflict")
 
     async with opened(tmp_path) as store:
-        await store.commit([Change("client", "bo", None, BO)])
+        [bo] = await store.commit([Change("client", "bo", None, BO)])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(change, store, "a")
             nursery.start_soon(change, store, "b")
@@ -244,9 +249,8 @@ KILLED = """
         while True:
             new = replace(old or Client(name=name), created=1.0 if old is None else old.created + 1)
             beside = Client(name=f"{name}-{new.created:g}")
-            await store.commit([Change("client", name, old, new), Change("client", beside.name, None, beside)])
+            old, _ = await store.commit([Change("client", name, old, new), Change("client", beside.name, None, beside)])
             os.write(1, f"{name} {new.created:g}\\n".encode())
-            old = new
 
     async def main():
         store = SqliteStore.open(Path(sys.argv[1]))

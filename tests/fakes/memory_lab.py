@@ -6,7 +6,7 @@ Only the store is a fake: a dictionary that takes a checkpoint to commit. Everyt
 from __future__ import annotations
 
 import textwrap
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from jmp.controller.keys import Keys
 from jmp.controller.lab import Lab
 from jmp.controller.leases import Engine
 from jmp.controller.serve import Door
-from jmp.controller.store import Change, Store
+from jmp.controller.store import Change
 from jmp.driver import Driver, Stream, export, exportstream
 from jmp.errors import JmpError, LabError
 from jmp.exporter import config as configuration
@@ -35,6 +35,7 @@ from jmp.rpc.call import Caller
 from jmp.wire import records
 from jmp.wire.records import State, Want
 from jmp.wire.tokens import Identity
+from tests.fakes.memory_store import MemoryStore
 
 START = 1_800_000_000.0
 
@@ -59,32 +60,6 @@ class Lamp(Driver):
         """Send back what comes."""
         async for data in stream:
             await stream.send_all(data)
-
-
-class MemoryStore(Store):
-    """Records in a dictionary, which can outlive a controller."""
-
-    def __init__(self) -> None:
-        self.records: dict[tuple[str, str], Any] = {}
-
-    async def load(self) -> list[tuple[str, str, Any]]:
-        await trio.lowlevel.checkpoint()
-        return [(kind, name, record) for (kind, name), record in self.records.items()]
-
-    async def commit(self, changes: Sequence[Change]) -> None:
-        await trio.lowlevel.checkpoint()
-        for change in changes:
-            if change.new is None:
-                self.records.pop((change.kind, change.name), None)
-            else:
-                self.records[change.kind, change.name] = change.new
-
-    async def watch(self) -> AsyncIterator[Change]:
-        await trio.sleep_forever()  # nobody else has it
-        yield Change("", "", None, None)
-
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
 
 
 class MemoryLab:
