@@ -138,6 +138,8 @@ class Engine:
         """Queued lease → the exporters that another controller is giving to it at this moment."""
         self._left: set[str] = set()
         """Queued leases that can have an exporter that is connected elsewhere: it is granted there."""
+        self._asked: set[str] = set()
+        """Queued leases that were asked for here."""
         self.is_mine: Callable[[str], bool] = lambda id: True
         """Whether it is for this controller to see that a lease goes on as time passes."""
         self._free: set[str] = set()
@@ -300,6 +302,7 @@ class Engine:
         )
         if tied:
             self._absent[lease.id] = now
+        self._asked.add(lease.id)
         self._set("lease", lease.id, lease)
         self._note_due(lease, now)
         self.tick(now)
@@ -756,7 +759,8 @@ class Engine:
 
     def _deference(self, id: str) -> float:
         """Seconds for which others may have to do first what is due."""
-        return 0.0 if self.is_mine(id) and id not in self._left else DEFERENCE
+        mine = id not in self._left and (id in self._asked or self.is_mine(id))
+        return 0.0 if mine else DEFERENCE
 
     def _pass_time(self, lease: Lease, now: float) -> None:
         away = self._absent.get(lease.id)
@@ -771,8 +775,8 @@ class Engine:
         elif away is not None and away + self._holder_grace + late <= now:
             self.end(lease.id, "its holder was gone", now)
         elif lease.state is State.QUEUED and lease.give_up is not None and lease.give_up + late <= now:
-            waited = text(now - lease.created) if now > lease.created else "at once"
-            self.end(lease.id, f"nothing was free {'within ' if now > lease.created else ''}{waited}", now)
+            waited = max(lease.give_up - lease.created, 0.0)
+            self.end(lease.id, f"nothing was free {f'within {text(waited)}' if waited else 'at once'}", now)
         elif lease.state is State.PREPARING and (lease.granted or now) + self._prepare_limit + late <= now:
             self.end(lease.id, f"it was not ready within {text(self._prepare_limit)}", now)
         elif lease.state is State.READY and lease.ends is not None and lease.ends + late <= now:
@@ -919,6 +923,7 @@ class Engine:
         for name in {held.exporter for lease in (old, new) if lease is not None for held in lease.devices}:
             self._refresh(name)
         if old is not None and (new is None or new.state is not State.QUEUED):
+            self._asked.discard(old.id)
             for name in self._promised.pop(old.id, ()):
                 self._refresh(name)
 

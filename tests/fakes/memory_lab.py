@@ -6,9 +6,8 @@ Only the store is a fake: a dictionary that takes a checkpoint to commit. Everyt
 from __future__ import annotations
 
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from jmp.controller.keys import Keys
 from jmp.controller.lab import Lab
 from jmp.controller.leases import Engine
 from jmp.controller.serve import Door
-from jmp.controller.store import Change
+from jmp.controller.store import Change, Store
 from jmp.driver import Driver, Stream, export, exportstream
 from jmp.errors import JmpError, LabError
 from jmp.exporter import config as configuration
@@ -65,10 +64,13 @@ class Lamp(Driver):
 class MemoryLab:
     """A lab; made by :func:`memory_lab`."""
 
-    def __init__(self, directory: Path, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, directory: Path, nursery: trio.Nursery, store: Store | None = None, name: str = "controller"
+    ) -> None:
         self.directory = directory
         self.nursery = nursery
-        self.store = MemoryStore()
+        self.store = store or MemoryStore()
+        self.name = name
         self.offset = START
         self.links: list[Any] = []
         self.lab: Lab
@@ -82,7 +84,8 @@ class MemoryLab:
     async def start_controller(self) -> None:
         """Start the controller, on what the last one has left."""
         keys = Keys.open(self.directory / "keys", ["localhost"], clock=self.clock)
-        self.lab = Lab(Engine(), self.store, keys, Audit(self.directory / "audit.jsonl"), clock=self.clock)
+        audit = Audit(self.directory / "audit.jsonl")
+        self.lab = Lab(Engine(), self.store, keys, audit, clock=self.clock, name=self.name)
         await self.lab.load()
         await self.nursery.start(self._run)
         self.door = Door(self.lab)
@@ -134,8 +137,10 @@ class MemoryLab:
             yield ClientLab(Caller(connection))
 
     @asynccontextmanager
-    async def exporter(self, name: str, more: str = "", **config: Any) -> AsyncIterator[LabExporter]:
-        """An exporter with a lamp; ``more`` is added to its configuration."""
+    async def exporter(
+        self, name: str, more: str = "", *, others: Sequence[MemoryLab] = ()
+    ) -> AsyncIterator[LabExporter]:
+        """An exporter with a lamp; ``more`` is added to its configuration. It goes to ``others`` if this one is dead."""
         if name not in self.lab.view.exporter:
             await self.add(records.Exporter(name=name))
         who = await self.identity(name, records.Role.EXPORTER)
@@ -152,7 +157,14 @@ class MemoryLab:
         )
         loaded = configuration.load(path, {"lamp": Lamp})
         memory = Memory.load(self.directory / f"{name}.json")
-        exporter = LabExporter(loaded, memory, partial(self.dial, who), wall_clock=self.clock)
+
+        async def dial() -> Link:
+            for lab in (self, *others):
+                if lab.door is not None:
+                    return await lab.dial(who)
+            raise LabError("connection refused")
+
+        exporter = LabExporter(loaded, memory, dial, wall_clock=self.clock)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(exporter.run)
             await self.attended(name)
@@ -223,4 +235,16 @@ async def memory_lab(directory: Path) -> AsyncIterator[MemoryLab]:
         lab = MemoryLab(directory, nursery)
         await lab.start_controller()
         yield lab
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def memory_labs(directory: Path, *names: str) -> AsyncIterator[list[MemoryLab]]:
+    """A lab with several controllers, which share a store and keys."""
+    async with trio.open_nursery() as nursery:
+        store = MemoryStore()
+        labs = [MemoryLab(directory, nursery, store.share(), name) for name in names]
+        for lab in labs:
+            await lab.start_controller()
+        yield labs
         nursery.cancel_scope.cancel()

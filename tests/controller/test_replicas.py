@@ -1,0 +1,220 @@
+"""Several controllers that share a store: real ones, with real exporters and clients; the store and the links are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from jmp.controller.meeting import RouterLink
+from jmp.controller.replicas import LOST
+from jmp.errors import BadValue, JmpError
+from jmp.wire import records
+from jmp.wire.records import State, Want
+from tests.fakes.memory_lab import WANT, Lamp, MemoryLab, memory_labs
+
+
+@pytest.fixture(autouse=True)
+async def limit() -> AsyncIterator[None]:
+    with trio.fail_after(300):
+        yield
+
+
+@pytest.fixture
+async def labs(tmp_path: Path) -> AsyncIterator[list[MemoryLab]]:
+    async with memory_labs(tmp_path, "a", "b", "c") as made:
+        yield made
+
+
+async def until(lab: MemoryLab, topic: Any, true: Any) -> None:
+    """Wait until something is so at one of the controllers."""
+    with lab.lab.news.listen(topic, "clock") as listener:
+        while not true():
+            await listener.wait()
+
+
+async def test_an_exporter_and_its_holder_at_different_controllers(
+    labs: list[MemoryLab], autojump_clock: MockClock
+) -> None:
+    a, b, c = labs
+    async with a.exporter("one") as exporter, b.client("alice") as alice, c.client("boss", records.Role.ADMIN) as boss:
+        lease = await alice.acquire(WANT, 60.0)
+        ready = await b.wait(lease.id, State.READY)
+        assert [held.epoch for held in ready.devices] == [1]
+        [seen] = await boss.call("exporters")
+        assert (seen["state"], seen["client"]) == ("leased", "alice")
+        async with b.visit(alice, exporter, lease.id) as (_, device):
+            Lamp.lit = False
+            await device.lamp.on()
+            assert Lamp.lit
+        await alice.release(lease.id)
+        ended = await c.wait(lease.id, State.ENDED)
+        assert ended.reason == "released by alice"
+        assert (await boss.call("exporter", "one"))["tree"]
+
+
+async def test_a_queue_that_all_serve(labs: list[MemoryLab], autojump_clock: MockClock) -> None:
+    a, b, c = labs
+    async with a.exporter("one"), b.exporter("two"), a.client("alice") as alice, c.client("bob") as bob:
+        leases = [await (alice, bob)[number % 2].acquire(WANT, 60.0) for number in range(8)]
+        for number in range(0, 8, 2):
+            for lease in leases[number : number + 2]:
+                await c.wait(lease.id, State.READY)
+            assert {lease.state for lease in c.lab.view.lease.values() if lease.number > number + 2} <= {State.QUEUED}
+            for lease, who in zip(leases[number : number + 2], (alice, bob), strict=True):
+                await who.release(lease.id)
+        for lease in leases:
+            await b.wait(lease.id, State.ENDED)
+        epochs = [held.epoch for lease in b.lab.view.lease.values() for held in lease.devices]
+        assert sorted(epochs) == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+async def test_several_devices_that_are_connected_to_different_controllers(
+    labs: list[MemoryLab], autojump_clock: MockClock
+) -> None:
+    a, b, c = labs
+    async with a.exporter("one"), b.exporter("two"), c.client("alice") as alice:
+        lease = await alice.acquire([Want(exporter="two"), Want(exporter="one")], 60.0)
+        ready = await c.wait(lease.id, State.READY)
+        assert [held.exporter for held in ready.devices] == ["two", "one"]
+
+
+async def test_now_or_not_at_all_is_now_also_elsewhere(labs: list[MemoryLab], autojump_clock: MockClock) -> None:
+    a, b, _ = labs
+    async with a.exporter("one"), b.client("alice") as alice:
+        await b.attended("one")
+        first = await alice.acquire(WANT, 60.0, wait=0.0)
+        await b.wait(first.id, State.READY)
+        second = await alice.acquire(WANT, 60.0, wait=0.0)
+        assert (await b.wait(second.id, State.ENDED)).reason == "nothing was free at once"
+
+
+async def test_both_extensions_count(labs: list[MemoryLab], autojump_clock: MockClock) -> None:
+    a, b, _ = labs
+    async with a.exporter("one"), a.client("alice") as alice, b.client("alice") as other:
+        lease = await alice.acquire(WANT, 60.0)
+        await b.wait(lease.id, State.READY)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alice.call, "extend", lease.id, 30.0)
+            nursery.start_soon(other.call, "extend", lease.id, 7.0)
+        now = a.store.records["lease", lease.id]
+        assert now.duration == 97.0
+        assert now.ends == now.ready + 97.0
+
+
+async def test_of_two_who_make_the_same_one_is_told(labs: list[MemoryLab], autojump_clock: MockClock) -> None:
+    outcomes: list[str] = []
+
+    async def create(lab: MemoryLab) -> None:
+        async with lab.client("boss", records.Role.ADMIN) as boss:
+            try:
+                await boss.call("create", "client", "alice", {})
+                outcomes.append("made")
+            except BadValue as error:
+                outcomes.append(error.message)
+
+    async with trio.open_nursery() as nursery:
+        for lab in labs[:2]:
+            nursery.start_soon(create, lab)
+    assert sorted(outcomes) == ["made", "there is a client 'alice' already"]
+
+
+async def test_versions_are_those_of_the_store(labs: list[MemoryLab], autojump_clock: MockClock) -> None:
+    a, b, _ = labs
+    async with a.client("boss", records.Role.ADMIN) as boss, b.client("boss", records.Role.ADMIN) as other:
+        made = await boss.call("create", "client", "alice", {})
+        changed = await other.call("update", "client", "alice", {"labels": {"team": "x"}})
+        assert 0 < made["version"] < changed["version"] == a.store.records["client", "alice"].version
+
+
+async def test_an_exporter_that_changes_over_keeps_its_lease(labs: list[MemoryLab], autojump_clock: MockClock) -> None:
+    a, b, c = labs
+    async with a.exporter("one", others=[b]) as exporter, c.client("alice") as alice:
+        lease = await alice.acquire(WANT, 6000.0)
+        await c.wait(lease.id, State.READY)
+        async with c.visit(alice, exporter, lease.id) as (_, device):
+            a.kill_controller()
+            await until(c, ("exporter", "one"), lambda: c.lab.attending["one"].replica == "b")
+            await device.lamp.on()  # the session has not noticed
+            await trio.sleep(2 * LOST)
+            assert c.lab.view.lease[lease.id].state is State.READY
+            assert "a" not in c.lab.view.replica
+        await alice.release(lease.id)
+        assert (await c.wait(lease.id, State.ENDED)).reason == "released by alice"
+
+
+async def test_what_a_dead_controller_knew_counts_no_more(labs: list[MemoryLab], autojump_clock: MockClock) -> None:
+    a, b, _ = labs
+    async with a.exporter("one"), b.client("alice") as alice:
+        [seen] = await alice.call("exporters")
+        assert seen["state"] == "free"
+        a.kill_controller()
+        await until(b, ("exporter", "one"), lambda: "one" not in b.lab.attending)
+        [seen] = await alice.call("exporters")
+        assert seen["state"] == "offline"
+        await trio.sleep(5)
+        assert ("presence", "one") not in b.store.records
+        a.links.clear()
+
+
+async def test_a_holder_is_there_wherever_it_is_connected(labs: list[MemoryLab], autojump_clock: MockClock) -> None:
+    a, b, c = labs
+    async with a.exporter("one"), b.client("alice") as alice:
+        lease = await alice.acquire(WANT, 6000.0, tied=True)
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                try:
+                    async for _ in alice.watch(lease.id):
+                        pass
+                except JmpError:
+                    pass
+
+            nursery.start_soon(watch)
+            await c.wait(lease.id, State.READY)
+            await trio.sleep(200)
+            assert c.lab.view.lease[lease.id].state is State.READY
+            b.kill_controller()
+            nursery.cancel_scope.cancel()
+        ended = await c.wait(lease.id, State.ENDED)
+        assert ended.reason == "its holder was gone"
+
+
+async def test_a_router_that_is_connected_elsewhere(labs: list[MemoryLab], autojump_clock: MockClock) -> None:
+    a, b, c = labs
+    async with a.exporter("one"), b.client("alice") as alice:
+        lease = await alice.acquire(WANT, 6000.0)
+        await b.wait(lease.id, State.READY)
+        c.lab.routers["r"] = RouterLink("wss://router.example:1", "ab", "")
+        c.lab.others.say()
+        await until(b, ("replica", "c"), lambda: b.lab.others.routers)
+        # Its exporter would tell of a router that cannot be reached; what it is told to do is what counts here.
+        here = a.lab.attending["one"]
+        with a.lab.news.listen(("exporter", "one")):
+            answer = await alice.meet(lease.id, "one", "router")
+            await until(a, ("replica", "b"), lambda: a.lab.view.replica["b"].dials)
+        assert answer["endpoints"] == [{"url": "wss://router.example:1", "fingerprint": "ab"}]
+        assert here is a.lab.attending["one"]
+        [dial] = a.lab.view.replica["b"].dials
+        assert (dial.exporter, dial.lease, dial.epoch) == ("one", lease.id, 1)
+
+
+async def test_a_controller_that_was_stopped_for_a_while_changes_nothing(
+    labs: list[MemoryLab], autojump_clock: MockClock
+) -> None:
+    """What it decided before it knew of the others is void."""
+    a, b, _ = labs
+    async with b.exporter("one"), b.client("alice") as alice, a.client("boss", records.Role.ADMIN) as boss:
+        first = await alice.acquire(WANT, 60.0)
+        await a.wait(first.id, State.READY)
+        stale = a.lab.view.lease[first.id]
+        await alice.release(first.id)
+        ended = await b.wait(first.id, State.ENDED)
+        a.lab.engine.learn("lease", first.id, stale, a.clock())
+        a.lab.view.lease[first.id] = stale
+        await boss.release(first.id)
+        assert a.store.records["lease", first.id] == ended
