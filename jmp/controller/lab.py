@@ -18,7 +18,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Generic, TypeVar
 
@@ -259,10 +258,11 @@ class Lab:
         return known is None or change.new.version > known.version
 
     async def _watch(self) -> None:
-        async with aclosing(self.store.watch()) as changes:  # type: ignore[type-var]
-            async for change in changes:
-                self._foreign.append(change)
-                self._work.unpark_all()
+        def hear(change: Change) -> None:
+            self._foreign.append(change)
+            self._work.unpark_all()
+
+        await self.store.watch(hear)
 
     def _collect(self) -> list[Change]:
         """Have what was decided committed next; returns what is new of it."""

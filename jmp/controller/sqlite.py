@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,10 +113,9 @@ class SqliteStore(Store):
             raise commit.stale
         return [change.new if change.new is None else replace(change.new, version=commit.version) for change in changes]
 
-    async def watch(self) -> AsyncIterator[Change]:
+    async def watch(self, tell: Callable[[Change], None]) -> None:
         """As in :class:`~jmp.controller.store.Store`; there are no others."""
         await trio.sleep_forever()
-        yield
 
     async def aclose(self) -> None:
         """As in :class:`~jmp.controller.store.Store`."""

@@ -7,7 +7,7 @@ never rules: those are the engine's.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -75,8 +75,8 @@ class Store(ABC):
         """Kind, name and record of all there is."""
 
     @abstractmethod
-    def watch(self) -> AsyncIterator[Change]:
-        """What others change after :meth:`load`, without end; ``old`` is not to be relied on.
+    async def watch(self, tell: Callable[[Change], None]) -> None:
+        """Tell what others change after :meth:`load`, until cancelled; ``old`` is not to be relied on.
 
         What this one commits may be told, too, and late. The version tells: of two, the larger one is the later one.
         """

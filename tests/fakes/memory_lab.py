@@ -20,7 +20,7 @@ from jmp.controller.keys import Keys
 from jmp.controller.lab import Lab
 from jmp.controller.leases import Engine
 from jmp.controller.serve import Door
-from jmp.controller.store import Change, Store
+from jmp.controller.store import Change
 from jmp.driver import Driver, Stream, export, exportstream
 from jmp.errors import JmpError, LabError
 from jmp.exporter import config as configuration
@@ -65,7 +65,7 @@ class MemoryLab:
     """A lab; made by :func:`memory_lab`."""
 
     def __init__(
-        self, directory: Path, nursery: trio.Nursery, store: Store | None = None, name: str = "controller"
+        self, directory: Path, nursery: trio.Nursery, store: MemoryStore | None = None, name: str = "controller"
     ) -> None:
         self.directory = directory
         self.nursery = nursery

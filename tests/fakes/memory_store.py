@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,10 +54,10 @@ class MemoryStore(Store):
                 watcher.send_nowait(replace(change, new=record))
         return kept
 
-    async def watch(self) -> AsyncIterator[Change]:
+    async def watch(self, tell: Callable[[Change], None]) -> None:
         assert self._news is not None
         async for change in self._news:
-            yield change
+            tell(change)
 
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
