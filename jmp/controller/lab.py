@@ -224,6 +224,8 @@ class Lab:
         else:
             for change, record in zip(changes, kept, strict=True):
                 self._publish(replace(change, new=record), own=True)
+                if isinstance(record, Lease) and change.old is None:
+                    self.engine.number(record.id, record.number)
 
     def _catch_up(self) -> None:
         """Take in what others have changed; what was decided without knowing of it is decided again."""

@@ -214,6 +214,14 @@ class Engine:
         else:
             self._follow(kind, name, old, record, now)
 
+    def number(self, id: str, number: int) -> None:
+        """A request's place in the order of all, which its store has given it."""
+        lease = self.leases.get(id)
+        self._number = max(self._number, number)
+        if lease is not None and lease.number != number:
+            self.leases[id] = replace(lease, number=number)
+            self._index(lease, self.leases[id])
+
     def reconsider(self, now: float) -> None:
         """Decide again what follows from what the exporters have said, and who gets what is free."""
         for name, presence in list(self._presence.items()):

@@ -85,6 +85,8 @@ class Store(ABC):
     async def commit(self, changes: Sequence[Change]) -> list[Record | None]:
         """Make ``changes`` (one for each record at most). They are durable when this returns the records as they are kept now.
 
+        A shared store numbers new leases by itself, in the order in which they were made; their numbers never change.
+
         Raises :class:`Stale` if one of the records is not any more of the version that ``old`` has. Then nothing was changed;
         a store that keeps each record by itself may have made some of the changes, and tells which. A lease and the epochs of
         the exporters that it is given are changed together in any case, or not at all. Cancelled, they may or may not be made.

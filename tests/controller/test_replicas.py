@@ -64,7 +64,7 @@ async def test_a_queue_that_all_serve(labs: list[MemoryLab], autojump_clock: Moc
         for number in range(0, 8, 2):
             for lease in leases[number : number + 2]:
                 await c.wait(lease.id, State.READY)
-            assert {lease.state for lease in c.lab.view.lease.values() if lease.number > number + 2} <= {State.QUEUED}
+            assert {c.lab.view.lease[lease.id].state for lease in leases[number + 2 :]} <= {State.QUEUED}
             for lease, who in zip(leases[number : number + 2], (alice, bob), strict=True):
                 await who.release(lease.id)
         for lease in leases:

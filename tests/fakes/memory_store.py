@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from jmp.controller.store import Change, Key, Record, Stale, Store
+from jmp.wire.records import Lease
 
 
 class MemoryStore(Store):
@@ -44,7 +45,7 @@ class MemoryStore(Store):
                 raise Stale(f"{change.kind} {change.name} was changed", now)
         self._version[0] += 1
         self.commits += 1
-        kept = [None if change.new is None else replace(change.new, version=self._version[0]) for change in changes]
+        kept = [self._kept(change) for change in changes]
         for change, record in zip(changes, kept, strict=True):
             if record is None:
                 del self.records[change.key]
@@ -53,6 +54,12 @@ class MemoryStore(Store):
             for watcher in self._watchers:
                 watcher.send_nowait(replace(change, new=record))
         return kept
+
+    def _kept(self, change: Change) -> Any:
+        version = self._version[0]
+        if self.shared and isinstance(change.new, Lease):
+            return replace(change.new, version=version, number=version if change.old is None else change.old.number)
+        return None if change.new is None else replace(change.new, version=version)
 
     async def watch(self, tell: Callable[[Change], None]) -> None:
         assert self._news is not None
