@@ -58,7 +58,8 @@ class MemoryStore(Store):
     def _kept(self, change: Change) -> Any:
         version = self._version[0]
         if self.shared and isinstance(change.new, Lease):
-            return replace(change.new, version=version, number=version if change.old is None else change.old.number)
+            number = change.old.number if isinstance(change.old, Lease) else version
+            return replace(change.new, version=version, number=number)
         return None if change.new is None else replace(change.new, version=version)
 
     async def watch(self, tell: Callable[[Change], None]) -> None:
