@@ -26,6 +26,10 @@ from tests.e2e.test_lab import MOCK, SECONDS, add_exporter, lab, place, run, ser
 __all__ = ["place"]
 pytestmark = pytest.mark.zipapp
 
+KILLS = int(os.environ.get("JMP_TEST_KILLS", "5"))
+STOPS = int(os.environ.get("JMP_TEST_STOPS", "3"))
+"""How often each happens; read before tests get an environment without such things."""
+
 
 def client(name: str) -> ClientConfig:
     """Who has joined the lab under this name."""
@@ -131,8 +135,6 @@ class Load:
 
 
 def test_a_controller_killed_at_random_moments_loses_nothing_it_has_acknowledged(place: Path) -> None:
-    """``JMP_TEST_KILLS`` says how often."""
-    kills = int(os.environ.get("JMP_TEST_KILLS", "5"))
     chance = random.Random(4)
     with ExitStack() as stack:
         entered = stack.enter_context(ExitStack())
@@ -149,7 +151,7 @@ def test_a_controller_killed_at_random_moments_loses_nothing_it_has_acknowledged
         serving, answers = [], []
         with load.running():
             entered.pop_all().close()  # the first server, in order; the killed ones come now
-            for number in range(kills):
+            for number in range(KILLS):
                 began = monotonic()
                 with server(command, place / "server.log", "controller is ready") as process:
                     with open_lab(client("alice")) as mine:
@@ -166,7 +168,7 @@ def test_a_controller_killed_at_random_moments_loses_nothing_it_has_acknowledged
             run(f"jmp lease release {held}")
     shown("serving again", serving)
     shown("a line to the console and back", answers)
-    print(f"{kills} kills, acknowledged: {len(load.acquired)} acquired, {len(load.released)} released")
+    print(f"{KILLS} kills, acknowledged: {len(load.acquired)} acquired, {len(load.released)} released")
     lost = [lease for lease in load.acquired if lease not in leases]
     undone = [lease for lease in load.released if leases[lease]["state"] not in ("ending", "ended")]
     print(f"{len(lost)} lost, {len(undone)} releases undone, {len(load.granted)} seen granted, {len(load.wrong)} twice")
@@ -176,3 +178,75 @@ def test_a_controller_killed_at_random_moments_loses_nothing_it_has_acknowledged
     assert load.granted
     assert leases[held]["state"] == "ready"
     assert statistics.median(serving) < 10  # 2 s is the aim, which a machine that is busy with other tests misses
+
+
+def test_a_holder_that_was_stopped_past_its_lease_is_refused(place: Path) -> None:
+    with lab(place):
+        add_exporter("one", MOCK.format(name="one"))
+        with server("jmp exporter serve ./one.yaml", place / "one.log", "exporter one serves"):
+            run("jmp config client use alice; until jmp get exporters | grep -q free; do :; done")
+            for number in range(STOPS):
+                log = place / f"holder{number}.log"
+                with open_lab(client("alice")) as mine, open_lab(client("bob")) as other:
+                    lease = mine.acquire([Want(selector="board=mock")], 8.0)
+                    with console(lease.id, log) as holder:
+                        tree = [holder.pid, *children(holder.pid)]
+                        for pid in tree:
+                            os.kill(pid, signal.SIGSTOP)
+                        following = other.acquire([Want(selector="board=mock")], 60.0)
+                        assert other.wait_granted(following.id).client == "bob"
+                        assert holder.stdin is not None
+                        assert holder.stdout is not None
+                        holder.stdin.write("too late\n")
+                        holder.stdin.flush()
+                        for pid in tree:
+                            os.kill(pid, signal.SIGCONT)
+                        assert "too late" not in holder.stdout.read()
+                        assert holder.wait(SECONDS) != 0
+                    assert f"lease {lease.id} has ended: its time was over" in log.read_text()
+                    other.release(following.id)
+    print(f"\n{STOPS} stopped past their lease, {STOPS} refused")
+
+
+def children(pid: int) -> list[int]:
+    """All processes below one."""
+    below = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return below + [lower for child in below for lower in children(child)]
+
+
+def test_an_exporter_that_hangs_is_offline_within_15_seconds_and_delays_nobody(place: Path) -> None:
+    with lab(place), ExitStack() as stack:
+        processes = {}
+        for name in ("one", "two"):
+            add_exporter(name, MOCK.format(name=name))
+            serve = f"jmp exporter serve ./{name}.yaml"
+            processes[name] = stack.enter_context(server(serve, place / f"{name}.log", f"exporter {name} serves"))
+        run("jmp config client use alice; until [ $(jmp get exporters | grep -c free) = 2 ]; do :; done")
+        with open_lab(client("alice")) as mine:
+            before = [turn(mine) for _ in range(50)]
+            processes["one"].send_signal(signal.SIGSTOP)
+            stack.callback(processes["one"].send_signal, signal.SIGCONT)
+            began = monotonic()
+            hung: list[float] = []
+            while mine.call("exporter", "one")["state"] != "offline":
+                hung.append(turn(mine))
+            noticed = monotonic() - began
+        shown("acquire, all well", before)
+        shown("acquire, one exporter hangs", hung)
+        print(f"offline after {noticed:.1f} s")
+        assert noticed < 15 + 5  # as long as it takes, and some seconds for a machine that is busy
+        assert len(hung) > 50
+        assert statistics.median(hung) < 2 * statistics.median(before)
+
+
+def turn(lab: Any) -> float:
+    """Seconds from asking for the other exporter to having it; it is released again."""
+    began = monotonic()
+    lease = lab.acquire([Want(exporter="two")], 60.0)
+    lab.wait_granted(lease.id)
+    took = monotonic() - began
+    lab.release(lease.id)
+    for standing in lab.watch(lease.id):
+        if standing.lease.state == "ended":
+            break
+    return took
