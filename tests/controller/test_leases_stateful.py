@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import trio
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from jmp.controller.leases import ACTIVE, LEGAL, Engine
+from jmp.controller.sqlite import SqliteStore
 from jmp.controller.store import Change
 from jmp.errors import JmpError
 from jmp.wire.records import Client, Exporter, Lease, Observed, Phase, Policy, State, Want
@@ -35,8 +47,12 @@ Snapshot = dict[tuple[str, str], Any]
 class Laboratory(RuleBasedStateMachine):
     """An engine, exporters that do what it wants of them sooner or later, and a clock."""
 
+    steps = 0
+    """Taken so far, in all examples."""
+
     def __init__(self) -> None:
         super().__init__()
+        type(self).steps -= 1  # what is there at first is none
         self.now = 1_000_000.0
         self.engine = Engine(retention=20_000.0)
         self.kept: Snapshot = {}
@@ -305,6 +321,10 @@ class Laboratory(RuleBasedStateMachine):
             self.epochs[name] = exporter.epoch
 
     @invariant()
+    def counted(self) -> None:
+        type(self).steps += 1
+
+    @invariant()
     def nothing_has_two_holders(self) -> None:
         holding = [
             held.exporter for lease in self.engine.leases.values() if lease.state in ACTIVE for held in lease.devices
@@ -374,10 +394,58 @@ class Laboratory(RuleBasedStateMachine):
             assert last is None or last.granted is not None or last.give_up is not None, last
 
 
+class StoredLaboratory(Laboratory):
+    """The same, with each change kept in the embedded store, and each restart from what that has when it is opened again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.waiting: list[Sequence[Change]] = []
+        self.stored: dict[tuple[str, str], Any] = {}
+
+    def store(self, changes: Sequence[Change]) -> None:
+        if changes:
+            self.waiting.append(changes)
+
+    def reload(self) -> list[Any]:
+        found = trio.run(self.reopened)
+        assert found == {key: replace(record, version=found[key].version) for key, record in self.kept.items()}
+        return [replace(record, version=self.kept[key].version) for key, record in found.items()]
+
+    async def reopened(self) -> Snapshot:
+        """What the store has once all was committed and it was closed and opened again."""
+        directory = Path(self.folder.name)
+        async with aclosing(SqliteStore.open(directory)) as store:
+            for changes in self.waiting:
+                now = [replace(change, old=self.stored.get(change.key)) for change in changes]
+                for change, record in zip(changes, await store.commit(now), strict=True):
+                    self.stored[change.key] = record
+        self.waiting.clear()
+        async with aclosing(SqliteStore.open(directory)) as store:
+            return {(kind, name): record for kind, name, record in await store.load()}
+
+    def teardown(self) -> None:
+        with self.folder:
+            super().teardown()
+            if self.kept:
+                self.reload()
+
+
+def test_whatever_happens() -> None:
+    Laboratory.steps = 0
+    run_state_machine_as_test(Laboratory, settings=settings(MANY, max_examples=400))
+    assert Laboratory.steps >= 10_000
+
+
+def test_the_store_has_whatever_happened() -> None:
+    StoredLaboratory.steps = 0
+    run_state_machine_as_test(StoredLaboratory, settings=settings(MANY, max_examples=25))
+    assert StoredLaboratory.steps >= 500
+
+
+MANY = settings(stateful_step_count=50, deadline=None, derandomize=True)
+
+
 def reachable(old: State, new: State) -> bool:
     """By legal moves: several may have been made since the last changes were taken."""
     return old is new or any(reachable(state, new) for state in LEGAL[old])
-
-
-Laboratory.TestCase.settings = settings(max_examples=400, stateful_step_count=50, deadline=None, derandomize=True)
-TestLaboratory = Laboratory.TestCase
