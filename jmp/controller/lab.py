@@ -143,7 +143,9 @@ class Lab:
         self._foreign: list[Change] = []
         """What others have changed, not taken in yet."""
         self._void: set[Key] = set()
-        """What could not be committed."""
+        """What could not be committed, or not as it was decided."""
+        self._refused: set[Key] = set()
+        """Those of them that were not changed at all."""
         self._wishes: list[_Wish[Any]] = []
         self._work = trio.lowlevel.ParkingLot()
         self._queue_changed = trio.Event()
@@ -199,11 +201,12 @@ class Lab:
             self._committing = frozenset()
             again = []
             for wish in wishes:
-                if wish.about in self._void:
+                if wish.about in self._refused:
                     again.append(wish)
                 else:
                     wish.over.set()
             self._wishes[:0] = again
+            self._refused.clear()
 
     async def _make(self, changes: Sequence[Change]) -> None:
         """Commit some changes, and tell what came of it."""
@@ -214,7 +217,8 @@ class Lab:
             kept = await self.store.commit(changes)
         except Stale as stale:
             log.debug("decided again: %s", stale)
-            self._void |= stale.now.keys() - stale.made
+            self._void |= stale.now.keys()
+            self._refused |= stale.now.keys() - stale.made
             for (kind, name), record in stale.now.items():
                 change = Change(kind, name, None, record)
                 if change.key in stale.made:

@@ -6,7 +6,7 @@ Only the store is a fake: a dictionary that takes a checkpoint to commit. Everyt
 from __future__ import annotations
 
 import textwrap
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from jmp.controller.keys import Keys
 from jmp.controller.lab import Lab
 from jmp.controller.leases import Engine
 from jmp.controller.serve import Door
-from jmp.controller.store import Change
+from jmp.controller.store import Change, Store
 from jmp.driver import Driver, Stream, export, exportstream
 from jmp.errors import JmpError, LabError
 from jmp.exporter import config as configuration
@@ -65,7 +65,7 @@ class MemoryLab:
     """A lab; made by :func:`memory_lab`."""
 
     def __init__(
-        self, directory: Path, nursery: trio.Nursery, store: MemoryStore | None = None, name: str = "controller"
+        self, directory: Path, nursery: trio.Nursery, store: Store | None = None, name: str = "controller"
     ) -> None:
         self.directory = directory
         self.nursery = nursery
@@ -239,11 +239,10 @@ async def memory_lab(directory: Path) -> AsyncIterator[MemoryLab]:
 
 
 @asynccontextmanager
-async def memory_labs(directory: Path, *names: str) -> AsyncIterator[list[MemoryLab]]:
-    """A lab with several controllers, which share a store and keys."""
+async def memory_labs(directory: Path, stores: Mapping[str, Store]) -> AsyncIterator[list[MemoryLab]]:
+    """A lab with several controllers, by name, which share what is in their stores, and keys."""
     async with trio.open_nursery() as nursery:
-        store = MemoryStore()
-        labs = [MemoryLab(directory, nursery, store.share(), name) for name in names]
+        labs = [MemoryLab(directory, nursery, store, name) for name, store in stores.items()]
         for lab in labs:
             await lab.start_controller()
         yield labs

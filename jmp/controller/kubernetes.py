@@ -1,0 +1,454 @@
+"""The store in a Kubernetes cluster: custom resources, which several controllers share.
+
+Theory of operation. Every record is an object (an exporter's presence is a part of the exporter's), and what is there is kept in
+memory, by a list and a watch of each kind. A change is a PUT of the object with its ``resourceVersion``, so it fails if somebody
+else was faster: then the object is read again. If the record is still as it was (another part has changed), the PUT is repeated.
+
+There are no transactions. What must be changed together is a lease and the exporters that it is given, and that goes in steps:
+
+1. Each exporter is *locked*: its status names the lease, with the raised epoch, and the lease's ``attempt``. Only what no lease
+   holds, nor a valid lock, is locked.
+2. The lease's status names the exporters. Only this is the grant: one PUT, of a lease that is queued and at the same attempt.
+
+If a step fails, or if whoever began it does not go on, the attempt is given up: first the lease's ``attempt`` is raised, from
+when on nobody can take step 2 on the strength of the old locks, then these are removed. All that makes a lock invalid (its lease
+has ended, is gone, or is at a later attempt) stays so for ever: an old view of it can do no harm. A lease that is not in one's
+memory is asked for; it may just be new.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from time import monotonic
+from typing import Any, Final
+
+import httpx2
+import trio
+
+from jmp.controller.kubernetes_api import Access, Api, Gone, Object, connect
+from jmp.controller.kubernetes_objects import (
+    RESOURCES,
+    Resource,
+    key_of,
+    object_name,
+    read,
+    read_presence,
+    to_object,
+    to_presence,
+    to_status,
+    version_of,
+)
+from jmp.controller.store import Change, Key, Record, Stale, Store
+from jmp.errors import LabError
+from jmp.wire.records import Exporter, Lease, Presence, State
+
+log = logging.getLogger("jmp.controller")
+
+PATIENCE: Final = 3.0
+"""Seconds that a grant may stay half done before somebody else gives it up."""
+PAUSE: Final = 0.5
+"""Seconds before a watch that was cut off is tried again."""
+
+LEASES: Final = RESOURCES["lease"]
+EXPORTERS: Final = RESOURCES["exporter"]
+
+Place = tuple[str, str]
+"""Kind of the resource and name of the object."""
+
+
+class _Lost(Exception):
+    """Somebody else was faster."""
+
+    def __init__(self, key: Key) -> None:
+        super().__init__(f"{key[0]} {key[1]} was changed by somebody else in the meantime")
+
+
+class KubernetesStore(Store):
+    """Made by :func:`open_store`."""
+
+    shared = True
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self._objects: dict[Place, Object] = {}
+        """As the server has sent them; never changed here."""
+        self._records: dict[Key, Record] = {}
+        """What they say. A record has the version at which it changed last."""
+        self._listed: dict[str, str] = {}
+        self._tell: Callable[[Change], None] = lambda change: None
+        self._doubts: dict[str, float] = {}
+        """Exporters that are locked for a lease that is not granted yet, and since when."""
+        self._doubted = trio.Event()
+
+    # ---- the interface
+
+    async def load(self) -> list[tuple[str, str, Record]]:
+        """As in :class:`~jmp.controller.store.Store`."""
+        async with trio.open_nursery() as nursery:
+            for resource in RESOURCES.values():
+                nursery.start_soon(self._list, resource)
+        return [(kind, name, record) for (kind, name), record in self._records.items()]
+
+    async def watch(self, tell: Callable[[Change], None]) -> None:
+        """As in :class:`~jmp.controller.store.Store`."""
+        self._tell = tell
+        async with trio.open_nursery() as nursery:
+            for resource in RESOURCES.values():
+                nursery.start_soon(self._follow, resource)
+            nursery.start_soon(self._mend)
+
+    async def commit(self, changes: Sequence[Change]) -> list[Record | None]:
+        """As in :class:`~jmp.controller.store.Store`."""
+        started = monotonic()
+        made: dict[Key, Record | None] = {}
+        grants = _grants(changes)
+        together = {change.key for lease, exporters in grants for change in (lease, *exporters)}
+        try:
+            for change in changes:
+                if change.key not in together:
+                    made[change.key] = await self._make(change)
+            for lease, exporters in grants:
+                await self._grant(lease, exporters, made)
+        except _Lost as lost:
+            now = {change.key: self._records.get(change.key) for change in changes}
+            raise Stale(str(lost), now, frozenset(made)) from None
+        finally:
+            self.commits += 1
+            self.commit_seconds += monotonic() - started
+        return [made[change.key] for change in changes]
+
+    async def aclose(self) -> None:
+        """As in :class:`~jmp.controller.store.Store`."""
+        await trio.lowlevel.checkpoint()
+
+    # ---- what is there
+
+    async def _list(self, resource: Resource) -> None:
+        items, self._listed[resource.kind] = await self.api.list(resource.path(self.api.namespace))
+        there = set()
+        for item in items:
+            there.add((resource.kind, item["metadata"]["name"]))
+            self._take(resource, item)
+        for place, known in list(self._objects.items()):
+            if place[0] == resource.kind and place not in there and version_of(known) <= int(self._listed[place[0]]):
+                self._remove(place, int(self._listed[place[0]]))
+
+    async def _follow(self, resource: Resource) -> None:
+        path = resource.path(self.api.namespace)
+        while True:
+            try:
+                async with aclosing(self.api.watch(path, self._listed[resource.kind])) as events:  # type: ignore[type-var]
+                    async for kind, item in events:
+                        if kind == "DELETED":
+                            self._remove((resource.kind, item["metadata"]["name"]), version_of(item))
+                        elif kind != "BOOKMARK":
+                            self._take(resource, item)
+                        self._listed[resource.kind] = item["metadata"]["resourceVersion"]
+            except Gone:
+                await self._list(resource)
+            except httpx2.HTTPError as error:
+                log.debug("the watch of %s ended: %s", path, error)
+                await trio.sleep(PAUSE)
+
+    def _take(self, resource: Resource, item: Object, *, own: Key | None = None) -> None:
+        """An object is, or was, as ``item`` says. The changes are told, except of the record ``own``."""
+        place = resource.kind, item["metadata"]["name"]
+        known = self._objects.get(place)
+        if known is not None and version_of(known) >= version_of(item):
+            return
+        try:
+            records: dict[Key, Record | None] = {key_of(resource, item): read(resource, item)}
+            if resource is EXPORTERS:
+                records["presence", key_of(resource, item)[1]] = read_presence(item)
+        except LabError as error:
+            log.warning("%s", error)
+            return
+        self._objects[place] = item
+        for key, record in records.items():
+            self._set(key, record, told=key != own)
+        if resource is EXPORTERS:
+            self._doubt(key_of(resource, item)[1])
+
+    def _remove(self, place: Place, version: int, *, own: Key | None = None) -> None:
+        known = self._objects.get(place)
+        if known is None or version_of(known) > version:
+            return
+        del self._objects[place]
+        resource = RESOURCES[place[0]]
+        kind, name = key_of(resource, known)
+        for key in ((kind, name), *([("presence", name)] if resource is EXPORTERS else [])):
+            self._set(key, None, told=key != own, version=version)
+
+    def _set(self, key: Key, record: Record | None, *, told: bool, version: int = 0) -> None:
+        old = self._records.get(key)
+        if record is None:
+            if old is None:
+                return
+            del self._records[key]
+            old = replace(old, version=max(version, old.version))
+        elif old is not None and replace(old, version=record.version) == record:
+            return
+        else:
+            self._records[key] = record
+        if told:
+            self._tell(Change(*key, old, record))
+
+    async def _look(self, resource: Resource, name: str) -> Object | None:
+        """An object as it is on the server now."""
+        answer = await self.api.request("GET", resource.path(self.api.namespace, object_name(name)))
+        place = resource.kind, object_name(name)
+        if answer.status == 404:
+            if (known := self._objects.get(place)) is not None:
+                self._remove(place, version_of(known))
+            return None
+        self._take(resource, answer.body)
+        return answer.body
+
+    # ---- one record
+
+    async def _make(self, change: Change) -> Record | None:
+        if change.kind == "presence":
+            return await self._update(EXPORTERS, change)
+        resource = RESOURCES[change.kind]
+        if change.new is None:
+            await self._delete(resource, change)
+            return None
+        if change.old is None:
+            change = await self._create(resource, change)
+        return await self._update(resource, change)
+
+    def _check(self, change: Change) -> None:
+        known = self._records.get(change.key)
+        if (known and known.version) != (change.old and change.old.version):
+            raise _Lost(change.key)
+
+    async def _create(self, resource: Resource, change: Change) -> Change:
+        """Make an object, without its status; returns what there is to change then."""
+        assert change.new is not None
+        self._check(change)
+        item = to_object(resource, change.name, change.new)
+        answer = await self.api.request("POST", resource.path(self.api.namespace), item)
+        if answer.status == 409:
+            there = await self._look(resource, change.name)
+            # A repeated POST finds what the first one made. Of these kinds nobody else makes one of the same name.
+            if there is None or resource.kind not in ("lease", "token") or there["spec"] != item["spec"]:
+                raise _Lost(change.key)
+        else:
+            self._take(resource, answer.body, own=change.key)
+        made = self._records.get(change.key)
+        if made is None:
+            raise _Lost(change.key)
+        new = change.new
+        if isinstance(new, Lease) and isinstance(made, Lease):
+            new = replace(new, number=made.number)
+        return replace(change, old=made, new=new)
+
+    async def _update(
+        self, resource: Resource, change: Change, still: Callable[[], bool] = lambda: True, **more: int
+    ) -> Record | None:
+        """Change an object, as long as ``still`` is true. ``more`` goes into its status."""
+        place = resource.kind, object_name(change.name)
+        self._check(change)
+        kept = self._records.get(change.key)
+        for part in ("", "status") if resource.status else ("",):
+            while True:
+                item = self._objects.get(place)
+                if item is None or not still():
+                    raise _Lost(change.key)
+                body = _body(resource, change, item, part, more)
+                if body is None:
+                    break
+                path = resource.path(self.api.namespace, place[1], part)
+                answer = await self.api.request("PUT", path, body)
+                if answer.status < 400:
+                    self._take(resource, answer.body, own=change.key)
+                    kept = self._as_written(change, answer.body)
+                    change = replace(change, old=kept)
+                    break
+                await self._look(resource, change.name)
+                item = self._objects.get(place)
+                if item is not None and _body(resource, change, item, part, more) is None:
+                    kept = self._records.get(change.key)  # a repeated PUT finds what the first one wrote
+                    change = replace(change, old=kept)
+                    break
+                self._check(change)
+        return kept
+
+    def _as_written(self, change: Change, item: Object) -> Record | None:
+        """What was kept, though somebody may have changed it already: that is told, and news then."""
+        known = self._records.get(change.key)
+        if change.new is None or (known is not None and known.version <= version_of(item)):
+            return known
+        return replace(change.new, version=version_of(item))
+
+    async def _delete(self, resource: Resource, change: Change) -> None:
+        place = resource.kind, object_name(change.name)
+        while True:
+            self._check(change)
+            item = self._objects.get(place)
+            if item is None:
+                raise _Lost(change.key)
+            metadata = item["metadata"]
+            only = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
+            options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": only}
+            answer = await self.api.request("DELETE", resource.path(self.api.namespace, place[1]), options)
+            if answer.status < 400 or answer.status == 404:
+                self._remove(place, version_of(item), own=change.key)
+                return
+            await self._look(resource, change.name)
+
+    # ---- a lease and its exporters
+
+    async def _grant(self, change: Change, exporters: Sequence[Change], made: dict[Key, Record | None]) -> None:
+        if change.old is None:
+            change = await self._create(LEASES, change)
+            made[change.key] = change.old
+        self._check(change)
+        attempt = self._attempt(change.name)
+
+        def still() -> bool:
+            return self._attempt(change.name) == attempt
+
+        try:
+            for exporter in exporters:
+                await self._check_lock(exporter.name, change.name)
+                made[exporter.key] = await self._update(EXPORTERS, exporter, attempt=attempt)
+            made[change.key] = await self._update(LEASES, change, still)
+        except _Lost:
+            await self._give_up(change.name, attempt, [exporter.name for exporter in exporters])
+            for exporter in exporters:
+                made.pop(exporter.key, None)
+            raise
+
+    async def _check_lock(self, name: str, lease: str) -> None:
+        """An exporter may be locked for ``lease``: no other one has it, nor is about to have it."""
+        record = self._records.get(("exporter", name))
+        if not isinstance(record, Exporter) or record.lease in ("", lease):
+            return
+        if ("lease", record.lease) not in self._records:
+            await self._look(LEASES, record.lease)
+        holder = self._records.get(("lease", record.lease))
+        if not isinstance(holder, Lease) or holder.state is State.ENDED:
+            return
+        if holder.state is State.QUEUED:
+            if self._lock(name)[1] >= self._attempt(holder.id):
+                raise _Lost(("exporter", name))
+        elif any(held.exporter == name and held.phase != "idle" for held in holder.devices):
+            raise _Lost(("exporter", name))
+
+    def _attempt(self, lease: str) -> int:
+        item = self._objects.get(("lease", object_name(lease)), {})
+        return int((item.get("status") or {}).get("attempt", 0))
+
+    def _lock(self, exporter: str) -> tuple[str, int]:
+        status = self._objects.get(("exporter", object_name(exporter)), {}).get("status") or {}
+        return status.get("lease", ""), int(status.get("attempt", 0))
+
+    async def _give_up(self, lease: str, attempt: int, exporters: Iterable[str]) -> None:
+        """See that nothing comes of an attempt to grant a lease any more, if it has not been granted."""
+        while True:
+            item = self._objects.get(("lease", object_name(lease))) or await self._look(LEASES, lease)
+            record = self._records.get(("lease", lease))
+            if item is None or not isinstance(record, Lease) or record.state is not State.QUEUED:
+                break
+            if self._attempt(lease) > attempt:
+                break
+            status = {**(item.get("status") or {}), "attempt": attempt + 1}
+            if await self._write_status(LEASES, lease, item, status):
+                break
+        for name in exporters:
+            while self._lock(name) == (lease, attempt):
+                record = self._records.get(("lease", lease))
+                if isinstance(record, Lease) and any(held.exporter == name for held in record.devices):
+                    break  # it was granted
+                item = self._objects["exporter", object_name(name)]
+                status = {key: value for key, value in item["status"].items() if key not in ("lease", "attempt")}
+                await self._write_status(EXPORTERS, name, item, status)
+
+    async def _write_status(self, resource: Resource, name: str, item: Object, status: Object) -> bool:
+        path = resource.path(self.api.namespace, object_name(name), "status")
+        answer = await self.api.request("PUT", path, {**item, "status": status})
+        if answer.status >= 400:
+            await self._look(resource, name)
+            return False
+        self._take(resource, answer.body)
+        return True
+
+    def _is_half_done(self, exporter: str) -> bool:
+        lease = self._records.get(("lease", self._lock(exporter)[0]))
+        return isinstance(lease, Lease) and lease.state is State.QUEUED
+
+    def _doubt(self, exporter: str) -> None:
+        if self._lock(exporter)[0]:
+            self._doubts[exporter] = monotonic()
+            self._doubted.set()
+
+    async def _mend(self) -> None:
+        """Give up what somebody has left half done."""
+        for place in list(self._objects):
+            if place[0] == "exporter":
+                self._doubt(key_of(EXPORTERS, self._objects[place])[1])
+        while True:
+            self._doubted = trio.Event()
+            first = min(self._doubts.values(), default=float("inf")) + PATIENCE - monotonic()
+            with trio.move_on_after(first):
+                await self._doubted.wait()
+            for name, since in list(self._doubts.items()):
+                if since + PATIENCE <= monotonic():
+                    del self._doubts[name]
+                    lease, attempt = self._lock(name)
+                    if self._is_half_done(name):
+                        log.info("the grant of %s to lease %s was left half done, and is given up", name, lease)
+                        await self._give_up(lease, attempt, [name])
+
+
+def _grants(changes: Sequence[Change]) -> list[tuple[Change, list[Change]]]:
+    """The leases that get exporters, or these at a higher epoch, and the exporters."""
+    raised = {
+        change.name: change
+        for change in changes
+        if isinstance(change.new, Exporter) and isinstance(change.old, Exporter) and change.new.epoch > change.old.epoch
+    }
+    grants = []
+    for change in changes:
+        if isinstance(change.new, Lease):
+            found = [
+                raised[held.exporter]
+                for held in change.new.devices
+                if held.exporter in raised and _epoch(raised[held.exporter]) == held.epoch
+            ]
+            if found:
+                grants.append((change, found))
+    return grants
+
+
+def _epoch(change: Change) -> int:
+    return getattr(change.new, "epoch", 0)
+
+
+def _body(resource: Resource, change: Change, item: Object, part: str, more: dict[str, Any]) -> Object | None:
+    """What to PUT; None if nothing is to be changed."""
+    if isinstance(change.new or change.old, Presence):
+        if not part:
+            return None
+        status = {**(item.get("status") or {}), "presence": to_presence(change.new)}  # type: ignore[arg-type]
+        status = {key: value for key, value in status.items() if value is not None}
+    elif part:
+        status = {**to_status(resource, change.new, item), **more}
+    else:
+        body = to_object(resource, change.name, change.new, item)
+        same = body["spec"] == (item.get("spec") or {}) and all(
+            (body["metadata"].get(key) or {}) == (item["metadata"].get(key) or {}) for key in ("labels", "annotations")
+        )
+        return None if same else body
+    return None if status == (item.get("status") or {}) else {**item, "status": status}
+
+
+@asynccontextmanager
+async def open_store(access: Access) -> AsyncIterator[KubernetesStore]:
+    """The store in the namespace of ``access``, for the length of a block."""
+    async with connect(access) as api:
+        yield KubernetesStore(api)

@@ -1,0 +1,244 @@
+"""The Kubernetes API as far as a controller needs it: JSON requests, and lists that are kept up to date.
+
+A request is repeated until it is answered: a server that restarts, is busy or out of reach is waited for. Whoever repeats a write
+has to see by what is there whether the first one was done.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import random
+import ssl
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2
+import trio
+import yaml
+
+from jmp.errors import ConfigError, LabError
+
+log = logging.getLogger("jmp.controller")
+
+ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where a pod finds who it is."""
+REQUEST_SECONDS: Final = 15.0
+WATCH_SECONDS: Final = (240, 300)
+"""A watch is ended by the server after a time between these, so that not all end at once."""
+PAGE: Final = 500
+_PAUSES: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
+"""Seconds between tries; the last one from then on."""
+
+Object = dict[str, Any]
+
+
+class Gone(Exception):
+    """The version to watch from is too old: list again."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where the API is, and who asks."""
+
+    server: str
+    namespace: str
+    tls: ssl.SSLContext
+    token: str | None = None
+    token_file: Path | None = None
+    """Read for each request, as Kubernetes replaces it every hour."""
+
+    def headers(self) -> dict[str, str]:
+        """Those that say who asks."""
+        token = self.token
+        if self.token_file is not None:
+            try:
+                token = self.token_file.read_text().strip()
+            except OSError as error:
+                raise LabError(f"{self.token_file} cannot be read: {error.strerror or error}") from error
+        return {} if token is None else {"Authorization": f"Bearer {token}"}
+
+
+def find_access(kubeconfig: Path | None = None, namespace: str | None = None) -> Access:
+    """The API of the cluster that this process runs in; or that of ``kubeconfig`` or $KUBECONFIG, if there is one.
+
+    Raises :class:`~jmp.errors.ConfigError`.
+    """
+    given = kubeconfig or (Path(os.environ["KUBECONFIG"]) if os.environ.get("KUBECONFIG") else None)
+    if given is not None:
+        return _from_file(given, namespace)
+    host = os.environ.get("KUBERNETES_SERVICE_HOST")
+    if not host:
+        raise ConfigError("this is no pod of a Kubernetes cluster: say by --kubeconfig or $KUBECONFIG where its API is")
+    port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    try:
+        own = (ACCOUNT / "namespace").read_text().strip()
+        tls = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
+    except OSError as error:
+        raise ConfigError(f"the pod has no service account in {ACCOUNT}: {error.strerror or error}") from error
+    server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    return Access(server, namespace or own, tls, token_file=ACCOUNT / "token")
+
+
+def _from_file(path: Path, namespace: str | None) -> Access:
+    try:
+        config = yaml.safe_load(path.read_text())
+        context = _named(config["contexts"], config["current-context"])["context"]
+        cluster = _named(config["clusters"], context["cluster"])["cluster"]
+        user = _named(config["users"], context["user"])["user"]
+        tls = ssl.create_default_context(cadata=_pem(path, cluster, "certificate-authority"))
+        if cluster.get("insecure-skip-tls-verify"):
+            raise ConfigError(f"{path} would have the API server not verified: give its certificate-authority")
+        certificate, key = _pem(path, user, "client-certificate"), _pem(path, user, "client-key")
+        if certificate is not None and key is not None:
+            with tempfile.NamedTemporaryFile("w") as both:  # ssl reads files only
+                both.write(f"{certificate}\n{key}")
+                both.flush()
+                tls.load_cert_chain(both.name)
+        elif "exec" in user or "auth-provider" in user:
+            raise ConfigError(f"{path} has a plugin say who asks: a token or a client certificate is needed")
+        file = user.get("tokenFile")
+        return Access(
+            str(cluster["server"]).rstrip("/"),
+            namespace or context.get("namespace") or "default",
+            tls,
+            user.get("token"),
+            None if file is None else path.parent / file,
+        )
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is no kubeconfig: {error}") from error
+
+
+def _named(items: list[Object], name: str) -> Object:
+    return next(item for item in items if item["name"] == name)
+
+
+def _pem(path: Path, values: Object, key: str) -> str | None:
+    """What is given in a file, or as base64."""
+    if key in values:
+        return (path.parent / str(values[key])).read_text()
+    data = values.get(f"{key}-data")
+    return None if data is None else base64.b64decode(data).decode()
+
+
+class Answer:
+    """What came of a request."""
+
+    def __init__(self, status: int, body: Object) -> None:
+        self.status = status
+        self.body = body
+
+    @property
+    def message(self) -> str:
+        return str(self.body.get("message", f"status {self.status}"))
+
+
+class Api:
+    """A connection to the API; made by :func:`connect`."""
+
+    def __init__(self, client: httpx2.AsyncClient, access: Access) -> None:
+        self._client = client
+        self._access = access
+        self.namespace = access.namespace
+
+    async def request(
+        self, method: str, path: str, body: Object | None = None, query: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Ask until there is an answer. Answers that tell of a conflict, or that there is no such thing, are answers.
+
+        Raises :class:`~jmp.errors.LabError` for others that say no: then this controller is not set up rightly.
+        """
+        tries = 0
+        while True:
+            try:
+                response = await self._client.request(
+                    method, path, json=body, params=query, headers=self._access.headers()
+                )
+                answer = Answer(response.status_code, _object(response.content))
+            except httpx2.HTTPError as error:
+                answer = Answer(0, {"message": str(error) or type(error).__name__})
+            if answer.status < 400 and answer.status:
+                return answer
+            if answer.status in (404, 409, 410):
+                return answer
+            if 400 <= answer.status < 500 and answer.status not in (401, 408, 429):
+                raise LabError(f"the Kubernetes API refuses to {method} {path}: {answer.message}")
+            # 401: the token has expired or was replaced; it is read again.
+            if tries == len(_PAUSES):
+                log.warning("the Kubernetes API does not answer, it is waited for: %s", answer.message)
+            await trio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)] * random.uniform(0.7, 1.3))
+            tries += 1
+
+    async def list(self, path: str) -> tuple[list[Object], str]:
+        """All objects of a kind as they are now, and the version to watch from."""
+        while True:
+            query = {"limit": str(PAGE)}
+            items: list[Object] = []
+            while True:
+                answer = await self.request("GET", path, query=query)
+                if answer.status == 404:
+                    raise LabError(f"the cluster has no {path.rpartition('/')[2]}.{GROUP}: apply the manifests first")
+                if answer.status == 410:
+                    break
+                items += answer.body.get("items") or []
+                metadata = answer.body.get("metadata", {})
+                if not metadata.get("continue"):
+                    return items, str(metadata["resourceVersion"])
+                query["continue"] = metadata["continue"]
+
+    async def watch(self, path: str, version: str) -> AsyncIterator[tuple[str, Object]]:
+        """What happens to objects of a kind after ``version``: type of event and object, until the server ends it.
+
+        Raises :class:`Gone`; :class:`httpx2.HTTPError` if the server is out of reach.
+        """
+        seconds = random.randint(*WATCH_SECONDS)
+        query = {
+            "watch": "1",
+            "resourceVersion": version,
+            "timeoutSeconds": str(seconds),
+            "allowWatchBookmarks": "true",
+        }
+        timeout = httpx2.Timeout(REQUEST_SECONDS, read=seconds + REQUEST_SECONDS)
+        async with self._client.stream(
+            "GET", path, params=query, headers=self._access.headers(), timeout=timeout
+        ) as response:
+            if response.status_code == 410:
+                raise Gone
+            if response.status_code != 200:
+                raise httpx2.RemoteProtocolError(f"a watch of {path} was answered with {response.status_code}")
+            async for line in response.aiter_lines():
+                event = _object(line)
+                if event.get("type") == "ERROR":
+                    raise Gone  # too old, most often; listing again is right in any case
+                if "object" in event:
+                    yield event["type"], event["object"]
+
+
+GROUP: Final = "jmp.dev"
+VERSION: Final = "v1alpha1"
+
+
+def _object(text: bytes | str) -> Object:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    return value if isinstance(value, dict) else {"message": str(text[:200])}
+
+
+@asynccontextmanager
+async def connect(access: Access) -> AsyncIterator[Api]:
+    """The API, for the length of a block."""
+    limits = httpx2.Limits(max_connections=40, max_keepalive_connections=20)
+    async with httpx2.AsyncClient(
+        base_url=access.server, verify=access.tls, timeout=REQUEST_SECONDS, limits=limits, trust_env=False
+    ) as client:
+        yield Api(client, access)

@@ -1,0 +1,183 @@
+"""A real Kubernetes API server with its etcd, for tests. Nothing else of a cluster runs: no pods, and nobody who cleans up."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from jmp.controller.kubernetes_api import Access, find_access
+from jmp.controller.kubernetes_objects import definitions
+
+ROOT = Path(__file__).parents[2]
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "jmp", "kube")
+PATIENCE = 60.0
+_numbers = itertools.count(1)
+
+
+def programs() -> Path:
+    """The folder with kube-apiserver and etcd: that of $KUBEBUILDER_ASSETS, or one of ours, made if it is missing."""
+    given = os.environ.get("KUBEBUILDER_ASSETS")
+    if given:
+        return Path(given)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (CACHE / "kube-apiserver").exists():
+            subprocess.run([ROOT / "tests" / "kube" / "build_apiserver.sh", CACHE], check=True)
+    return CACHE
+
+
+class Cluster:
+    """An API server; made by :func:`cluster`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.kubeconfig = directory / "kubeconfig"
+        self._programs = programs()
+        self._stack = ExitStack()
+        self._ports = _free_ports(3)
+        self._etcd: subprocess.Popen[bytes] | None = None
+        self._api: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start both, or the one that is not there, and wait until they answer."""
+        etcd, peer, port = self._ports
+        directory = self.directory
+        client_url, peer_url = f"http://127.0.0.1:{etcd}", f"http://127.0.0.1:{peer}"
+        if self._etcd is None:
+            arguments = {
+                "data-dir": directory / "etcd",
+                "name": "test",
+                "listen-client-urls": client_url,
+                "advertise-client-urls": client_url,
+                "listen-peer-urls": peer_url,
+                "initial-advertise-peer-urls": peer_url,
+                "initial-cluster": f"test={peer_url}",
+            }
+            self._etcd = self._run("etcd", "--unsafe-no-fsync", *_flags(arguments))
+        key = directory / "sa.key"
+        if not key.exists():
+            private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+            key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        (directory / "tokens.csv").write_text('admintoken,admin,admin-uid,"system:masters"\n')
+        arguments = {
+            "etcd-servers": client_url,
+            "bind-address": "127.0.0.1",
+            "advertise-address": "127.0.0.1",
+            "secure-port": port,
+            "cert-dir": directory / "certificates",
+            "service-cluster-ip-range": "10.0.0.0/24",
+            "authorization-mode": "RBAC",
+            "token-auth-file": directory / "tokens.csv",
+            "service-account-issuer": "https://kubernetes.default.svc",
+            "api-audiences": "https://kubernetes.default.svc",
+            "service-account-key-file": key,
+            "service-account-signing-key-file": key,
+            "endpoint-reconciler-type": "none",
+        }
+        version = subprocess.run([self._programs / "kube-apiserver", "--version"], capture_output=True, text=True)
+        if "v1.20." in version.stdout:
+            arguments["insecure-port"] = 0
+        self._api = self._run("kube-apiserver", *_flags(arguments))
+        self.kubeconfig.write_text(yaml.safe_dump(self._config(port, {"token": "admintoken"})))
+        deadline = time.monotonic() + PATIENCE
+        while self.kubectl("get", "--raw", "/readyz", check=False) != "ok":
+            assert self._api.poll() is None, (directory / "kube-apiserver.log").read_text()[-2000:]
+            assert time.monotonic() < deadline, "the API server does not get ready"
+            select_nothing(0.1)
+
+    def _config(self, port: int, user: dict[str, Any]) -> dict[str, Any]:
+        authority = str(self.directory / "certificates" / "apiserver.crt")
+        return {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [
+                {
+                    "name": "test",
+                    "cluster": {"server": f"https://127.0.0.1:{port}", "certificate-authority": authority},
+                }
+            ],
+            "users": [{"name": "user", "user": user}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "user"}}],
+            "current-context": "test",
+        }
+
+    def _run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.directory / f"{program}.log").open("ab") as log:
+            return subprocess.Popen([self._programs / program, *arguments], stdout=log, stderr=log)
+
+    def kill_api(self) -> None:
+        """Kill the API server; what it has acknowledged is in etcd."""
+        assert self._api is not None
+        self._api.send_signal(signal.SIGKILL)
+        self._api.wait()
+
+    def stop(self) -> None:
+        """End both."""
+        for process in (self._api, self._etcd):
+            if process is not None:
+                process.kill()
+                process.wait()
+
+    # ---- its users
+
+    def kubectl(self, *arguments: str, input: Any = None, check: bool = True) -> str:
+        """What kubectl prints; ``input`` is what it is to apply."""
+        text = None if input is None else json.dumps(input)
+        command = ["kubectl", "--kubeconfig", str(self.kubeconfig), "--cache-dir", str(self.directory / "cache")]
+        done = subprocess.run([*command, *arguments], input=text, capture_output=True, text=True)
+        assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout or done.stderr
+
+    def namespace(self) -> Access:
+        """A namespace of one's own, and the right to do everything in it."""
+        name = f"lab-{os.getpid()}-{next(_numbers)}"
+        self.kubectl("create", "namespace", name)
+        return find_access(self.kubeconfig, name)
+
+
+def select_nothing(seconds: float) -> None:
+    """Let a little time pass for a process that has no way to tell that it is ready."""
+    import select
+
+    select.select([], [], [], seconds)
+
+
+def _flags(arguments: dict[str, Any]) -> list[str]:
+    return [f"--{key}={value}" for key, value in arguments.items()]
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextmanager
+def cluster(directory: Path) -> Iterator[Cluster]:
+    """A cluster that knows our kinds, for the length of a block."""
+    made = Cluster(directory)
+    try:
+        made.start()
+        listed = {"apiVersion": "v1", "kind": "List", "items": definitions()}
+        made.kubectl("apply", "-f", "-", input=listed)
+        made.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        yield made
+    finally:
+        made.stop()
