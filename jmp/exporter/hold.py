@@ -176,14 +176,18 @@ class Hold:
 
     # ---- who uses it
 
-    def admit(self, visit: Visit, claims: SessionClaims) -> None:
-        """Let a link in whose token is for this lease and this epoch; raises ``Refused`` otherwise."""
+    def check(self, claims: SessionClaims) -> None:
+        """Raises ``Refused`` unless a token is for this lease and this epoch."""
         if claims.lease != self.grant.lease:
             raise Refused(f"lease {claims.lease} is not this exporter's present one")
         if claims.epoch != self.epoch:
             raise Refused(f"lease {claims.lease} was handed over or granted anew since this token was made")
         if self.reason:
             raise Refused(f"lease {claims.lease} has ended: {self.reason}")
+
+    def admit(self, visit: Visit, claims: SessionClaims) -> None:
+        """Let a link in whose token is for this lease and this epoch; raises ``Refused`` otherwise."""
+        self.check(claims)
         self.visits.add(visit)
         self._changed()
 
@@ -253,6 +257,7 @@ class Visit:
         self._connection: Connection | None = None
         self._calls: dict[trio.lowlevel.Task, tuple[trio.CancelScope, MuxStream]] = {}
         self._introduced = trio.Event()
+        self._peer = ""
         self._listeners = 0
         self._listeners_left = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
@@ -264,6 +269,7 @@ class Visit:
 
     async def serve_link(self, link: Link, _: object = None) -> None:
         """Serve the link until it ends, or until the lease is over here."""
+        self._peer = link.peer
         try:
             with self._scope:
                 async with multiplex(
@@ -332,9 +338,13 @@ class Visit:
         """Join the lease that ``token`` is for; when that is ready, the report. Raises ``Refused``, ``Cancelled``."""
         hold = self._hold
         if hold is None:  # else it is a program on the holder's machine, come over the link of its shell
-            claims = self._host.verify(token)
-            hold = self._host.hold_for(claims)
-            hold.admit(self, claims)
+            try:
+                claims = self._host.verify(token)
+                hold = self._host.hold_for(claims)
+                hold.admit(self, claims)
+            except Refused as error:
+                log.warning("%s: %s", self._peer, error.message)
+                raise
             self._hold, self._claims = hold, claims
             self._introduced.set()
         await hold.ready.wait()

@@ -306,7 +306,7 @@ class LabExporter:
         if request.token is None:
             raise Refused("a session token is needed: use this exporter through its controller")
         claims = self.verify(request.token)
-        self.hold_for(claims)
+        self.hold_for(claims).check(claims)
         return claims
 
     async def serve_link(self, link: Link, _: object = None) -> None:
