@@ -7,7 +7,10 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
@@ -21,13 +24,14 @@ from jmp.cli.labs import join_command
 from jmp.cli.typed import new_app
 from jmp.client.config import write_private
 from jmp.controller.audit import Audit
-from jmp.controller.desks import DEFAULT_TOKEN_DAYS, issue
+from jmp.controller.desks import DEFAULT_TOKEN_DAYS, issue, revoke
 from jmp.controller.keys import Keys
 from jmp.controller.lab import Lab
 from jmp.controller.leases import Engine
 from jmp.controller.meeting import RouterLink
 from jmp.controller.serve import Door, Other, serve_controller
 from jmp.controller.sqlite import SqliteStore
+from jmp.controller.store import Store
 from jmp.errors import UsageError
 from jmp.exporter.serve import address_of, listen, notify
 from jmp.link import Link, websocket
@@ -47,6 +51,13 @@ Data = Annotated[
         help="Where keys and the store are kept (default: $XDG_STATE_HOME/jmp/controller; for root /var/lib/jmp).",
     ),
 ]
+
+
+class Where(StrEnum):
+    """Where a lab's records can be kept."""
+
+    sqlite = "sqlite"
+    kubernetes = "kubernetes"
 
 
 def data_directory(given: Path | None) -> Path:
@@ -74,26 +85,92 @@ def serve(
     http: Annotated[
         str, typer.Option(metavar="HOST:PORT|none", help="Where /healthz, /readyz and /metrics are, in plain HTTP.")
     ] = f"127.0.0.1:{HTTP_PORT}",
+    store: Annotated[
+        Where,
+        typer.Option(
+            help="Where records are kept: sqlite, a file below --data, or kubernetes, which several controllers share."
+        ),
+    ] = Where.sqlite,
+    kubeconfig: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the Kubernetes API is (default: $KUBECONFIG, or the pod's own)."),
+    ] = None,
+    namespace: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The lab's namespace there (default: the pod's own).")
+    ] = None,
+    replica: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What this controller is called among those that share the store (default: hostname)."
+        ),
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> int:
     """Serve a lab until TERM. The first start makes keys, a CA and an admin's token, and says how to go on."""
     log_to_stderr(log_level)
-    return trio.run(_serve, address, names or own_names(), data_directory(data), router, http)
+    names, data = names or own_names(), data_directory(data)
+    if store is Where.sqlite:
+        return trio.run(_serve, address, names, data, router, http, _embedded(data, names))
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    kept = _shared(data, names, kubeconfig, namespace, replica or socket.gethostname())
+    return trio.run(_serve, address, names, data, router, http, kept)
 
 
-async def _serve(address: str, names: list[str], data: Path, with_router: bool, http: str) -> int:
-    if address.startswith("unix:"):
-        raise UsageError("a controller listens at HOST:PORT: others come over the network")
+@dataclass
+class Kept:
+    """What outlives a controller."""
+
+    store: Store
+    keys: Keys
+    beside: list[Callable[..., Awaitable[None]]]
+    name: str = "controller"
+    keep_join: Callable[[str], Awaitable[str | None]] | None = None
+    """Keeps the first command where an admin finds it, and tells where; None if another controller has made one."""
+
+
+@asynccontextmanager
+async def _embedded(data: Path, names: list[str]) -> AsyncIterator[Kept]:
     store = SqliteStore.open(data)  # first: it keeps other controllers away from all that is in there
     try:
-        keys = Keys.open(data, names)
+        yield Kept(store, Keys.open(data, names), [])
+    finally:
+        with trio.CancelScope(shield=True):
+            await store.aclose()
+
+
+@asynccontextmanager
+async def _shared(
+    data: Path, names: list[str], kubeconfig: Path | None, namespace: str | None, name: str
+) -> AsyncIterator[Kept]:
+    from jmp.controller.kubernetes import KubernetesStore
+    from jmp.controller.kubernetes_api import connect, find_access
+    from jmp.controller.kubernetes_keys import JOIN, SharedKeys, create
+
+    async with connect(find_access(kubeconfig, namespace)) as api:
+
+        async def keep_join(command: str) -> str | None:
+            made = await create(api, JOIN, {"join": f"{command}\n".encode()})
+            where = f"kubectl --namespace {api.namespace} get secret {JOIN} -o jsonpath='{{.data.join}}'"
+            return f"{where} | base64 -d | sh" if made else None
+
+        keys = await SharedKeys.open(api, data, names)
+        yield Kept(KubernetesStore(api), keys.keys, [keys.run], name, keep_join)
+
+
+async def _serve(
+    address: str, names: list[str], data: Path, with_router: bool, http: str, keeping: AbstractAsyncContextManager[Kept]
+) -> int:
+    if address.startswith("unix:"):
+        raise UsageError("a controller listens at HOST:PORT: others come over the network")
+    async with keeping as kept:
+        keys = kept.keys
         listeners = await listen(address)
-        lab = Lab(Engine(), store, keys, Audit(data / "audit.jsonl"))
+        lab = Lab(Engine(), kept.store, keys, Audit(data / "audit.jsonl"), name=kept.name)
         await lab.load()
         port = address_of(listeners[0]).rpartition(":")[2]
         url = f"wss://{names[0]}:{port}"
         router = Router() if with_router else None
-        beside: list[Callable[..., Awaitable[None]]] = [keys.keep_fresh]
+        beside: list[Callable[..., Awaitable[None]]] = [keys.keep_fresh, *kept.beside]
         if router is not None:
             beside.append(partial(_keep_router, lab, router))
         pages = {"/ca.pem": ("application/x-pem-file", keys.ca_pem.encode())}
@@ -107,11 +184,8 @@ async def _serve(address: str, names: list[str], data: Path, with_router: bool, 
             notify("READY=1")
             output.note(f"controller is ready at {url}, CA fingerprint {keys.ca_fingerprint}")
             if not lab.view.token:
-                await _first_start(lab, url, keys.ca_fingerprint, data)
-    finally:
+                await _first_start(lab, url, keys.ca_fingerprint, data, kept.keep_join)
         notify("STOPPING=1")
-        with trio.CancelScope(shield=True):
-            await store.aclose()
     return 0
 
 
@@ -153,11 +227,19 @@ async def _serve_http(
     await serve_http(await listen(address), lab, door, task_status=task_status)
 
 
-async def _first_start(lab: Lab, url: str, fingerprint: str, data: Path) -> None:
+async def _first_start(
+    lab: Lab, url: str, fingerprint: str, data: Path, keep: Callable[[str], Awaitable[str | None]] | None
+) -> None:
     answer = await lab.do(lambda: issue(lab, "admin", Role.ADMIN, DEFAULT_TOKEN_DAYS))
     command = join_command("client", "admin", url, fingerprint, answer["token"])
+    kept = None if keep is None else await keep(command)
+    if keep is not None and kept is None:
+        await lab.do(lambda: revoke(lab, answer["id"]))
+        return
     output.note("This is its first start. Whoever shall administer it runs:")
-    if sys.stderr.isatty():
+    if kept is not None:
+        output.note(f"\n  {kept}\n\n(the secret is good for everything; delete it then)")
+    elif sys.stderr.isatty():
         output.note(f"\n  {command}\n")
     else:
         file = data / "admin.join"

@@ -572,9 +572,7 @@ class AdminDesk(ClientDesk):
                     self._revoke(token.id)
 
     def _revoke(self, id: str) -> None:
-        token = self.lab.view.token.get(id)
-        if token is not None and token.revoked is None:
-            self.lab.put(Change("token", token.id, token, replace(token, revoked=self.now)))
+        revoke(self.lab, id)
 
 
 def issue(lab: Lab, name: str, role: Role, days: float) -> dict[str, Any]:
@@ -584,3 +582,10 @@ def issue(lab: Lab, name: str, role: Role, days: float) -> dict[str, Any]:
     text, record = lab.keys.identity(name, role, days * 86400)
     lab.put(Change("token", record.id, None, record))
     return {"id": record.id, "token": text, "expires": record.expires, "name": name, "role": str(role)}
+
+
+def revoke(lab: Lab, id: str) -> None:
+    """Let an identity token be good for nothing any more, once the lab has settled."""
+    token = lab.view.token.get(id)
+    if token is not None and token.revoked is None:
+        lab.put(Change("token", id, token, replace(token, revoked=lab.clock())))

@@ -16,7 +16,7 @@ import math
 import secrets
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -103,6 +103,9 @@ class Keys:
         self._context: ssl.SSLContext | None = None
         self.renew()
 
+    changed: Callable[[], None] = staticmethod(lambda: None)
+    """Called whenever there is something new in the files."""
+
     @classmethod
     def open(cls, directory: Path, names: Sequence[str], *, clock: Callable[[], float] = time.time) -> Keys:
         """The keys in ``directory``; what is missing is made. ``names`` are the host names and addresses that others use.
@@ -110,6 +113,34 @@ class Keys:
         Raises :class:`~jmp.errors.LabError` if a file is damaged, :class:`~jmp.errors.ConfigError` for a name that is none.
         """
         return cls(directory, names, clock)
+
+    # ---- shared with other controllers
+
+    def files(self) -> dict[str, bytes]:
+        """All that there is, by name: secrets."""
+        found = {name: read_private(self._directory / name) for name in (_KEYS, _CA, _SERVER)}
+        return {name: content for name, content in found.items() if content is not None}
+
+    def adopt(self, files: Mapping[str, bytes]) -> None:
+        """Take over what another controller of this lab has made: signing keys of either, and a certificate that is good longer.
+
+        Raises :class:`~jmp.errors.LabError` if they are no keys.
+        """
+        mine = {key.kid: key for key in self._keys}
+        for other in self._parse(files.get(_KEYS, b""), "the keys that the controllers of this lab share"):
+            known = mine.get(other.kid, other)
+            retired = known.retired if known.retired is not None else other.retired
+            private = None if retired is not None else known.private
+            mine[other.kid] = replace(known, until=max(known.until, other.until), retired=retired, private=private)
+        signing = [key for key in mine.values() if key.private is not None]
+        keys = self._needed(sorted(mine.values(), key=lambda key: (key.private is not None, key.created, key.kid)))
+        if signing and keys != self._keys:
+            self._save(keys)
+        server = files.get(_SERVER)
+        if server is not None and self._time_left(server) > self._time_left(read_private(self._directory / _SERVER)):
+            write_private(self._directory / _SERVER, server)
+            if self._context is not None:
+                self._context.load_cert_chain(self._directory / _SERVER)
 
     # ---- tokens
 
@@ -193,18 +224,23 @@ class Keys:
         if text is None:
             private = Ed25519PrivateKey.generate()
             return self._save([_Key(private.public_key(), private, self._clock())])
-        try:
-            keys = [_Key.from_json(value) for value in json.loads(text)["keys"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise LabError(f"{file} is damaged: restore a backup") from error
+        keys = self._parse(text, str(file))
         if not keys or keys[-1].private is None:
             raise LabError(f"{file} has no key to sign with: restore a backup")
         return keys
+
+    @staticmethod
+    def _parse(text: bytes | str, what: str) -> list[_Key]:
+        try:
+            return [_Key.from_json(value) for value in json.loads(text)["keys"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise LabError(f"{what} is damaged: restore a backup") from error
 
     def _save(self, keys: list[_Key]) -> list[_Key]:
         text = json.dumps({"keys": [key.to_json() for key in keys]}, indent=1)
         write_private(self._directory / _KEYS, text.encode())
         self._keys = keys
+        self.changed()
         return keys
 
     # ---- TLS
@@ -237,6 +273,7 @@ class Keys:
             write_private(file, _pem(self._issue(key.public_key()), key))
             left = CERTIFICATE_DAYS * _DAY
             log.info("the certificate for %s was made", ", ".join(str(name.value) for name in self._names))
+            self.changed()
             if self._context is not None:
                 self._context.load_cert_chain(file)
         return left

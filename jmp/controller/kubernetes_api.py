@@ -194,7 +194,9 @@ class Api:
                     return items, str(metadata["resourceVersion"])
                 query["continue"] = metadata["continue"]
 
-    async def watch(self, path: str, version: str) -> AsyncIterator[tuple[str, Object]]:
+    async def watch(
+        self, path: str, version: str, only: Mapping[str, str] | None = None
+    ) -> AsyncIterator[tuple[str, Object]]:
         """What happens to objects of a kind after ``version``: type of event and object, until the server ends it.
 
         Raises :class:`Gone`; :class:`httpx2.HTTPError` if the server is out of reach.
@@ -206,6 +208,7 @@ class Api:
             "timeoutSeconds": str(seconds),
             "allowWatchBookmarks": "true",
         }
+        query |= only or {}
         timeout = httpx2.Timeout(REQUEST_SECONDS, read=seconds + REQUEST_SECONDS)
         async with self._client.stream(
             "GET", path, params=query, headers=self._access.headers(), timeout=timeout
@@ -237,6 +240,8 @@ def _object(text: bytes | str) -> Object:
 @asynccontextmanager
 async def connect(access: Access) -> AsyncIterator[Api]:
     """The API, for the length of a block."""
+    for library in ("httpx2", "httpcore2"):
+        logging.getLogger(library).setLevel(logging.WARNING)  # they would tell of every request
     limits = httpx2.Limits(max_connections=40, max_keepalive_connections=20)
     async with httpx2.AsyncClient(
         base_url=access.server, verify=access.tls, timeout=REQUEST_SECONDS, limits=limits, trust_env=False

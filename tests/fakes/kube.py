@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -178,6 +179,7 @@ def cluster(directory: Path) -> Iterator[Cluster]:
         listed = {"apiVersion": "v1", "kind": "List", "items": definitions()}
         made.kubectl("apply", "-f", "-", input=listed)
         made.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        shutil.rmtree(directory / "cache")  # kubectl would not ask again for what there is
         yield made
     finally:
         made.stop()
