@@ -129,6 +129,8 @@ class ExporterDesk(Desk):
             finally:
                 self.lab.leave(name, attendance)
         if name not in self.lab.view.exporter:
+            if desired is not None:  # whoever has it now is to be cut off, as with any lease that ends
+                yield {"desired": to_wire(Desired(epoch=desired.epoch, reason=f"exporter {name} was deleted"))}
             raise Refused(f"exporter {name} was deleted")
         raise Refused(f"another exporter has connected as {name}")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import trio
 import trio.testing
 
 from jmp.client.connect import TARGET
+from jmp.client.lab import Lab as ClientLab
 from jmp.errors import Cancelled, DeviceError, JmpError, LabError, LinkLost, NotFound, Refused
 from jmp.rpc.call import Caller
 from jmp.wire import records
 from jmp.wire.records import State
-from tests.fakes.memory_lab import WANT, Lamp, MemoryLab, memory_lab
+from tests.fakes.memory_lab import WANT, Lamp, MemoryLab, MemoryStore, memory_lab
 
 
 @contextmanager
@@ -127,6 +130,7 @@ async def test_the_exporter_ends_a_lease_by_its_own_clock_with_the_controller_de
                 await device.lamp.wait()
         assert exporter.hold is not None
         await exporter.hold.over.wait()
+    assert isinstance(lab.store, MemoryStore)
     assert lab.store.records["lease", lease.id].state is State.READY  # the controller could not hear of it
 
 
@@ -216,38 +220,197 @@ async def test_an_exporter_that_was_killed_cleans_up_before_the_next_lease(lab: 
             assert (tmp_path / "after").read_text() == f"{lease.id} alice\n"
 
 
-@pytest.mark.parametrize(
-    ("hook", "failure", "state", "reason"),
-    [
-        ("beforeLease", "warn", State.READY, ""),
-        ("beforeLease", "endLease", State.ENDED, "hook beforeLease failed with exit status 3"),
-        ("beforeLease", "exit", State.ENDED, "hook beforeLease failed with exit status 3"),
-        ("afterLease", "warn", State.READY, ""),
-        ("afterLease", "endLease", State.READY, ""),
-        ("afterLease", "exit", State.READY, ""),
-    ],
-)
-async def test_a_hook_that_fails(
-    lab: MemoryLab, tmp_path: Path, hook: str, failure: str, state: State, reason: str
+FAILURES = {
+    "status": ("exit 3", "failed with exit status 3"),
+    "killed": ("kill -9 $$", "failed with exit status -9"),
+    "timeout": ("sleep 60", "did not end within 0.2 s"),
+}
+
+
+@pytest.mark.parametrize("policy", ["warn", "endLease", "exit"])
+@pytest.mark.parametrize("hook", ["beforeLease", "afterLease"])
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_a_hook_that_fails_while_somebody_waits(
+    lab: MemoryLab, tmp_path: Path, failure: str, hook: str, policy: str
 ) -> None:
-    other = "afterLease" if hook == "beforeLease" else "beforeLease"
+    """Fails for alice; bob is next."""
+    script, said = FAILURES[failure]
+    scripts = {name: f"echo {name} $JMP_CLIENT >> {tmp_path}/ran" for name in ("beforeLease", "afterLease")}
+    scripts[hook] += f"; test $JMP_CLIENT = bob || {script}"
+    hooks = "\nhooks:\n" + "".join(
+        f"  {name}: {{script: '{text}', timeout: {0.2 if name == hook and failure == 'timeout' else 60}, onFailure: {policy}}}\n"
+        for name, text in scripts.items()
+    )
+    ends_early = hook == "beforeLease" and policy != "warn"
+    stops = policy == "exit"
+    seen: list[State] = []
+    with refused(LabError, f"^hook {hook} {said}$") if stops else nullcontext():
+        async with lab.exporter("one", hooks) as exporter, lab.client("alice") as alice, lab.client("bob") as bob:
+            lease = await alice.acquire(WANT, 60.0)
+            following = await bob.acquire(WANT, 60.0)
+            assert following.state is State.QUEUED
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(note_states, alice, lease.id, seen)
+                if not ends_early:
+                    await lab.wait(lease.id, State.READY)
+                    await alice.release(lease.id)
+                ended = await lab.wait(lease.id, State.ENDED)
+            assert ended.reason == (f"hook {hook} {said}" if ends_early else "released by alice")
+            assert exporter.hold is not None
+            if not stops:
+                await lab.wait(following.id, State.READY)
+                await bob.release(following.id)
+                assert (await lab.wait(following.id, State.ENDED)).reason == "released by bob"
+            else:
+                await trio.sleep_forever()
+    legal = [State.PREPARING, *([] if ends_early else [State.READY]), State.ENDING, State.ENDED]
+    assert seen == [state for state in legal if state in seen]  # one may pass unseen
+    assert seen[-1] is State.ENDED
+    both = ["beforeLease alice", "afterLease alice", *(["beforeLease bob", "afterLease bob"] if not stops else [])]
+    assert (tmp_path / "ran").read_text().splitlines() == both
+
+
+async def note_states(lab: ClientLab, lease: str, seen: list[State]) -> None:
+    """What a client sees of a lease, to its end."""
+    async with aclosing(lab.watch(lease)) as watching:
+        async for standing in watching:
+            if standing.lease.state not in seen[-1:]:
+                seen.append(standing.lease.state)
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"), [("warn", b"hook beforeLease failed with exit status 3\n"), ("endLease", b"")]
+)
+async def test_what_the_holder_reads_of_a_hook_that_fails(lab: MemoryLab, policy: str, said: bytes) -> None:
     hooks = f"""
     hooks:
-      {hook}: {{script: "echo {hook} >> {tmp_path}/ran; exit 3", onFailure: {failure}}}
-      {other}: {{script: "echo {other} >> {tmp_path}/ran"}}
+      beforeLease: {{script: "sleep 0.2; echo hello; exit 3", onFailure: {policy}}}
+      afterLease: {{script: "echo bye"}}
     """
-    with refused(LabError, "failed with exit status 3") if failure == "exit" else nullcontext():
-        async with lab.exporter("one", hooks), lab.client("alice") as alice:
-            lease = await alice.acquire(WANT, 60.0)
-            came = await lab.wait(lease.id, state)
-            assert came.reason == reason
-            if state is State.READY:
+    async with lab.exporter("one", hooks) as exporter, lab.client("alice") as alice:
+        lease = await alice.acquire(WANT, 0.5)
+        got = b""
+        async with lab.listen(alice, exporter, lease.id) as output:
+            async for _, data in output:
+                got += data
+    assert got == b"hello\n" + said + b"bye\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "duration", "release", "reason"),
+    [
+        ("true", "sleep 0.6", 0.4, True, "released by alice"),  # its time is over during afterLease
+        ("true", "true", 0.01, False, "its time was over"),  # just after beforeLease
+        ("true", "sleep 0.3", 0.2, False, "its time was over"),  # just before afterLease
+        (
+            "sleep 0.6",
+            "true",
+            0.2,
+            False,
+            "its time was over",
+        ),  # beforeLease takes longer than the lease, which it is no part of
+    ],
+)
+async def test_a_lease_that_expires_around_a_hook(
+    lab: MemoryLab, tmp_path: Path, before: str, after: str, duration: float, release: bool, reason: str
+) -> None:
+    hooks = f"""
+    hooks:
+      beforeLease: {{script: "echo before $JMP_CLIENT >> {tmp_path}/ran; {before}"}}
+      afterLease: {{script: "{after}; echo after $JMP_CLIENT >> {tmp_path}/ran"}}
+    """
+    seen: list[State] = []
+    async with lab.exporter("one", hooks), lab.client("alice") as alice, lab.client("bob") as bob:
+        lease = await alice.acquire(WANT, duration)
+        following = await bob.acquire(WANT, 60.0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(note_states, alice, lease.id, seen)
+            await lab.wait(lease.id, State.READY, State.ENDING, State.ENDED)
+            if release:
                 await alice.release(lease.id)
-                came = await lab.wait(lease.id, State.ENDED)
-                assert came.reason == "released by alice"
-            if failure == "exit":
-                await trio.sleep_forever()
-    assert (tmp_path / "ran").read_text().split() == ["beforeLease", "afterLease"]
+            ended = await lab.wait(lease.id, State.ENDED)
+        assert ended.reason == reason
+        await lab.wait(following.id, State.READY)
+        assert (tmp_path / "ran").read_text().splitlines() == ["before alice", "after alice", "before bob"]
+    assert seen == [state for state in (State.PREPARING, State.READY, State.ENDING, State.ENDED) if state in seen]
+
+
+async def test_an_exporter_that_does_not_get_ready_in_time(lab: MemoryLab, tmp_path: Path) -> None:
+    hooks = f"""
+    hooks:
+      beforeLease: {{script: "echo begin; sleep 60"}}
+      afterLease: {{script: "echo after >> {tmp_path}/ran"}}
+    """
+    async with lab.exporter("one", hooks) as exporter, lab.client("alice") as alice:
+        lease = await alice.acquire(WANT, 60.0)
+        async with lab.listen(alice, exporter, lease.id) as output:
+            assert await anext(output) == ("beforeLease", b"begin\n")
+            assert exporter.hold is not None
+            exporter.hold.renew(replace(exporter.hold.grant, remaining=0.0), exporter.hold.epoch)
+            ended = await lab.wait(lease.id, State.ENDED)
+    assert ended.reason == "its exporter did not get ready in time"
+    assert (tmp_path / "ran").read_text() == "after\n"
+
+
+@pytest.mark.parametrize("hook", ["beforeLease", "afterLease"])
+async def test_a_client_that_is_killed_during_a_hook(
+    lab: MemoryLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str
+) -> None:
+    monkeypatch.setattr(lab.lab.engine, "_holder_grace", 0.2)
+    scripts = {"beforeLease": "true", "afterLease": "true", hook: "echo begun; sleep 0.6"}
+    hooks = f"""
+    hooks:
+      beforeLease: {{script: "{scripts["beforeLease"]}"}}
+      afterLease: {{script: "{scripts["afterLease"]}; echo after $JMP_CLIENT >> {tmp_path}/ran"}}
+    """
+    async with lab.exporter("one", hooks) as exporter, lab.client("bob") as bob:
+        async with lab.client("alice") as alice:
+            lease = await alice.acquire(WANT, 60.0, tied=True)
+            following = await bob.acquire(WANT, 60.0)
+            async with aclosing(alice.watch(lease.id)) as watching, lab.listen(alice, exporter, lease.id) as output:
+                await anext(watching)
+                if hook == "afterLease":
+                    await lab.wait(lease.id, State.READY)
+                    await alice.release(lease.id)
+                assert await anext(output) == (hook, b"begun\n")
+        ended = await lab.wait(lease.id, State.ENDED)
+        assert ended.reason == ("released by alice" if hook == "afterLease" else "its holder was gone")
+        assert (tmp_path / "ran").read_text() == "after alice\n"
+        await lab.wait(following.id, State.READY)
+
+
+@pytest.mark.parametrize("how", ["release", "kick", "transfer", "expiry", "maintenance", "disabled", "deleted"])
+async def test_an_open_console_dies_within_a_second(lab: MemoryLab, how: str) -> None:
+    async with (
+        lab.exporter("one") as exporter,
+        lab.client("alice") as alice,
+        lab.client("bob"),
+        lab.client("admin", records.Role.ADMIN) as admin,
+    ):
+        lease = await alice.acquire(WANT, 0.5 if how == "expiry" else 60.0)
+        async with lab.visit(alice, exporter, lease.id) as (_, device), device.lamp.echo() as stream:
+            await stream.send_all(b"x")
+            assert await stream.receive_some() == b"x"
+            async with trio.open_nursery() as nursery:
+                began = trio.current_time() + (lab.lab.view.lease[lease.id].ends or 0.0) - lab.clock()
+                if how != "expiry":
+                    began = trio.current_time()
+                calls = {
+                    "release": (alice, "release", (lease.id,)),
+                    "kick": (admin, "release", (lease.id, "go home")),
+                    "transfer": (admin, "transfer", (lease.id, "bob")),
+                    "maintenance": (admin, "disable", ("exporter", "one", "new fan", True)),
+                    "disabled": (admin, "disable", ("client", "alice", "left us")),
+                    "deleted": (admin, "delete", ("exporter", "one")),
+                }
+                if how in calls:
+                    who, method, arguments = calls[how]
+                    nursery.start_soon(partial(who.call, method, *arguments))
+                with pytest.raises((Cancelled, LinkLost)):
+                    await stream.receive_some()
+                took = trio.current_time() - began
+    assert took < 1
+    print(f"\n{how}: {took * 1000:.0f} ms")
 
 
 async def test_the_output_of_hooks_comes_live_with_its_source_and_outlives_the_lease(lab: MemoryLab) -> None:

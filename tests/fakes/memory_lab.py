@@ -206,10 +206,10 @@ class MemoryLab:
                     yield items
             nursery.cancel_scope.cancel()
 
-    async def wait(self, id: str, state: State) -> records.Lease:
-        """Wait until a lease has come to ``state``."""
+    async def wait(self, id: str, *states: State) -> records.Lease:
+        """Wait until a lease has come to one of ``states``."""
         with self.lab.news.listen(("lease", id)) as listener:
-            while (lease := self.lab.view.lease[id]).state is not state:
+            while (lease := self.lab.view.lease[id]).state not in states:
                 await listener.wait()
         return lease
 
