@@ -20,7 +20,8 @@ from jmp.errors import Cancelled, DeviceError, JmpError, LabError, LinkLost, Not
 from jmp.rpc.call import Caller
 from jmp.wire import records
 from jmp.wire.records import State
-from tests.fakes.memory_lab import WANT, Lamp, MemoryLab, MemoryStore, memory_lab
+from tests.fakes.memory_lab import WANT, Lamp, MemoryLab, memory_lab
+from tests.fakes.memory_store import MemoryStore
 
 
 @contextmanager
