@@ -6,7 +6,7 @@ import copy
 import math
 import tempfile
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 
 from jmp.controller.leases import ACTIVE, LEGAL, Engine
 from jmp.controller.sqlite import SqliteStore
-from jmp.controller.store import Change
+from jmp.controller.store import Change, Store
 from jmp.errors import JmpError
 from jmp.wire.records import Client, Exporter, Lease, Observed, Phase, Policy, State, Want
 
@@ -412,16 +412,18 @@ class StoredLaboratory(Laboratory):
         assert found == {key: replace(record, version=found[key].version) for key, record in self.kept.items()}
         return [replace(record, version=self.kept[key].version) for key, record in found.items()]
 
+    def opened(self) -> AbstractAsyncContextManager[Store]:
+        return aclosing(SqliteStore.open(Path(self.folder.name)))
+
     async def reopened(self) -> Snapshot:
         """What the store has once all was committed and it was closed and opened again."""
-        directory = Path(self.folder.name)
-        async with aclosing(SqliteStore.open(directory)) as store:
+        async with self.opened() as store:
             for changes in self.waiting:
                 now = [replace(change, old=self.stored.get(change.key)) for change in changes]
                 for change, record in zip(changes, await store.commit(now), strict=True):
                     self.stored[change.key] = record
         self.waiting.clear()
-        async with aclosing(SqliteStore.open(directory)) as store:
+        async with self.opened() as store:
             return {(kind, name): record for kind, name, record in await store.load()}
 
     def teardown(self) -> None:
