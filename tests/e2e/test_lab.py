@@ -169,8 +169,37 @@ def test_a_queue_a_transfer_and_what_runs_after_a_lease(place: Path) -> None:
             assert len((place / "after").read_text().split()) == 2
 
 
+BOOT = """\
+def test_boot_loader(dut):
+    with dut.console.expect(prompt=r"\\n=> ") as console:
+        dut.power.on()
+        console.expect("Hit any key to stop autoboot", timeout=60)
+        console.send(" ")
+        console.expect(r"\\n=> ")
+        assert "Boot 20" in console.run("version")
+    dut.power.off()
+"""
+
+STORY = """\
+lease=$(jmp lease acquire --name one --for 10m)
+JMP_CLIENT_CONFIG=bob jmp shell --name one --for 5m -- pytest -q test_device.py > bob.out 2> bob.err &
+until grep -q 'is queued: number 1, expected to start in' bob.err; do :; done
+jmp shell --lease $lease -- pytest -q test_device.py
+jmp lease transfer $lease bob
+! jmp shell --lease $lease -- true
+JMP_CLIENT_CONFIG=bob jmp shell --lease $lease -- j power on
+JMP_CLIENT_CONFIG=bob jmp lease release $lease
+wait %1
+cat bob.out
+"""
+
+
+@pytest.mark.real
 def test_two_exporters_in_networks_that_the_client_cannot_reach(place: Path) -> None:
-    """The server's machine is in all networks, the exporters and the client are in one each, as behind firewalls."""
+    """A machine under QEMU and a virtual board.
+
+    The server's machine is in all networks, the exporters and the client are in one each, as behind firewalls.
+    """
     tag = f"j{os.getpid() % 10000}"
     hosts = {"one": "10.99.1", "two": "10.99.2", "usr": "10.99.3"}
     inside = {name: ["ip", "netns", "exec", f"{tag}{name}"] for name in ("srv", *hosts)}
@@ -191,19 +220,26 @@ def test_two_exporters_in_networks_that_the_client_cannot_reach(place: Path) -> 
         def user(script: str) -> str:
             return run(f"export HOME=$PWD/usr; mkdir -p $HOME; {script}", where=inside["usr"]).stdout
 
-        user("sh lab/admin.join; jmp admin create client alice > alice.join; sh alice.join")
+        user("sh lab/admin.join; for c in alice bob; do jmp admin create client $c > $c.join; sh $c.join; done")
+        Path("test_device.py").write_text(BOOT)
+        hook = (
+            f"hooks: {{afterLease: {{script: 'echo cleaned after $JMP_CLIENT; echo $JMP_CLIENT >> {place}/after'}}}}\n"
+        )
         for name, net in hosts.items():
             if name == "usr":
                 continue
             user(f"jmp admin create exporter {name} > {name}.join")
             run(f"sed -i s/10.99.3.1/{net}.1/ {name}.join; HOME=$PWD/{name} sh {name}.join", where=inside[name])
-            Path(f"{name}.yaml").write_text(MOCK.format(name=name))
+            example = {"one": "qemu-uboot", "two": "virtual-board"}[name]
+            config = run(f"jmp exporter example {example}").stdout.replace(f"  name: {example}", f"  name: {name}")
+            Path(f"{name}.yaml").write_text(config + hook)
             serve = f"env HOME=$PWD/{name} jmp exporter serve ./{name}.yaml --listen 0.0.0.0:9000"
             stack.enter_context(server(serve, place / f"{name}.log", f"exporter {name} serves", where=inside[name]))
         user("jmp config client use alice; until [ $(jmp get exporters | grep -c free) = 2 ]; do :; done")
         user("! timeout 3 jmp shell --connect ws://10.99.1.2:9000 -- true")
-        assert user("jmp shell --name one -- sh -c 'j power on; j power state'") == "on\n"
-        Path("test_device.py").write_text(
-            "def test_it(dut):\n    dut.power.on()\n    assert dut.power.state() == 'on'\n"
-        )
+        assert user(STORY).count("1 passed") == 2
+        assert "[afterLease] cleaned after bob" in Path("bob.err").read_text()
+        assert Path("after").read_text().split() == ["bob", "bob"]
         assert "1 passed" in user("jmp shell --name two -- pytest -q test_device.py")
+        # The same file as with a device on this machine:
+        assert "1 passed" in run("jmp shell --exporter-config one.yaml -- pytest -q test_device.py").stdout
