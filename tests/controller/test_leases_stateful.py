@@ -441,8 +441,8 @@ def test_whatever_happens() -> None:
 
 def test_the_store_has_whatever_happened() -> None:
     StoredLaboratory.steps = 0
-    run_state_machine_as_test(StoredLaboratory, settings=settings(MANY, max_examples=25))
-    assert StoredLaboratory.steps >= 500
+    run_state_machine_as_test(StoredLaboratory, settings=settings(MANY, max_examples=100))
+    assert StoredLaboratory.steps >= 2_000
 
 
 MANY = settings(stateful_step_count=50, deadline=None, derandomize=True)
