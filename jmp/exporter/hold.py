@@ -307,8 +307,8 @@ class Visit:
         """End what it does with the device now; it may still listen to the output of hooks."""
         detail = messages.describe(Cancelled(reason))
         for scope, stream in list(self._calls.values()):
+            scope.cancel()  # first: the driver is cancelled, and does not fail for a stream that was closed under it
             stream.reset(Reset.FAILED, detail)
-            scope.cancel()
 
     async def _handle(self, answer: Callable[[MuxStream], Any], stream: MuxStream) -> None:
         task = trio.lowlevel.current_task()

@@ -381,7 +381,7 @@ async def test_a_client_that_is_killed_during_a_hook(
 
 
 @pytest.mark.parametrize("how", ["release", "kick", "transfer", "expiry", "maintenance", "disabled", "deleted"])
-async def test_an_open_console_dies_within_a_second(lab: MemoryLab, how: str) -> None:
+async def test_an_open_console_dies_within_a_second(lab: MemoryLab, caplog: pytest.LogCaptureFixture, how: str) -> None:
     async with (
         lab.exporter("one") as exporter,
         lab.client("alice") as alice,
@@ -411,6 +411,7 @@ async def test_an_open_console_dies_within_a_second(lab: MemoryLab, how: str) ->
                     await stream.receive_some()
                 took = trio.current_time() - began
     assert took < 1
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     print(f"\n{how}: {took * 1000:.0f} ms")
 
 
