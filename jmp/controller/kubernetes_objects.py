@@ -427,3 +427,12 @@ def _schema(name: str, hint: Any) -> Object:
 def _camel(name: str) -> str:
     first, *others = name.split("_")
     return first + "".join(word.capitalize() for word in others)
+
+
+if __name__ == "__main__":
+    import sys
+
+    import yaml
+
+    sys.stdout.write("# Made by `python3 -m jmp.controller.kubernetes_objects`.\n")
+    yaml.safe_dump_all(definitions(), sys.stdout, sort_keys=False)

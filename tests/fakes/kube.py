@@ -150,6 +150,18 @@ class Cluster:
         self.kubectl("create", "namespace", name)
         return find_access(self.kubeconfig, name)
 
+    def account(self, namespace: str) -> Path:
+        """A kubeconfig of the controller's service account there, with the rights that it is deployed with."""
+        name = "jmp-controller"
+        self.kubectl("-n", namespace, "create", "serviceaccount", name)
+        rights = list(yaml.safe_load_all((ROOT / "deploy/kubernetes/overlays/replicated/rbac.yaml").read_text()))
+        rights[1]["subjects"][0]["namespace"] = namespace
+        self.kubectl("-n", namespace, "apply", "-f", "-", input={"apiVersion": "v1", "kind": "List", "items": rights})
+        token = self.kubectl("-n", namespace, "create", "token", name, "--duration=2h").strip()
+        path = self.directory / f"{namespace}.kubeconfig"
+        path.write_text(yaml.safe_dump(self._config(self._ports[2], {"token": token})))
+        return path
+
 
 def select_nothing(seconds: float) -> None:
     """Let a little time pass for a process that has no way to tell that it is ready."""

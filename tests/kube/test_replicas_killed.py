@@ -39,17 +39,17 @@ USERS = 8
 class Replica:
     """One controller."""
 
-    def __init__(self, name: str, cluster: Cluster, access: Access, directory: Path) -> None:
+    def __init__(self, name: str, kubeconfig: Path, access: Access, directory: Path) -> None:
         self.name = name
         self.port = 0
-        self._cluster, self._access, self._directory = cluster, access, directory
+        self._kubeconfig, self._access, self._directory = kubeconfig, access, directory
         self.program: Program | None = None
 
     def start(self) -> None:
         """Start it, and wait until it is ready; again at the same address."""
         arguments = ["controller", "serve", "--store", "kubernetes", "--replica", self.name, "--http", "none"]
         arguments += ["--listen", f"127.0.0.1:{self.port}", "--name", "localhost", "--log-level", "warning"]
-        arguments += ["--kubeconfig", str(self._cluster.kubeconfig), "--namespace", self._access.namespace]
+        arguments += ["--kubeconfig", str(self._kubeconfig), "--namespace", self._access.namespace]
         arguments += ["--data", str(self._directory / self.name)]
         environment = {"PATH": "/usr/bin:/bin", "HOME": str(self._directory), "PYTHONPATH": ":".join(sys.path)}
         self.program = Program(arguments, environment, self._directory)
@@ -188,7 +188,8 @@ async def trouble(cluster: Cluster, replicas: list[Replica], balancer: Balancer,
 async def test_nothing_is_granted_twice_nor_lost(cluster: Cluster, tmp_path: Path) -> None:
     access = cluster.namespace()
     with ExitStack() as stack:
-        replicas = [Replica(name, cluster, access, tmp_path) for name in "abc"]
+        account = cluster.account(access.namespace)
+        replicas = [Replica(name, account, access, tmp_path) for name in "abc"]
         for replica in replicas:
             replica.start()
             stack.callback(replica.kill)
