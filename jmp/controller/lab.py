@@ -188,8 +188,11 @@ class Lab:
                 self._collect()
             self._catch_up()
             wishes, self._wishes = self._wishes, []
-            changes = [replace(change, old=self.view.find(key)) for key, change in self._pending.items()]
-            changes = [change for change in changes if not (change.old is None and change.new is None)]
+            changes = [
+                Change(*key, old, change.new)
+                for key, change in self._pending.items()
+                if (old := self.view.find(key)) is not None or change.new is not None
+            ]
             self._committing = frozenset(self._pending)
             self._pending = {}
             if not self.store.shared:
@@ -227,7 +230,7 @@ class Lab:
                     self._foreign.append(change)
         else:
             for change, record in zip(changes, kept, strict=True):
-                self._publish(replace(change, new=record), own=True)
+                self._publish(Change(change.kind, change.name, change.old, record), own=True)
                 if isinstance(record, Lease) and change.old is None:
                     self.engine.number(record.id, record.number)
 

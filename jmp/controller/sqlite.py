@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from jmp.controller.store import KINDS, Change, Conflict, Record, Stale, Store
+from jmp.controller.store import KINDS, Change, Conflict, Record, Stale, Store, at_version
 from jmp.errors import Busy, JmpError, LabError
 from jmp.wire.records import from_wire, to_wire
 
@@ -111,7 +111,7 @@ class SqliteStore(Store):
                 self._waiting.remove(commit)
         if commit.stale is not None:
             raise commit.stale
-        return [change.new if change.new is None else replace(change.new, version=commit.version) for change in changes]
+        return [None if change.new is None else at_version(change.new, commit.version) for change in changes]
 
     async def watch(self, tell: Callable[[Change], None]) -> None:
         """As in :class:`~jmp.controller.store.Store`; there are no others."""
