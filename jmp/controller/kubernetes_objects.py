@@ -18,6 +18,7 @@ from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 from jmp.controller.kubernetes_api import GROUP, VERSION, Object
 from jmp.controller.store import Key, Record
 from jmp.errors import JmpError, LabError
+from jmp.wire import selector
 from jmp.wire.records import Client, Exporter, Lease, Policy, Presence, Replica, Token, from_wire, to_wire
 
 NAME: Final = f"{GROUP}/name"
@@ -313,8 +314,16 @@ def read(resource: Resource, item: Object) -> Record:
         given = (metadata.get("annotations") or {}).get(CREATED)
         values["created"] = given or metadata.get("creationTimestamp")
     if resource.kind == "lease":
-        values.setdefault("number", version_of(item))  # until it has a status, that is when it was made
-    record: Record = _record(resource.cls, values, f"{resource.plural}/{metadata['name']}")
+        # Until it has a status, that is when it was made; if it was not a controller that made it, it is to be looked at first.
+        values.setdefault("number", version_of(item) if "created" in spec else 0)
+    what = f"{resource.plural}/{metadata['name']}"
+    record: Record = _record(resource.cls, values, what)
+    if isinstance(record, Policy):
+        try:
+            selector.parse(record.clients)
+            selector.parse(record.exporters)
+        except JmpError as error:
+            raise LabError(f"{what}.{GROUP} counts for nothing: {error}") from error
     return record
 
 

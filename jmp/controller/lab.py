@@ -303,12 +303,13 @@ class Lab:
             if own and change.new.state is not getattr(old, "state", None):
                 self._log(change.new)
             self.grants += own and change.new.granted is not None and getattr(old, "granted", None) is None
-            for held in {*change.new.devices, *getattr(old, "devices", ())}:
-                self.news.tell(("exporter", held.exporter))
         elif not own and change.kind == "token":
             self.keys_changed()
         elif not own and isinstance(old or change.new, Presence | Replica):
             self.others.heard(change.key, old)
+        if change.kind == "lease":
+            for held in {*getattr(change.new, "devices", ()), *getattr(old, "devices", ())}:
+                self.news.tell(("exporter", held.exporter))
         if change.kind in DECIDED:
             self._standing = None
             self._queue_changed.set()

@@ -34,7 +34,7 @@ from jmp.controller import policies
 from jmp.controller.policies import Access
 from jmp.controller.store import Change
 from jmp.driver.schema import did_you_mean
-from jmp.errors import BadValue, NotFound, Refused
+from jmp.errors import BadValue, JmpError, NotFound, Refused
 from jmp.wire import selector
 from jmp.wire.duration import text
 from jmp.wire.records import Client, Exporter, Held, Lease, Observed, Phase, Policy, State, Want
@@ -275,22 +275,11 @@ class Engine:
 
         ``wait`` is how many seconds it may be queued (0: now or not at all), counted from ``begin`` if that is given.
         """
-        self._check_client(client)
-        for name, value in (("duration", duration), ("idle limit", idle_limit)):
-            if value is not None and not 0 < value < math.inf:
-                raise BadValue(f"a lease's {name} is more than 0 seconds")
         if wait is not None and not 0 <= wait < math.inf:
             raise BadValue("a request waits for 0 seconds or more")
         if begin is not None and not math.isfinite(begin):
             raise BadValue("a lease begins at a certain time, or at once")
-        if not wants:
-            raise BadValue("a lease is for one device at least: give a selector or an exporter's name")
-        candidates = [self._candidates(client, want, duration, allow_disabled) for want in wants]
-        if _assign([sorted(names) for names in candidates]) is None:
-            raise NotFound(f"there are not {len(wants)} different exporters for {_shown(wants)}")
-        highest = self._highest(client, candidates)
-        if priority is not None and priority > highest:
-            raise Refused(f"priority {priority} is more than the policies let {client} ask for: {highest}")
+        highest = self._check_request(client, wants, duration, priority, idle_limit, allow_disabled)
         self._number += 1
         lease = Lease(
             id=self._new_id(),
@@ -315,6 +304,46 @@ class Engine:
         self._note_due(lease, now)
         self.tick(now)
         return self.leases[lease.id]
+
+    def _check_request(
+        self,
+        client: str,
+        wants: Sequence[Want],
+        duration: float,
+        priority: int | None,
+        idle_limit: float | None,
+        allow_disabled: bool,
+    ) -> int:
+        """Raise what makes a request one that can never be granted; returns the highest priority that it may have."""
+        self._check_client(client)
+        for name, value in (("duration", duration), ("idle limit", idle_limit)):
+            if value is not None and not 0 < value < math.inf:
+                raise BadValue(f"a lease's {name} is more than 0 seconds")
+        if not wants:
+            raise BadValue("a lease is for one device at least: give a selector or an exporter's name")
+        candidates = [self._candidates(client, want, duration, allow_disabled) for want in wants]
+        if _assign([sorted(names) for names in candidates]) is None:
+            raise NotFound(f"there are not {len(wants)} different exporters for {_shown(wants)}")
+        highest = self._highest(client, candidates)
+        if priority is not None and priority > highest:
+            raise Refused(f"priority {priority} is more than the policies let {client} ask for: {highest}")
+        return highest
+
+    def _admit(self, lease: Lease, now: float) -> None:
+        """Queue a request that somebody has put into the store, or end it with what makes that impossible."""
+        try:
+            self._check_request(
+                lease.client, lease.wants, lease.duration, lease.priority, lease.idle_limit, lease.allow_disabled
+            )
+        except JmpError as error:
+            self._move(lease, State.ENDED, now, ended=now, ends=now, reason=error.message)
+            return
+        if lease.tied:
+            self._absent[lease.id] = now
+        lease = replace(lease, number=max(lease.version, 1))
+        self._number = max(self._number, lease.number)
+        self._set("lease", lease.id, lease)
+        self._note_due(lease, now)
 
     def release(self, id: str, by: str | None, reason: str, now: float) -> None:
         """End a lease for somebody: its client, one who may manage all its exporters, or None for an admin."""
@@ -773,6 +802,12 @@ class Engine:
     def _pass_time(self, lease: Lease, now: float) -> None:
         away = self._absent.get(lease.id)
         late = self._deference(lease.id)
+        if _is_new(lease):
+            if lease.created + late <= now:
+                self._admit(lease, now)
+            else:
+                self._note_due(lease, now)
+            return
         if lease.state is State.ENDED:
             if lease.ended is not None and lease.ended + self._retention + late <= now:
                 self._set("lease", lease.id, None)
@@ -803,7 +838,9 @@ class Engine:
     def _note_due(self, lease: Lease, now: float) -> None:
         """Have :meth:`_pass_time` look at a lease when something may be due."""
         times = []
-        if lease.state is State.ENDED:
+        if _is_new(lease):
+            times.append(lease.created)
+        elif lease.state is State.ENDED:
             times.append((lease.ended or now) + self._retention)
         elif lease.state is State.ENDING:
             times.append(self._is_out_of_reach(lease))
@@ -909,14 +946,14 @@ class Engine:
 
     def _index(self, old: Lease | None, new: Lease | None) -> None:
         """Keep the queue, and who holds what, in step with a lease."""
-        if old is not None and old.state is State.QUEUED:
+        if old is not None and old.state is State.QUEUED and not _is_new(old):
             place = _place(old)
             del self._queue[bisect_left(self._queue, place)]
             if self._lines is not None:
                 line = self._lines[self._everything(old)]
                 del line[bisect_left(line, place)]
             self._options.pop(old.id, None)
-        if new is not None and new.state is State.QUEUED:
+        if new is not None and new.state is State.QUEUED and not _is_new(new):
             insort(self._queue, _place(new))
             if self._lines is not None:
                 insort(self._lines.setdefault(self._everything(new), []), _place(new))
@@ -957,6 +994,11 @@ class Engine:
         for cache in (self._access, self._matches, self._groups, self._options):
             cache.clear()
         self._lines = None
+
+
+def _is_new(lease: Lease) -> bool:
+    """Whether somebody has put it into the store, and no engine has looked at it yet."""
+    return lease.state is State.QUEUED and not lease.number
 
 
 def _place(lease: Lease) -> _Place:

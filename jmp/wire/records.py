@@ -78,7 +78,7 @@ class Lease:
     """Seconds from when it gets ready."""
     created: float
     number: int
-    """Rises by one with each request of a lab: the order of the queue within a priority."""
+    """Rises with each request of a lab: the order of the queue within a priority. 0: not checked and queued yet."""
     priority: int = 0
     begin: float | None = None
     """Not to be granted before."""
