@@ -140,8 +140,8 @@ class Engine:
         """Queued leases that can have an exporter that is connected elsewhere: it is granted there."""
         self._asked: set[str] = set()
         """Queued leases that were asked for here."""
-        self.is_mine: Callable[[str], bool] = lambda id: True
-        """Whether it is for this controller to see that a lease goes on as time passes."""
+        self.is_mine: Callable[[str], bool] | None = None
+        """Whether it is for this controller to see that a lease goes on as time passes; None if there are no others."""
         self._free: set[str] = set()
         self._queue: list[_Place] = []
         self._lines: dict[frozenset[str], list[_Place]] | None = None
@@ -796,7 +796,15 @@ class Engine:
 
     def _deference(self, id: str) -> float:
         """Seconds for which others may have to do first what is due."""
-        mine = id not in self._left and (id in self._asked or self.is_mine(id))
+        if self.is_mine is None:
+            return 0.0
+        lease = self.leases.get(id)
+        if id in self._left:
+            mine = False
+        elif lease is not None and lease.state is State.QUEUED and not _is_new(lease):
+            mine = id in self._asked  # whoever waits for it knows best how long
+        else:
+            mine = self.is_mine(id)
         return 0.0 if mine else DEFERENCE
 
     def _pass_time(self, lease: Lease, now: float) -> None:
