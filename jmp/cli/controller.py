@@ -186,6 +186,7 @@ async def _serve(
             if not lab.view.token:
                 await _first_start(lab, url, keys.ca_fingerprint, data, kept.keep_join)
         notify("STOPPING=1")
+        await lab.others.leave()
     return 0
 
 

@@ -15,6 +15,7 @@ after all (it was stopped, or cut off), then it says all of that again; and it c
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
@@ -23,6 +24,7 @@ import trio
 
 from jmp.controller.meeting import Attendance, RouterLink
 from jmp.controller.store import Change, Key, Record
+from jmp.errors import LabError
 from jmp.wire.records import Dial, Endpoint, Presence, Replica, Routing
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ LOST: Final = 16.0
 """Seconds without one, after which a controller is taken for dead: three may be lost."""
 DIAL_SECONDS: Final = 30.0
 """How long an exporter may be sent to a router: whoever waits for it there waits no longer."""
+LEAVE: Final = 2.0
+"""Seconds that saying goodbye may take."""
 _GATHER: Final = 0.02
 """Seconds in which news for the others is gathered, so that much of it makes few writes."""
 
@@ -71,6 +75,16 @@ class Others:
             nursery.start_soon(self._beat)
             while True:
                 await self._bury()
+
+    async def leave(self) -> None:
+        """Let the others know at once that this one is going. Should that fail, they notice by themselves."""
+        known = self._lab.view.replica.get(self.name)
+        if known is None:
+            return
+        with trio.move_on_after(LEAVE) as patience:
+            patience.shield = True
+            with suppress(LabError):
+                await self._lab.store.commit([Change("replica", self.name, known, None)])
 
     async def _beat(self) -> None:
         lab = self._lab

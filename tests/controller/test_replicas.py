@@ -236,3 +236,16 @@ async def test_a_controller_that_was_stopped_for_a_while_changes_nothing(labs: l
         a.lab.view.lease[first.id] = stale
         await boss.release(first.id)
         assert await kept(a, "lease", first.id) == ended
+
+
+async def test_one_that_goes_is_gone_at_once(labs: list[MemoryLab]) -> None:
+    a, b, _ = labs
+    async with a.exporter("one", others=[b]):
+        await b.attended("one")
+        await until(b, ("replica", "a"), lambda: "a" in b.lab.view.replica)
+        a.kill_controller()
+        await a.lab.others.leave()
+        await until(
+            b, ("exporter", "one"), lambda: (here := b.lab.attending.get("one")) is not None and not here.replica
+        )
+        assert "a" not in b.lab.view.replica

@@ -1,8 +1,9 @@
-"""deploy/kubernetes, on a real API server."""
+"""deploy/kubernetes, on a real API server; and what those do not load who have no cluster."""
 
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,9 @@ def test_pods_are_restricted(overlay: str) -> None:
                 }
                 mounted = {mount["name"] for mount in container["volumeMounts"]}
                 assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_nothing_of_it_is_loaded_where_it_is_not_needed() -> None:
+    code = "import jmp.cli.controller, sys; print([name for name in sys.modules if 'kube' in name or 'httpx' in name])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
