@@ -32,6 +32,9 @@ COMMANDS: Final[dict[str, Command]] = {
     "config": Command("jmp.cli.config", "Labs that you use: client create, use, list; exporter create, list."),
     "whoami": Command("jmp.cli.config", "Who you are in the lab.", "whoami_app"),
     "exporter": Command("jmp.cli.exporter", "Offer a device: serve, check, list, example."),
+    "run": Command(
+        "jmp.cli.exporter", "Offer a device: jmp exporter serve, with --exporter or --exporter-config.", "run_app"
+    ),
     "controller": Command("jmp.cli.controller", "Serve a lab: serve, backup."),
     "admin": Command("jmp.cli.admin", "Administer a lab: create, get, update, delete, disable, rotate."),
     "router": Command("jmp.cli.router", "Join clients and exporters that cannot reach each other."),

@@ -19,7 +19,7 @@ import trio
 import typer
 
 from jmp.cli import output
-from jmp.cli.exporter import log_to_stderr, until_told
+from jmp.cli.exporter import check_address, log_to_stderr, until_told
 from jmp.cli.labs import join_command
 from jmp.cli.typed import new_app
 from jmp.client.config import write_private
@@ -32,7 +32,6 @@ from jmp.controller.meeting import RouterLink
 from jmp.controller.serve import Door, Other, serve_controller
 from jmp.controller.sqlite import SqliteStore
 from jmp.controller.store import Store
-from jmp.errors import UsageError
 from jmp.exporter.serve import address_of, listen, notify
 from jmp.link import Link, websocket
 from jmp.router.serve import Router, verifier_of
@@ -108,6 +107,9 @@ def serve(
 ) -> int:
     """Serve a lab until TERM. The first start makes keys, a CA and an admin's token, and says how to go on."""
     log_to_stderr(log_level)
+    check_address("--listen", address, network=True)
+    if http != "none":
+        check_address("--http", http, network=True)
     names, data = names or own_names(), data_directory(data)
     if store is Where.sqlite:
         return trio.run(_serve, address, names, data, router, http, _embedded(data, names))
@@ -160,8 +162,6 @@ async def _shared(
 async def _serve(
     address: str, names: list[str], data: Path, with_router: bool, http: str, keeping: AbstractAsyncContextManager[Kept]
 ) -> int:
-    if address.startswith("unix:"):
-        raise UsageError("a controller listens at HOST:PORT: others come over the network")
     async with keeping as kept:
         keys = kept.keys
         listeners = await listen(address)

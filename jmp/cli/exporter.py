@@ -24,6 +24,7 @@ from jmp.exporter import config as configuration
 from jmp.exporter.config import ExporterConfig
 
 app = new_app("Offer a device to its users.")
+run_app = new_app("Offer a device: the same as jmp exporter serve.")
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME|FILE", help="A configuration's name (jmp exporter list) or its file.")
@@ -62,6 +63,14 @@ def state_directory(name: str) -> Path:
     return Path(base) / "jmp" / "exporters" / name
 
 
+def check_address(option: str, address: str, *, network: bool = False) -> None:
+    """Raise ``UsageError`` if one cannot listen there; ``network``: if others could not come in over the network."""
+    if problem := configuration.address_problem(address):
+        raise UsageError(f"{option} {problem}" if not network else f"{option} {address!r} is not HOST:PORT")
+    if network and address.startswith("unix:"):
+        raise UsageError(f"{option} {address}: HOST:PORT is needed, as others come over the network")
+
+
 @app.command()
 def serve(
     exporter: Name,
@@ -96,8 +105,7 @@ def serve(
     log_to_stderr(log_level)
     config = load(exporter)
     for address in listen or ():
-        if problem := configuration.address_problem(address):
-            raise UsageError(f"--listen {problem}")
+        check_address("--listen", address)
     if not any(address.startswith("unix:") for address in listen or config.addresses):
         from jmp.cli.join import lab_of, serve_in_lab
 
@@ -107,6 +115,21 @@ def serve(
             return
     addresses = listen or config.addresses or [f"unix:{default_socket(config.metadata.name)}"]
     trio.run(_serve, config, addresses, passphrase_file, tls_cert, tls_key, insecure, once)
+
+
+@run_app.command()
+def run(
+    exporter: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The exporter's name (jmp exporter list).")
+    ] = None,
+    exporter_config: Annotated[Path | None, typer.Option(metavar="FILE", help="Its configuration file.")] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Offer a device until stopped: jmp exporter serve, which has more options, under the name that others give it."""
+    if (exporter is None) == (exporter_config is None):
+        raise UsageError("jmp run needs one of --exporter NAME and --exporter-config FILE")
+    # A file is a file, also without a slash in its name.
+    serve(str(exporter_config.absolute()) if exporter_config is not None else exporter or "", log_level=log_level)
 
 
 async def _serve(

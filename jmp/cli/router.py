@@ -11,8 +11,9 @@ import trio
 import typer
 
 from jmp.cli import output
+from jmp.cli.config import read_token
 from jmp.cli.controller import own_names
-from jmp.cli.exporter import log_to_stderr, until_told
+from jmp.cli.exporter import check_address, log_to_stderr, until_told
 from jmp.cli.typed import new_app
 from jmp.client.config import TOKEN, write_private
 from jmp.errors import UsageError
@@ -41,7 +42,7 @@ def serve(
     ] = None,
     ca: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificates (PEM) to trust.")] = None,
     token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=f"File with the token (default: ${TOKEN}).")
+        str | None, typer.Option(metavar="FILE", help=f"File with the token, - for standard input (default: ${TOKEN}).")
     ] = None,
     address: Annotated[
         str, typer.Option("--listen", metavar="HOST:PORT", help="Where clients and exporters come in.")
@@ -59,14 +60,16 @@ def serve(
 ) -> None:
     """Serve a lab as a router until TERM: no new sessions from then on, and those there are may go on for a while."""
     log_to_stderr(log_level)
-    token = token_file.read_text().strip() if token_file is not None else os.environ.get(TOKEN, "")
-    if not token:
+    check_address("--listen", address, network=True)
+    seconds = parse(drain_for)
+    if token_file is None and not os.environ.get(TOKEN):
         raise UsageError(f"a router needs its token, in {TOKEN} or --token-file: jmp admin create router {name}")
+    token = read_token(token_file)
     state = state_directory(name)
     if ca is None and ca_fingerprint is not None:
         ca = state / "ca.pem"
         write_private(ca, fetch_ca(controller, ca_fingerprint))
-    trio.run(_serve, controller, token, ca, address, url, tls_cert, tls_key, state, most, parse(drain_for))
+    trio.run(_serve, controller, token, ca, address, url, tls_cert, tls_key, state, most, seconds)
 
 
 def state_directory(name: str) -> Path:

@@ -61,12 +61,21 @@ def test_every_driver_has_a_page() -> None:
 def test_bad_input_is_one_line_and_a_documented_code(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("apiVersion: jmp/v1\nkind: Exporter\nmetadata: {name: x}\nexport:\n  power: {type: mock-powr}\n")
+    router = ["router", "serve", "--name", "r", "--controller", "wss://127.0.0.1:1"]
     cases = [
         (["nope"], 64, "there is no command 'nope'"),
         (["shell"], 64, "--exporter NAME"),
         (["shell", "--exporter", "nope"], 64, "there is no exporter 'nope'"),
         (["shell", "--exporter-config", str(wrong)], 78, "mock-power"),
         (["shell", "--connect", f"unix:{tmp_path}/none.sock", "--", "true"], 69, "cannot reach"),
+        (["run"], 64, "--exporter-config FILE"),
+        (["run", "--exporter-config", str(wrong)], 78, "wrong.yaml:5"),
+        (["controller", "serve", "--listen", "8443"], 64, "--listen '8443' is not HOST:PORT"),
+        (["controller", "serve", "--listen", "unix:x"], 64, "--listen unix:x: HOST:PORT is needed"),
+        (["controller", "serve", "--http", "nobody"], 64, "--http 'nobody' is not HOST:PORT"),
+        ([*router, "--listen", ":99999"], 64, "--listen ':99999' is not HOST:PORT"),
+        ([*router, "--drain", "soon"], 64, "'soon'"),
+        ([*router, "--token-file", str(tmp_path / "none")], 78, "No such file"),
         (["exporter", "serve", "--bogus"], 64, "see jmp exporter serve --help"),
         (["exporter", "serve", str(wrong)], 78, "wrong.yaml:5"),
     ]

@@ -26,6 +26,12 @@ export: {{power: {{type: mock-power}}}}
 """
 
 
+def _listen_to_signals() -> None:
+    """Whoever runs the tests may ignore some (as ``nohup`` does), and programs inherit that."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Program:
     """A command that runs. What it says on standard error is read only by :meth:`until` and at its end."""
 
@@ -38,6 +44,7 @@ class Program:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=_listen_to_signals,
         )
 
     def __enter__(self) -> Program:
