@@ -24,6 +24,8 @@ class Response:
     status: int
     reason: str
     body: bytes
+    headers: dict[str, str]
+    """By name in lower case; of a name that is there twice, the last."""
 
 
 async def request(
@@ -80,7 +82,8 @@ async def _converse(stream: trio.abc.Stream, head: h11.Request, body: bytes) -> 
                 raise HttpError(f"its answer is longer than {_MAX_BODY} bytes")
         elif isinstance(event, h11.EndOfMessage):
             assert answer is not None
-            return Response(answer.status_code, answer.reason.decode("latin-1"), bytes(received))
+            headers = {name.decode("ascii"): value.decode("latin-1") for name, value in answer.headers}
+            return Response(answer.status_code, answer.reason.decode("latin-1"), bytes(received), headers)
 
 
 def _tls(verify: bool) -> ssl.SSLContext:

@@ -1,0 +1,124 @@
+"""Shelly relays and plugs of the second generation and later, over HTTP."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import field
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import trio
+
+from jmp.driver import BadValue, ConfigError, DeviceError, export
+from jmp.driver.interfaces import Power, PowerState
+from jmp_drivers import _http
+from jmp_drivers._digest import authorization
+
+_MEASURED = {"voltage": "voltage", "current": "current", "apower": "power"}
+
+
+class Shelly(Power):
+    """A Shelly of the second generation or later: one of its switches, and what it measures.
+
+    Opening it asks for the switch, so a relay that is not there, or lacks the switch, degrades the driver.
+    """
+
+    host: str = field(metadata={"doc": "name or address; with `:PORT` unless it is 80"})
+    switch: int = field(default=0, metadata={"doc": "number of the switch, from 0"})
+    password: str | None = field(
+        default=None, metadata={"secret": True, "doc": "of the relay's user, which is `admin`"}
+    )
+    timeout: float = field(default=10.0, metadata={"doc": "seconds that an answer may take"})
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(f"//{self.host}")
+            valid = bool(parts.hostname) and parts.netloc == self.host and "@" not in self.host and parts.port != 0
+        except ValueError:  # a port that is no number
+            valid = False
+        if not valid:
+            raise ConfigError("host must be a name or address, or HOST:PORT")
+        if self.switch < 0:
+            raise ConfigError(f"switch must be 0 or more, not {self.switch}")
+
+    async def open(self) -> None:
+        await self.state()
+
+    @export
+    async def on(self) -> None:
+        await self._call("Switch.Set", on="true")
+
+    @export
+    async def off(self) -> None:
+        await self._call("Switch.Set", on="false")
+
+    @export
+    async def state(self) -> PowerState:
+        output = (await self._call("Switch.GetStatus")).get("output")
+        return "unknown" if output is None else "on" if output else "off"
+
+    @export
+    async def reading(self) -> dict[str, float]:
+        """What it measures: `voltage` (V), `current` (A) and `power` (W), as far as this model does."""
+        status = await self._call("Switch.GetStatus")
+        measured = {
+            name: float(status[key]) for key, name in _MEASURED.items() if isinstance(status.get(key), int | float)
+        }
+        if not measured:
+            raise DeviceError(f"the Shelly at {self.host} measures nothing: this model has no meter")
+        return measured
+
+    @export
+    async def readings(self, interval: float = 1.0) -> AsyncIterator[dict[str, float]]:
+        """What it measures, again and again: one reading every so many seconds."""
+        if not 0 < interval < math.inf:
+            raise BadValue(f"interval must be more than 0 seconds, not {interval:g}")
+        due = trio.current_time()
+        while True:
+            yield await self.reading()
+            due = max(due + interval, trio.current_time())
+            await trio.sleep_until(due)
+
+    async def _call(self, method: str, **parameters: str) -> dict[str, Any]:
+        what = f"{method} at {self.host}"
+        uri = f"/rpc/{method}?{urlencode({'id': self.switch, **parameters})}"
+        try:
+            with trio.fail_after(self.timeout):
+                answer = await self._get(uri)
+        except trio.TooSlowError:
+            raise DeviceError(f"{what}: no answer within {self.timeout:g} s") from None
+        except _http.HttpError as error:
+            raise DeviceError(f"{what}: {error}") from error
+        if answer.status == 401:
+            wrong = "it wants a password: give one" if self.password is None else "it does not take this password"
+            raise DeviceError(f"{what}: {wrong}")
+        try:
+            result = json.loads(answer.body)
+        except ValueError:
+            result = None
+        if not isinstance(result, dict):
+            raise DeviceError(f"{what}: the answer is not a Shelly's; one of the first generation needs http-power")
+        if answer.status != 200:
+            raise DeviceError(f"{what}: {result.get('message') or f'{answer.status} {answer.reason}'}")
+        return result
+
+    async def _get(self, uri: str) -> _http.Response:
+        url = f"http://{self.host}{uri}"
+        answer = await _http.request("GET", url, headers={})
+        if answer.status != 401 or self.password is None:
+            return answer
+        try:
+            proof = authorization(
+                answer.headers.get("www-authenticate", ""),
+                method="GET",
+                uri=uri,
+                username="admin",
+                password=self.password,
+                cnonce=secrets.token_hex(16),
+            )
+        except ValueError as error:
+            raise _http.HttpError(str(error)) from error
+        return await _http.request("GET", url, headers={"Authorization": proof})
