@@ -193,6 +193,8 @@ async def test_nothing_is_granted_twice_nor_lost(cluster: Cluster, tmp_path: Pat
         for replica in replicas:
             replica.start()
             stack.callback(replica.kill)
+        assert replicas[0].program is not None
+        replicas[0].program.until("This is its first start")
         async with connect(access) as api, trio.open_nursery() as nursery:
             nursery.cancel_scope.deadline = trio.current_time() + 110
             balancer = Balancer(replicas)
