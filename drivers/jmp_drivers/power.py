@@ -134,7 +134,7 @@ class Request:
 
 
 class HttpPower(Power):
-    """A switch that is worked by HTTP requests: Shelly, Tasmota and most network relays.
+    """A switch that is worked by HTTP requests: Tasmota and most other network relays.
 
     A request is a URL, or ``{url, method, headers, body, expect}``. The answer must have a 2xx status and, if given, hold
     ``expect``. ``state`` must answer something in which ``on_pattern`` or ``off_pattern`` is found; without a ``state`` request,

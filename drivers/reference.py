@@ -1,0 +1,120 @@
+"""Writes docs/drivers.md from the drivers themselves: ``python3 drivers/reference.py``, where jmp and they are installed.
+
+Examples are those of the drivers' pages, docs/drivers/*.md. What is tested against what stands here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+import tomllib
+from pathlib import Path
+from pkgutil import resolve_name
+
+from jmp.driver import Driver
+from jmp.driver.schema import config_schema, describe
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "drivers.md"
+
+TESTED = {
+    "command-power": (
+        "commands of the system",
+        "orders, state, time-out; a command that is given up leaves no process",
+    ),
+    "echo": ("sockets", "what is sent comes back, each side's end too"),
+    "http-power": ("an HTTP server", "requests, answers, passwords that no message shows, refusal, silence, impostors"),
+    "mock-power": ("none: it is one", "state and cycles"),
+    "qemu": (
+        "QEMU with U-Boot, and with Linux",
+        "boot, console, power cycle, disks, ports, screen; a QEMU that is killed is noticed",
+    ),
+    "serial": (
+        "pseudo-terminals, ser2net, pyserial's RFC 2217 server",
+        "bytes, settings, modem lines, unplugging and return",
+    ),
+    "shelly": (
+        "a server of its RPC, held against curl",
+        "orders, measurements, digest authentication, loss and return",
+    ),
+    "shell": ("programs of the system", "output, status, time-out; arguments are never executed; no process is left"),
+    "tcp": ("TCP servers", "bytes and each side's end both ways, refusal, reset, silence"),
+    "udp": ("UDP sockets", "bounds of datagrams both ways, nobody there yet"),
+    "unix": ("Unix sockets", "bytes and each side's end both ways, refusal"),
+    "virtual-board": ("none: it is a device", "boot, login, console, flashing, network ports, power"),
+    "wake-on-lan": ("the program wakeonlan", "the same bytes as its packet; the commands for the rest"),
+}
+"""Driver → the counterpart in its tests, and what they assert."""
+
+
+def render() -> str:
+    """The page, as it has to be."""
+    project = tomllib.loads((ROOT / "drivers/pyproject.toml").read_text())["project"]
+    drivers: dict[str, type[Driver]] = {
+        name: resolve_name(place) for name, place in sorted(project["entry-points"]["jmp.drivers"].items())
+    }
+    parts = [
+        "# Drivers\n",
+        "`jmp driver list` prints what is installed, `jmp driver show TYPE` a driver's configuration. To write one, see\n"
+        "[drivers/README.md](../drivers/README.md). This page is made by `drivers/reference.py`.\n",
+        table(
+            ("type", "interface", "what", "page"),
+            [(f"`{name}`", _interface(each), each.summary(), _link(name)) for name, each in drivers.items()],
+        ),
+        "## Tested against\n",
+        "Each is tried on the real thing where it runs on a plain machine; continuous integration installs it.\n",
+        table(("type", "counterpart", "what is asserted"), [(f"`{name}`", *TESTED[name]) for name in drivers]),
+        "## Configuration\n",
+        *(section(name, each) for name, each in drivers.items()),
+    ]
+    return "\n".join(parts)
+
+
+def section(name: str, driver: type[Driver]) -> str:
+    """What a driver is, and its configuration."""
+    schema = config_schema(driver)
+    lines = []
+    for key, item in schema["properties"].items():
+        default = (
+            "required" if key in schema["required"] else f"default `{item['default']}`" if "default" in item else ""
+        )
+        lines.append(f"- `{key}`: {', '.join(filter(None, (describe(item), default, item.get('description', ''))))}")
+    about = inspect.getdoc(driver) or driver.summary()
+    example = f"```yaml\napiVersion: jmp/v1\nkind: Exporter\nmetadata:\n  name: bench\nexport:\n{_example(name)}```\n"
+    return "\n\n".join(filter(None, (f"### {name}", about, "\n".join(lines), example)))
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *rows))
+
+
+def _interface(driver: type[Driver]) -> str:
+    return f"`{driver.interface}`" if driver.interface else "composite"
+
+
+def _page(name: str) -> Path:
+    """The page whose title names the driver."""
+    for path in sorted((ROOT / "docs/drivers").glob("*.md")):
+        if name in re.split(r"[#:, \n]+", path.read_text().partition("\n")[0]):
+            return path
+    raise SystemExit(f"no page in docs/drivers is about {name}: name it in a title")
+
+
+def _link(name: str) -> str:
+    path = _page(name)
+    return f"[{path.stem}](drivers/{path.name})"
+
+
+def _example(name: str) -> str:
+    """The driver's entry in the examples of its page; just its type if there is none."""
+    for block in re.findall(r"^```yaml\n(.*?)^```", _page(name).read_text(), re.DOTALL | re.MULTILINE):
+        for entry in re.findall(r"^  \S.*\n(?:    .*\n|\n)*", block.partition("\nexport:\n")[2], re.MULTILINE):
+            if re.search(rf"^    type: {name}$", entry, re.MULTILINE):
+                return str(entry).rstrip("\n") + "\n"
+    return textwrap.indent(f"device:\n  type: {name}\n", "  ")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render())
