@@ -1,0 +1,259 @@
+"""A session that outlives its links, sans-I/O: what is sent again after a break, and what is not.
+
+Theory of operation. A session carries whole messages over one link after another. Each end counts what it has received, and
+keeps what it sent until the other end says that it has that. Messages are not numbered on the wire: they are in order, so their
+place says it. What the ends tell each other goes in front of a message's own frames, or in a message without any, which does
+not count:
+
+====== === ============================ ==========================================================================
+prefix  #  elements after kind, stream  meaning
+====== === ============================ ==========================================================================
+RESUME 10  properties: map              first on every link, by the dialler, then by the listener: ``key``, ``received``;
+                                        instead of the latter ``refused``, why the session cannot go on
+ACK    11  received: uint 64            so many messages have arrived in this direction, since the session began
+====== === ============================ ==========================================================================
+
+They have the shape of frames (:mod:`jmp.wire.frames`) of stream 0, so a peer that knows nothing of this ignores them, and then
+there is nothing to resume: see :attr:`Resume.plain`.
+
+On the first link the dialler sends its RESUME with its first message and waits for nothing. On every further one it sends
+nothing but that until the answer tells from where on to send again; the listener never sends before it has heard the dialler.
+
+The caller, a thin asynchronous or blocking half, tells of links that come and go (:meth:`Resume.attach`, :meth:`Resume.detach`),
+hands over what came (:meth:`Resume.receive`) and what is to go (:meth:`Resume.put`), and sends what :meth:`Resume.head` returns,
+one after the other. Time is its affair: how long to wait for a link, and when to acknowledge what nothing else did.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgpack
+
+from jmp.errors import LinkLost, ProtocolViolation
+from jmp.link.rfc6455 import Buffer
+
+RESUME: Final = 10
+ACK: Final = 11
+MAX_KEPT: Final = 8 * 1024 * 1024
+"""Bytes kept in case they must be sent again; then senders wait. Several windows of a stream (:mod:`jmp.mux.protocol`)."""
+MAX_KEPT_MESSAGES: Final = 8192
+ACK_BYTES: Final = 512 * 1024
+"""Bytes received after which they are acknowledged although there is nothing else to send."""
+ACK_MESSAGES: Final = 256
+MIN_KEY: Final = 16
+"""Bytes of the shortest key: it is all that tells one session of a client from another, so it must not be guessable."""
+MAX_PREFIX: Final = 16 * 1024
+
+_ACK: Final = struct.Struct(">4sQ")
+_ACK_HEAD: Final = b"\x93\x0b\x00\xcf"
+_RESUME_HEAD: Final = b"\x93\x0a\x00"
+
+
+class Ended(LinkLost):
+    """The other end has refused to go on with the session: it will not be resumed."""
+
+
+class Resume:
+    """One end of a session. The dialler gives its ``key``; the listener learns it from the first message.
+
+    Not thread-safe: the caller sees to it.
+    """
+
+    def __init__(self, key: bytes | None = None) -> None:
+        assert key is None or len(key) >= MIN_KEY
+        self.key = key
+        self.plain = False
+        """The other end knows nothing of sessions: messages pass as they are, and nothing is left of a link that breaks."""
+        self.attached = False
+        """Whether there is a link, for all that this end knows."""
+        self._dialler = key is not None
+        self._first = True  # nothing has ever come from the other side
+        self._greeting = False  # RESUME is to be said next
+        self._open = False  # on this link, the other side has said its RESUME
+        self._kept: deque[tuple[int, Sequence[Buffer]]] = deque()  # sizes and messages that are not acknowledged
+        self._kept_bytes = 0
+        self._sent = 0  # how many of those have gone on this link
+        self._acknowledged = 0  # messages before the first of those
+        self._reached = 0  # messages that have gone on any link
+        self._received = 0
+        self._told = 0  # what of that the other side knows
+        self._owed_bytes = 0
+
+    # ---- links
+
+    def attach(self) -> None:
+        """There is a new link; one that there was before is given up."""
+        assert not self.plain
+        self.attached = True
+        self._greeting = self._dialler
+        self._open = False
+        self._sent = 0
+
+    def detach(self) -> bool:
+        """The link is gone. Whether the session can go on over another one."""
+        self.attached = False
+        return not self.plain and self.key is not None
+
+    # ---- what comes in
+
+    def receive(self, message: bytes) -> bytes | None:
+        """The other side's own message; None if this was none.
+
+        Raises :class:`~jmp.errors.ProtocolViolation` if that side breaks the rules, and :class:`Ended` if it will not go on.
+        """
+        if self.plain:
+            return message
+        if not self._open:
+            properties, message = _opening(message)
+            if not self._begin(properties):
+                return message
+        if message.startswith(_ACK_HEAD):
+            if len(message) < _ACK.size:
+                raise ProtocolViolation("a message ends inside a frame")
+            self._acknowledge(_ACK.unpack_from(message)[1])
+            message = message[_ACK.size :]
+        if not message:
+            return None
+        self._received += 1
+        self._owed_bytes += len(message)
+        return message
+
+    def _begin(self, properties: dict[Any, Any] | None) -> bool:
+        """Act on the RESUME that a link began with; False if the other side has none."""
+        if properties is None:
+            if not self._first:
+                raise ProtocolViolation("a link began without saying which session it goes on with")
+            self.plain = True
+            self._greeting = False
+            self._drop(self._sent)
+            return False
+        key, received, refused = (properties.get(name) for name in ("key", "received", "refused"))
+        if self._dialler and type(refused) is str:
+            raise Ended(refused)
+        if type(key) is not bytes or len(key) < MIN_KEY or type(received) is not int:
+            raise ProtocolViolation("RESUME names no key, or not how many messages were received")
+        if self.key is None:
+            self.key = key
+        elif key != self.key:
+            raise ProtocolViolation("RESUME names another session")
+        self._acknowledge(received)
+        self._first = False
+        self._open = True
+        self._greeting = not self._dialler
+        return True
+
+    def _acknowledge(self, received: int) -> None:
+        count = received - self._acknowledged
+        # What has gone on an earlier link only is acknowledged by this one's RESUME, or not before it has gone here.
+        if not 0 <= count <= (self._sent if self._open else self._reached - self._acknowledged):
+            raise ProtocolViolation(f"{received} messages were acknowledged, which cannot be")
+        self._drop(count)
+
+    def _drop(self, count: int) -> None:
+        for _ in range(count):
+            self._kept_bytes -= self._kept.popleft()[0]
+        self._acknowledged += count
+        self._sent = max(self._sent - count, 0)
+
+    # ---- what goes out
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits to be acknowledged that senders have to wait."""
+        return self._kept_bytes >= MAX_KEPT or len(self._kept) >= MAX_KEPT_MESSAGES
+
+    @property
+    def waiting(self) -> bool:
+        """Whether messages wait to be sent on this link: then no other may be sent before them."""
+        return self._sent < len(self._kept)
+
+    @property
+    def owed(self) -> bool:
+        """Whether the other side does not know yet of something that has arrived."""
+        return self._received != self._told
+
+    @property
+    def ack_due(self) -> bool:
+        """Whether that is so much that it should be told now."""
+        return self._owed_bytes >= ACK_BYTES or self._received - self._told >= ACK_MESSAGES
+
+    def put(self, parts: Sequence[Buffer]) -> None:
+        """Take a message, which must not change or be empty: it will arrive, once, as long as the session lasts."""
+        size = sum(map(len, parts))
+        assert size
+        self._kept.append((size, parts))
+        self._kept_bytes += size
+
+    def head(self, *, ack: bool = False) -> list[Buffer]:
+        """The parts of the next message to send; empty if there is none.
+
+        With ``ack`` it may consist of an acknowledgement only. It is the same until :meth:`advance` says that the link has it.
+        """
+        if not self.attached:
+            return []
+        parts: list[Buffer] = []
+        if self._greeting:
+            parts.append(_pack({"key": self.key, "received": self._received}))
+            if self._dialler and not self._first:
+                return parts  # the answer says what else
+        elif not self._open and not self.plain and (not self._dialler or not self._first):
+            return []
+        elif self.owed and not self.plain and (self.waiting or ack or self.ack_due):
+            parts.append(_ACK.pack(_ACK_HEAD, self._received))
+        if self.waiting:
+            parts.extend(self._kept[self._sent][1])
+        return parts
+
+    def advance(self) -> None:
+        """The link has taken what :meth:`head` returned. To be called before anything else is."""
+        alone = self._greeting and self._dialler and not self._first
+        if self.waiting and not alone:
+            self._sent += 1
+            self._reached = max(self._reached, self._acknowledged + self._sent)
+            if self.plain:
+                self._drop(1)
+        self._greeting = False
+        self._told = self._received
+        self._owed_bytes = 0
+
+
+def key_of(message: bytes) -> bytes | None:
+    """Which session the first message of a link belongs to, new or not; None: the dialler knows nothing of sessions.
+
+    Raises :class:`~jmp.errors.ProtocolViolation`.
+    """
+    properties, _ = _opening(message)
+    if properties is None:
+        return None
+    key = properties.get("key")
+    if type(key) is not bytes or len(key) < MIN_KEY:
+        raise ProtocolViolation("RESUME names no key, or one that could be guessed")
+    return key
+
+
+def refusal(reason: str) -> bytes:
+    """The listener's answer to the dialler of a session that cannot go on."""
+    return _pack({"refused": reason})
+
+
+def _pack(properties: dict[str, object]) -> bytes:
+    return msgpack.packb((RESUME, 0, properties), use_bin_type=True) or b""
+
+
+def _opening(message: bytes) -> tuple[dict[Any, Any] | None, bytes]:
+    """The properties of the RESUME that ``message`` begins with, and the rest of it; None if it begins otherwise."""
+    if not message.startswith(_RESUME_HEAD):
+        return None, message
+    unpacker = msgpack.Unpacker(raw=False, max_buffer_size=MAX_PREFIX, max_array_len=16, max_map_len=64, max_ext_len=0)
+    try:
+        unpacker.feed(message[:MAX_PREFIX])
+        properties = unpacker.unpack()[2]
+    except (msgpack.UnpackException, ValueError, TypeError, RecursionError) as error:
+        raise ProtocolViolation(f"a link began with no valid RESUME: {str(error) or type(error).__name__}") from error
+    if type(properties) is not dict:
+        raise ProtocolViolation("RESUME has no properties")
+    return properties, message[unpacker.tell() :]

@@ -1,0 +1,238 @@
+"""Sessions that outlive their links, as conversations between two cores whose links lose what is under way."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jmp.errors import ProtocolViolation
+from jmp.link.resume import ACK_MESSAGES, MAX_KEPT, MAX_KEPT_MESSAGES, Ended, Resume, key_of, refusal
+from jmp.mux.protocol import Mux, Role
+from jmp.wire.frames import pack, unpack
+
+KEY = b"k" * 32
+
+
+class Ends:
+    """Both ends of a session, and one link at a time; ``arrived`` is what each of them has got (0: the dialler)."""
+
+    def __init__(self) -> None:
+        self.ends = Resume(KEY), Resume()
+        self.arrived: tuple[list[bytes], list[bytes]] = ([], [])
+        self._under_way: tuple[deque[bytes], deque[bytes]] = (deque(), deque())
+        self.link()
+
+    def link(self) -> None:
+        for end, messages in zip(self.ends, self._under_way, strict=True):
+            messages.clear()
+            end.attach()
+
+    def cut(self) -> None:
+        for end, messages in zip(self.ends, self._under_way, strict=True):
+            messages.clear()
+            end.detach()
+
+    def send(self, end: int, *, ack: bool = False) -> bool:
+        """Give the link one message, if there is one."""
+        parts = self.ends[end].head(ack=ack)
+        if parts:
+            self.ends[end].advance()
+            self._under_way[1 - end].append(b"".join(parts))
+        return bool(parts)
+
+    def deliver(self, end: int) -> bool:
+        """Let one message arrive, if there is one."""
+        if not self._under_way[end]:
+            return False
+        message = self.ends[end].receive(self._under_way[end].popleft())
+        if message is not None:
+            self.arrived[end].append(message)
+        return True
+
+    def settle(self) -> None:
+        """Until nothing moves."""
+        while sum(step(end) for step in (self.send, self.deliver) for end in (0, 1)):
+            pass
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.integers(0, 1)),
+        st.tuples(st.just("send"), st.integers(0, 1)),
+        st.tuples(st.just("ack"), st.integers(0, 1)),
+        st.tuples(st.just("deliver"), st.integers(0, 1)),
+        st.tuples(st.sampled_from(["cut", "link"]), st.just(0)),
+    ),
+    max_size=200,
+)
+
+
+@given(STEPS)
+def test_whatever_is_cut_everything_arrives_once_and_in_order(steps: list[tuple[str, int]]) -> None:
+    ends = Ends()
+    ends.settle()
+    ends.send(0)
+    ends.deliver(1)  # the listener knows of the session: before, there is nothing to go on with
+    put: tuple[list[bytes], list[bytes]] = ([], [])
+    for step, end in steps:
+        match step:
+            case "put":
+                message = pack_number(len(put[end]))
+                put[end].append(message)
+                ends.ends[end].put([message[:1], memoryview(message)[1:]])
+            case "send":
+                ends.send(end)
+            case "ack":
+                ends.send(end, ack=True)
+            case "deliver":
+                ends.deliver(end)
+            case "cut":
+                ends.cut()
+            case "link":
+                ends.link()
+        for direction in (0, 1):
+            assert ends.arrived[1 - direction] == put[direction][: len(ends.arrived[1 - direction])]
+    ends.link()
+    ends.settle()
+    assert ends.arrived == (put[1], put[0])
+
+
+def pack_number(number: int) -> bytes:
+    return b"\x94" + number.to_bytes(4, "big")
+
+
+def test_a_first_message_waits_for_no_answer() -> None:
+    ends = Ends()
+    ends.ends[0].put([b"hello"])
+    assert ends.send(0)
+    ends.deliver(1)
+    assert ends.arrived[1] == [b"hello"]
+
+
+def test_a_listener_says_nothing_first() -> None:
+    ends = Ends()
+    ends.ends[1].put([b"hello"])
+    assert not ends.send(1)
+    ends.send(0)
+    ends.deliver(1)
+    assert ends.send(1)
+
+
+def test_what_is_acknowledged_is_kept_no_longer() -> None:
+    ends = Ends()
+    for _ in range(MAX_KEPT_MESSAGES):
+        ends.ends[0].put([b"x"])
+    assert ends.ends[0].full
+    ends.settle()  # the other side has nothing to say, and acknowledges all the same
+    assert not ends.ends[0].full
+    assert len(ends.ends[0]._kept) < ACK_MESSAGES
+
+
+def test_bytes_fill_it_too() -> None:
+    end = Resume(KEY)
+    end.put([bytes(MAX_KEPT - 1)])
+    assert not end.full
+    end.put([b"x"])
+    assert end.full
+
+
+def test_a_message_costs_nothing_when_there_is_nothing_to_tell() -> None:
+    ends = Ends()
+    ends.settle()
+    ends.ends[0].put([b"x"])
+    assert ends.ends[0].head() == [b"x"]
+
+
+def test_an_end_that_is_without_a_link_says_nothing() -> None:
+    ends = Ends()
+    ends.settle()
+    assert ends.ends[0].detach()
+    ends.ends[0].put([b"x"])
+    assert ends.ends[0].head(ack=True) == []
+
+
+# ---- those who know nothing of it
+
+
+@pytest.mark.parametrize("early", [0, 1, 3])
+def test_a_listener_without_resume_gets_every_message(early: int) -> None:
+    dialler, old = Resume(KEY), Mux(Role.LISTENER)
+    dialler.attach()
+    mux = Mux(Role.DIALLER)
+    dialler.put(mux.outgoing())
+    for _ in range(early):
+        mux.open(b"early")
+        dialler.put(mux.outgoing())
+    events = []
+    while parts := dialler.head():
+        dialler.advance()
+        events += old.receive(b"".join(parts))
+    answer = b"".join(old.outgoing())
+    assert dialler.receive(answer) == answer
+    assert dialler.plain
+    assert not dialler.detach()
+    assert len(events) == 2 * early
+
+
+def test_a_dialler_without_resume_is_served() -> None:
+    listener = Resume()
+    listener.attach()
+    hello = b"".join(Mux(Role.DIALLER).outgoing())
+    assert key_of(hello) is None
+    assert listener.receive(hello) == hello
+    listener.put([b"answer"])
+    assert listener.head() == [b"answer"]
+    listener.advance()
+    assert listener.head() == []
+    assert not listener.detach()
+
+
+def test_its_words_are_frames_that_others_ignore() -> None:
+    dialler = Resume(KEY)
+    dialler.attach()
+    assert unpack(b"".join(dialler.head())) == []
+
+
+# ---- what cannot be
+
+
+def test_a_session_that_cannot_go_on_is_told() -> None:
+    ends = Ends()
+    ends.settle()
+    ends.cut()
+    ends.ends[0].attach()
+    assert key_of(b"".join(ends.ends[0].head())) == KEY
+    with pytest.raises(Ended, match="the lease has ended"):
+        ends.ends[0].receive(refusal("the lease has ended"))
+
+
+def resume(**properties: object) -> bytes:
+    return pack(10, 0, properties)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("message", "wrong"),
+    [
+        (b"\x95", "without saying which session"),
+        (resume(key=b"o" * 32, received=0), "another session"),
+        (resume(key=b"k", received=0), "names no key"),
+        (resume(key=KEY), "not how many"),
+        (resume(key=KEY, received=True), "not how many"),
+        (resume(key=KEY, received=1), "cannot be"),
+        (resume(key=KEY, received=-1), "cannot be"),
+        (resume(key=KEY, received=0)[:-1], "no valid RESUME"),
+        (b"\x93\x0a\x00\x01", "no properties"),
+        (resume(key=KEY, received=0) + b"\x93\x0b\x00\xcf\x00", "inside a frame"),
+        (resume(key=KEY, received=0) + b"\x93\x0b\x00\xcf" + (7).to_bytes(8, "big"), "cannot be"),
+    ],
+)
+def test_who_breaks_the_rules_is_told_how(message: bytes, wrong: str) -> None:
+    ends = Ends()
+    ends.settle()
+    ends.link()
+    ends.ends[1].put([b"not sent yet"])
+    with pytest.raises(ProtocolViolation, match=wrong):
+        ends.ends[1].receive(message)
