@@ -20,7 +20,7 @@ On the first link the dialler sends its RESUME with its first message and waits 
 nothing but that until the answer tells from where on to send again; the listener never sends before it has heard the dialler.
 
 The caller, a thin asynchronous or blocking half, tells of links that come and go (:meth:`Resume.attach`, :meth:`Resume.detach`),
-hands over what came (:meth:`Resume.receive`) and what is to go (:meth:`Resume.put`), and sends what :meth:`Resume.head` returns,
+hands over what came (:meth:`Resume.receive`) and what is to go (:meth:`Resume.put`), and sends what :meth:`Resume.take` returns,
 one after the other. Time is its affair: how long to wait for a link, and when to acknowledge what nothing else did.
 """
 
@@ -71,7 +71,7 @@ class Resume:
         self.attached = False
         """Whether there is a link, for all that this end knows."""
         self._dialler = key is not None
-        self._first = True  # nothing has ever come from the other side
+        self._links = 0
         self._greeting = False  # RESUME is to be said next
         self._open = False  # on this link, the other side has said its RESUME
         self._kept: deque[tuple[int, Sequence[Buffer]]] = deque()  # sizes and messages that are not acknowledged
@@ -89,6 +89,7 @@ class Resume:
         """There is a new link; one that there was before is given up."""
         assert not self.plain
         self.attached = True
+        self._links += 1
         self._greeting = self._dialler
         self._open = False
         self._sent = 0
@@ -125,7 +126,7 @@ class Resume:
     def _begin(self, properties: dict[Any, Any] | None) -> bool:
         """Act on the RESUME that a link began with; False if the other side has none."""
         if properties is None:
-            if not self._first:
+            if self._links > 1:  # what went over the first one would be done twice
                 raise ProtocolViolation("a link began without saying which session it goes on with")
             self.plain = True
             self._greeting = False
@@ -141,7 +142,6 @@ class Resume:
         elif key != self.key:
             raise ProtocolViolation("RESUME names another session")
         self._acknowledge(received)
-        self._first = False
         self._open = True
         self._greeting = not self._dialler
         return True
@@ -188,35 +188,34 @@ class Resume:
         self._kept.append((size, parts))
         self._kept_bytes += size
 
-    def head(self, *, ack: bool = False) -> list[Buffer]:
-        """The parts of the next message to send; empty if there is none.
+    def take(self, *, ack: bool = False) -> list[Buffer]:
+        """The parts of the next message to send; empty if there is none. It counts as sent until the link is gone.
 
-        With ``ack`` it may consist of an acknowledgement only. It is the same until :meth:`advance` says that the link has it.
+        With ``ack`` it may consist of an acknowledgement only.
         """
         if not self.attached:
             return []
         parts: list[Buffer] = []
         if self._greeting:
+            self._greeting = False
             parts.append(_pack({"key": self.key, "received": self._received}))
-            if self._dialler and not self._first:
+            self._told_all()
+            if self._dialler and self._links > 1:
                 return parts  # the answer says what else
-        elif not self._open and not self.plain and (not self._dialler or not self._first):
+        elif not self._open and not self.plain and (not self._dialler or self._links > 1):
             return []
         elif self.owed and not self.plain and (self.waiting or ack or self.ack_due):
             parts.append(_ACK.pack(_ACK_HEAD, self._received))
+            self._told_all()
         if self.waiting:
             parts.extend(self._kept[self._sent][1])
-        return parts
-
-    def advance(self) -> None:
-        """The link has taken what :meth:`head` returned. To be called before anything else is."""
-        alone = self._greeting and self._dialler and not self._first
-        if self.waiting and not alone:
             self._sent += 1
             self._reached = max(self._reached, self._acknowledged + self._sent)
             if self.plain:
                 self._drop(1)
-        self._greeting = False
+        return parts
+
+    def _told_all(self) -> None:
         self._told = self._received
         self._owed_bytes = 0
 
