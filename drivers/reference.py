@@ -39,6 +39,7 @@ TESTED = {
         "orders, measurements, digest authentication, loss and return",
     ),
     "shell": ("programs of the system", "output, status, time-out; arguments are never executed; no process is left"),
+    "snmp-power": ("net-snmp's agent", "orders, measurements, versions 2c and 3, refusals, loss and return"),
     "tcp": ("TCP servers", "bytes and each side's end both ways, refusal, reset, silence"),
     "udp": ("UDP sockets", "bounds of datagrams both ways, nobody there yet"),
     "unix": ("Unix sockets", "bytes and each side's end both ways, refusal"),
