@@ -26,6 +26,7 @@ TESTED = {
     "echo": ("sockets", "what is sent comes back, each side's end too"),
     "http-power": ("an HTTP server", "requests, answers, passwords that no message shows, refusal, silence, impostors"),
     "mock-power": ("none: it is one", "state and cycles"),
+    "outlets": ("switches worked by commands", "the order, the delay, what a failing one does to the others"),
     "qemu": (
         "QEMU with U-Boot, and with Linux",
         "boot, console, power cycle, disks, ports, screen; a QEMU that is killed is noticed",
