@@ -6,6 +6,7 @@
 ``websocket``  Trio links: client and listener, over TCP, TLS and Unix sockets
 ``blocking``   the same for a client without an event loop, on blocking sockets
 ``resume``     a session over one link after another, sans-I/O: what is sent again, and what is not
+``resumable``  the same as a Trio link
 ``memory``     a pair of links in one process, with delay, stall and cut for tests
 """
 
