@@ -18,6 +18,10 @@ from typing import Final
 
 HOST: Final = "JMP_HOST"
 """URL of the session that commands inside it use."""
+HOSTS: Final = "JMP_HOSTS"
+"""``EXPORTER=URL``, separated by commas, for the devices of a lease."""
+LEASE: Final = "JMP_LEASE"
+"""The lease that commands mean which name none."""
 ALIASES: Final = ("JUMPSTARTER_HOST",)
 """Other names under which it is found; kept for scripts that were written for Jumpstarter."""
 
@@ -47,9 +51,26 @@ if sys.version_info >= (3, 11):
 """
 
 
-def session_url(environ: Mapping[str, str] = os.environ) -> str | None:
-    """URL of the session that this process was started in, if it was."""
-    return next((environ[name] for name in (HOST, *ALIASES) if environ.get(name)), None)
+def session_url(environ: Mapping[str, str] = os.environ, *, device: str | None = None) -> str | None:
+    """URL of the session that this process was started in, if it was; of several devices that of ``device``, else the first.
+
+    Raises :class:`~jmp.errors.NotFound` if there is a session, but without ``device``.
+    """
+    first = next((environ[name] for name in (HOST, *ALIASES) if environ.get(name)), None)
+    if device is None or first is None:
+        return first
+    found = session_urls(environ)
+    if device not in found:
+        from jmp.errors import NotFound
+
+        there = ", ".join(found) or environ.get("JMP_EXPORTER") or "one device, without a name"
+        raise NotFound(f"this session has no device {device!r}: it has {there}")
+    return found[device]
+
+
+def session_urls(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The devices of the session that this process was started in, by exporter; empty outside of a lab."""
+    return dict(item.split("=", 1) for item in environ.get(HOSTS, "").split(",") if "=" in item)
 
 
 @contextmanager

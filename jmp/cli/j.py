@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,13 +17,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from jmp.environment import session_url
+    from jmp.environment import LEASE, session_url
 
-    url = session_url()
-    if url is None:
-        raise UsageError(
-            "j works inside a session: start one with jmp shell, as in jmp shell --exporter NAME -- j power on"
-        )
+    name, arguments = _device(arguments)
+    url = session_url(device=name)
+    if url is not None:
+        return _execute(url, arguments)
+    if lease := os.environ.get(LEASE):
+        from jmp.client.local import session_process
+
+        with session_process("--lease", lease) as own:
+            return _execute(session_url(own.environment, device=name) or own.url, arguments)
+    raise UsageError(
+        "j works inside a session: start one with jmp shell, as in jmp shell --exporter NAME -- j power on;"
+        f" or name a lease in {LEASE}"
+    )
+
+
+def _device(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Which of several devices is meant (``--device NAME``), and what is left."""
+    match arguments:
+        case ["--device", name, *rest]:
+            return name, rest
+        case ["--device"]:
+            raise UsageError("--device needs the name of a device: j --device NAME DRIVER VERB")
+        case [first, *rest] if first.startswith("--device="):
+            return first.partition("=")[2], rest
+    return None, arguments
+
+
+def _execute(url: str, arguments: list[str]) -> int:
     from jmp.cli.verbs import execute
     from jmp.client.connect import Dial, open_blocking
 

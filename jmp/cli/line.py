@@ -192,7 +192,7 @@ def decide(text: str, drivers: Collection[str]) -> Step:
         return Step(Kind(name), words[1:])
     if found.plain and name in drivers:
         return Step(Kind.VERB, words)
-    if found.plain and name == "j":
+    if found.plain and name == "j" and not any(word.startswith("--device") for word in words[1:2]):
         return Step(Kind.VERB, words[1:])
     return Step(Kind.KEPT if name in KEPT else Kind.SHELL, [], for_shell(text, found, drivers))
 

@@ -76,6 +76,9 @@ def shell(
         bool, typer.Option("--wait", help="Queue until the device is free; without it, fail if it is in use.")
     ] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="In a lab: do not queue.")] = False,
+    wait_limit: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="In a lab: how long to queue at most.")
+    ] = None,
     passphrase_file: Annotated[
         Path | None, typer.Option(help="File with the exporter's passphrase (or JMP_PASSPHRASE).")
     ] = None,
@@ -86,7 +89,9 @@ def shell(
 
     Inside, `j DRIVER VERB` uses the device, and so do Python (`jmp.connect()`) and pytest.
     """
-    lease = lease or (os.environ.get("JMP_LEASE") if not (exporter or exporter_config or connect) else None)
+    lease = lease or (
+        os.environ.get("JMP_LEASE") if not (exporter or exporter_config or connect or selector or name) else None
+    )
     chosen = [option for option in (exporter, exporter_config, connect, lease, selector or name or None) if option]
     if len(chosen) != 1:
         raise UsageError(
@@ -95,7 +100,7 @@ def shell(
             " (to begin: jmp exporter example virtual-board > board.yaml; jmp shell --exporter-config board.yaml)"
         )
     if lease is not None or selector or name:
-        return trio.run(_in_lab, lease or _request(selector or [], name or [], duration, no_wait), command)
+        return trio.run(_in_lab, lease or _request(selector or [], name or [], duration, no_wait, wait_limit), command)
     if connect is None and exporter is not None and _is_served(exporter):
         connect = f"unix:{default_socket(exporter)}"
     if connect is None:
@@ -154,17 +159,20 @@ async def _use_link(dial: Dial, wait: float | None, command: Sequence[str] | Non
                 return await _use(Running(name, motd, url, environment), command)
 
 
-def _request(selectors: Sequence[str], names: Sequence[str], duration: str, no_wait: bool) -> LeaseRequest:
+def _request(
+    selectors: Sequence[str], names: Sequence[str], duration: str, no_wait: bool, wait_limit: str | None
+) -> LeaseRequest:
     """What to ask a lab for: one device if there is one selector or one name or one of each, else one for each of them."""
     from jmp.cli.leased import Request
     from jmp.wire.duration import parse
     from jmp.wire.records import Want
 
+    wait = 0.0 if no_wait else parse(wait_limit) if wait_limit is not None else None
     if len(selectors) == len(names) == 1:
         wants = [Want(selector=selectors[0], exporter=names[0])]
     else:
         wants = [Want(selector=text) for text in selectors] + [Want(exporter=text) for text in names]
-    return Request(wants, parse(duration), {"wait": 0.0} if no_wait else {})
+    return Request(wants, parse(duration), {"wait": wait} if wait is not None else {})
 
 
 async def _in_lab(wish: LeaseRequest | str, command: Sequence[str] | None) -> int:

@@ -16,13 +16,13 @@ from contextlib import (
 )
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from jmp.client.calls import watched
 from jmp.client.interfaces import client_class
 from jmp.driver.proxy import Backend, Blocking, DriverClient, Node, build, read_report, run
-from jmp.environment import session_url
+from jmp.environment import LEASE, session_url
 from jmp.errors import ProtocolViolation, Timeout, UsageError
 
 if TYPE_CHECKING:
@@ -98,11 +98,19 @@ class connect:  # used like a function
     """Connect to a device: ``with connect() as dut`` blocks, ``async with connect() as dut`` is for Trio; the names are the same.
 
     ``url`` is ``unix:PATH``, ``wss://HOST:PORT`` or ``ws://HOST:PORT``; by default the session that this process runs in
-    (``JMP_HOST``). ``exporter``, the name or the path of a configuration, makes a session of one's own instead, as ``jmp shell
-    --exporter`` does; it ends with the block. ``wait`` seconds (None: without limit) may pass until the device is free.
-    ``passphrase`` (default: ``JMP_PASSPHRASE``), ``fingerprint`` and ``ca`` are for exporters that listen on the network.
+    (``JMP_HOST``), of whose devices ``device`` names one, else that of the lease in ``JMP_LEASE``.
 
-    Entering raises :class:`~jmp.errors.UsageError` outside a session, ``LabError`` if nothing answers, ``Refused``, ``Busy``.
+    Three others make a session of one's own, as ``jmp shell`` does with options of these names, which ends with the block:
+    ``exporter``, the name or the path of a configuration; ``selector`` or ``name`` or both, to lease a device of the lab with
+    these labels or this exporter's, for ``duration`` (seconds, or as in ``"1h30m"``); ``lease``, the id of a lease, which stays.
+
+    ``wait`` seconds (None: without limit) may pass until the device is free; by default a lease is queued for without limit, and
+    nothing else is. ``passphrase`` (default: ``JMP_PASSPHRASE``), ``fingerprint`` and ``ca`` are for exporters that listen on the
+    network.
+
+    Raises :class:`~jmp.errors.UsageError` outside a session or if too much is named. Entering raises ``LabError`` if nothing
+    answers, ``Refused``, ``Busy``, ``NotFound``, ``Timeout`` if the lease was not granted. However the block is left, it releases
+    what it has.
     """
 
     def __init__(
@@ -110,21 +118,37 @@ class connect:  # used like a function
         url: str | None = None,
         *,
         exporter: str | os.PathLike[str] | None = None,
+        selector: str | None = None,
+        name: str | None = None,
+        lease: str | None = None,
+        duration: float | str = "1h",
+        device: str | None = None,
         passphrase: str | None = None,
         fingerprint: str | None = None,
         ca: str | os.PathLike[str] | None = None,
-        wait: float | None = 0.0,
+        wait: float | EllipsisType | None = ...,
     ) -> None:
-        if url is not None and exporter is not None:
-            raise UsageError("connect takes a url or an exporter, not both")
-        self._url = url if url is not None or exporter is not None else session_url()
-        if self._url is None and exporter is None:
-            raise UsageError("there is no session here: run this in `jmp shell`, or name a url or an exporter")
-        self._exporter = exporter
+        given = {"a url": url, "an exporter": exporter, "a selector or name": selector or name, "a lease": lease}
+        named = [what for what, value in given.items() if value is not None]
+        if len(named) > 1:
+            raise UsageError(f"connect takes {' or '.join(named)}, not both")
+        if device is not None and named and lease is None:
+            raise UsageError("connect takes device for one of those in a session or lease, and for nothing else")
+        self._options = _shell_options(exporter, selector, name, lease, duration, wait)
+        self._url = url
+        if not named:
+            self._url = session_url(device=device)
+            if self._url is None and (lease := os.environ.get(LEASE)):
+                self._options = ["--lease", lease]
+            elif self._url is None:
+                raise UsageError(
+                    "there is no session here: run this in `jmp shell`, or name a url, an exporter, a selector or a lease"
+                )
+        self._device = device
         self._passphrase = passphrase if passphrase is not None else os.environ.get("JMP_PASSPHRASE")
         self._fingerprint = fingerprint
         self._ca = Path(ca) if ca is not None else None
-        self._wait = wait
+        self._wait = 0.0 if isinstance(wait, EllipsisType) else wait
         self._open: AbstractContextManager[Any] | None = None
         self._async_open: AbstractAsyncContextManager[Device] | None = None
 
@@ -153,14 +177,14 @@ class connect:  # used like a function
 
     def _session(self) -> AbstractContextManager[str]:
         """Where the session is, for as long as it is needed."""
-        return nullcontext(self._url or "") if self._exporter is None else self._own_session(self._exporter)
+        return nullcontext(self._url) if self._url is not None else self._own_session()
 
     @contextmanager
-    def _own_session(self, exporter: str | os.PathLike[str]) -> Iterator[str]:
+    def _own_session(self) -> Iterator[str]:
         from jmp.client.local import session_process
 
-        with session_process("--exporter", os.fspath(exporter), *(["--wait"] if self._wait is None else [])) as own:
-            yield own.url
+        with session_process(*self._options) as own:
+            yield session_url(own.environment, device=self._device) or own.url
 
     @contextmanager
     def _blocking(self) -> Iterator[Any]:
@@ -181,6 +205,27 @@ class connect:  # used like a function
                 await trio.to_thread.run_sync(session.__exit__, None, None, None)
 
 
+def _shell_options(
+    exporter: str | os.PathLike[str] | None,
+    selector: str | None,
+    name: str | None,
+    lease: str | None,
+    duration: float | str,
+    wait: float | EllipsisType | None,
+) -> list[str]:
+    """What ``jmp shell`` is told, to make the session that a call of :class:`connect` asks for."""
+    if exporter is not None:
+        return ["--exporter", os.fspath(exporter), *(["--wait"] if wait is None else [])]
+    if lease is not None:
+        return ["--lease", lease]
+    options = [f"--selector={selector}"] if selector is not None else []
+    options += [f"--name={name}"] if name is not None else []
+    options.append(f"--for={duration if isinstance(duration, str) else f'{duration:.3f}s'}")
+    if not isinstance(wait, EllipsisType) and wait is not None:
+        options.append(f"--wait-limit={wait:.3f}s" if wait > 0 else "--no-wait")
+    return options
+
+
 @asynccontextmanager
 async def _plain(opening: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
     """``opening``, without the exception groups that its nurseries put around what went wrong in it or in the block."""
@@ -196,7 +241,10 @@ async def _plain(opening: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
         return
     except BaseExceptionGroup as group:
         problem = group
-        while problem is not body and isinstance(problem, BaseExceptionGroup) and len(problem.exceptions) == 1:
+        while isinstance(problem, BaseExceptionGroup) and len(problem.exceptions) == 1:
+            if isinstance(body, BaseExceptionGroup) and problem.exceptions == body.exceptions:
+                problem = body  # itself, or what ``except*`` has made of it on its way
+                break
             problem = problem.exceptions[0]
     raise problem  # out here it keeps its own context
 

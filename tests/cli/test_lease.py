@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -234,3 +236,105 @@ def test_waiting_outlives_the_controller(tmp_path: Path) -> None:
         lab.kill()
         done = lab.run("alice", "lease", "list")
         assert (done.returncode, "cannot reach" in done.stderr) == (69, True)
+
+
+# ---- from Python, and j without a shell
+
+PYTHON = [sys.executable, "-c"]
+
+
+def python(lab: ServedLab, user: str, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PYTHON, f"import jmp\n{code}"],
+        env=lab.environment(user, **environment),
+        cwd=lab.directory,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_device_is_leased_for_a_block(lab: ServedLab) -> None:
+    code = (
+        "import subprocess\n"
+        "with jmp.connect(selector='board=solo', duration=90) as dut:\n"
+        "    dut.power.on()\n"
+        "    print(dut.info['name'], dut.power.state(), flush=True)\n"
+        f"    subprocess.run({[*JMP, 'lease', 'list', '-o', 'json']!r}, check=True)\n"
+    )
+    done = python(lab, "alice", code)
+    assert done.returncode == 0, done.stderr
+    said, _, listed = done.stdout.partition("\n")
+    assert said == "solo on"
+    (lease,) = json.loads(listed)
+    assert lease["duration"] == 90.0
+    assert lab.ok("alice", "lease", "list", "-o", "name") == "", "it is released"
+
+
+def test_a_device_is_leased_for_a_block_under_trio(lab: ServedLab) -> None:
+    code = (
+        "import trio\n"
+        "async def main():\n"
+        "    async with jmp.connect(name='solo', wait=0) as dut:\n"
+        "        await dut.power.on()\n"
+        "        print(dut.info['name'], await dut.power.state())\n"
+        "        raise ValueError('the block fails')\n"
+        "trio.run(main)\n"
+    )
+    done = python(lab, "alice", code)
+    assert done.stdout == "solo on\n"
+    assert done.stderr.endswith("ValueError: the block fails\n")
+    assert lab.ok("alice", "lease", "list", "-o", "name") == "", "it is released"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ("selector='board=solo', wait=0", "jmp.errors.Timeout: lease "),
+        ("selector='board=solo', wait=0.5", "jmp.errors.Timeout: lease "),
+        ("selector='board=nowhere'", "board=nowhere"),
+        ("selector='=='", "=="),
+        ("name='solo', duration='soon'", "jmp.errors.UsageError: 'soon' is no duration"),
+        ("lease='01nothere'", "01nothere"),
+        ("url='unix:/x', lease='1'", "UsageError: connect takes a url or a lease, not both"),
+        ("selector='a=b', device='c'", "UsageError: connect takes device for"),
+    ],
+)
+def test_a_lease_that_is_not_to_be_had_in_python(lab: ServedLab, arguments: str, error: str) -> None:
+    acquire(lab, "bob", "-l", "board=solo")
+    done = python(lab, "alice", f"with jmp.connect({arguments}): print('never')")
+    assert (done.returncode, done.stdout) == (1, "")
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("jmp.errors."), done.stderr
+    assert error in last
+    assert lab.ok("alice", "lease", "list", "-o", "name") == ""
+
+
+def test_a_lease_in_the_environment_is_used_outside_of_a_shell(lab: ServedLab) -> None:
+    id = acquire(lab, "alice", "-l", "board=solo")
+    done = python(lab, "alice", "with jmp.connect() as dut: dut.power.on(); print(dut.info['name'])", JMP_LEASE=id)
+    assert (done.stdout, done.stderr) == ("solo\n", "")
+    j = subprocess.run(
+        [sys.executable, "-c", "from jmp.cli.j import main; import sys; sys.exit(main())", "power", "state"],
+        env=lab.environment("alice", JMP_LEASE=id),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (j.returncode, j.stdout) == (0, "on\n"), j.stderr
+    assert shown(lab, "alice", id)["state"] == "ready", "the lease is kept"
+
+
+def test_several_devices_are_told_apart(lab: ServedLab) -> None:
+    script = (
+        "j --device red power on; j --device=blue power off; j --device red power state; j --device blue power state\n"
+        "j --device green power on\n"
+        'python3 -c "$CODE"'
+    )
+    code = "import jmp\nwith jmp.connect(device='blue') as one, jmp.connect(device='red') as other:\n"
+    code += "    print(one.info['name'], one.power.state(), other.info['name'], other.power.state())"
+    done = lab.run("alice", "shell", "--name", "red", "--name", "blue", "--", "sh", "-c", script, CODE=code)
+    assert done.stdout == "on\noff\nblue off red on\n", done.stderr
+    assert "jmp: this session has no device 'green': it has red, blue\n" in done.stderr

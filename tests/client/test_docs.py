@@ -35,8 +35,8 @@ def run(place: Path, *arguments: str) -> str:
     [
         (0, "on\n"),
         (1, "on\n"),
-        (2, "Linux\nTrue\n"),
-        (3, None),
+        (3, "Linux\nTrue\n"),
+        (4, None),
     ],
 )
 def test_python(place: Path, number: int, prints: str | None) -> None:

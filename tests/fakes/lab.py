@@ -101,7 +101,7 @@ class ServedLab:
 
     def start(self) -> None:
         """Start the controller, for the second time at the same address as before."""
-        arguments = ["controller", "serve", "--listen", f"127.0.0.1:{self.port}", "--name", "localhost"]
+        arguments = ["controller", "serve", "--listen", f"127.0.0.1:{self.port}", "--name", "localhost", "--router"]
         environment = self.environment("controller")
         data = self.directory / "data"
         self._controller = self._stack.enter_context(
