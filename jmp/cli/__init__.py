@@ -30,6 +30,8 @@ COMMANDS: Final[dict[str, Command]] = {
     "update": Command("jmp.cli.resources", "Change a lease, a client, an exporter, a policy.", "update_app"),
     "delete": Command("jmp.cli.resources", "Release a lease; remove a client, an exporter, a policy.", "delete_app"),
     "config": Command("jmp.cli.config", "Labs that you use: client create, use, list; exporter create, list."),
+    "login": Command("jmp.cli.config", "Become somebody in a lab, or give a new token.", "login_app"),
+    "logout": Command("jmp.cli.config", "Forget a lab and who you are there.", "logout_app"),
     "whoami": Command("jmp.cli.config", "Who you are in the lab.", "whoami_app"),
     "exporter": Command("jmp.cli.exporter", "Offer a device: serve, check, list, example."),
     "run": Command(

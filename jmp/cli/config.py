@@ -1,7 +1,8 @@
-"""``jmp config``, ``jmp whoami``: which labs there are for this user, and who one is there."""
+"""``jmp config``, ``login``, ``logout``, ``whoami``: which labs there are for this user, and who one is there."""
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 import tempfile
@@ -28,6 +29,10 @@ client = new_app("Who you are, in which lab.")
 exporter = new_app("Who this machine's exporters are in their lab.")
 app.add_typer(client, name="client")
 app.add_typer(exporter, name="exporter")
+login_app = new_app("Become somebody in a lab.")
+login_app.info.no_args_is_help = False
+logout_app = new_app("Forget who you are in a lab.")
+logout_app.info.no_args_is_help = False
 whoami_app = new_app("Who you are in the lab.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="What to call it here.")]
@@ -88,8 +93,7 @@ def list_clients(form: Output = "table") -> None:
 def use(name: Existing) -> None:
     """Use this one from now on."""
     clients().use(name)
-    if os.environ.get(CHOICE):
-        output.note(f"but in this environment {CHOICE} names {os.environ[CHOICE]}")
+    _warn_choice(name)
 
 
 @client.command("show")
@@ -118,6 +122,71 @@ def renew_client(
 def delete_client(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -> int:
     """Forget one. Its token stays good: an admin revokes it with jmp admin revoke token."""
     return labs.each(names, clients().delete)
+
+
+# ---- logging in and out
+
+
+@login_app.command()
+def login(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="What to call it here. Default: with --endpoint as the token says."),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help=f"The controller: wss://HOST:PORT (default: ${ENDPOINT}, the lab in use)."),
+    ] = None,
+    ca_fingerprint: CaFingerprint = None,
+    ca: Ca = None,
+    token_file: TokenFile = None,
+    replace: Replace = False,
+) -> None:
+    """Become somebody in a lab, and use that lab from now on; or give a new token to one that you use.
+
+    The token is in a file, comes by standard input or the environment, or is asked for on a terminal. The controller is asked
+    who you are before anything is kept.
+    """
+    store = clients()
+    endpoint = endpoint or os.environ.get(ENDPOINT) or None
+    if endpoint is None:
+        name = name or os.environ.get(CHOICE) or store.current()
+        if name is None or name not in store.names():
+            raise UsageError(
+                "which lab? jmp login --endpoint wss://HOST:PORT --ca-fingerprint HEX; its admin knows both"
+            )
+        endpoint = store.load(name).endpoint
+    if name is not None:
+        store.path(name)  # raises for what is no name, before anything is asked
+    parse(endpoint)
+    token = _ask_token() if token_file is None and not os.environ.get(TOKEN) else read_token(token_file)
+    says = tokens.peek(token)
+    _check_role(store, says)
+    name = name or says["name"]
+    _check_free(store, name, endpoint, replace)
+    pem = _ca(endpoint, ca_fingerprint, ca)
+    if pem is None:
+        pem = _kept_ca(store, name, endpoint)
+    who = _keep(store, name, endpoint, token, pem)
+    store.use(name)
+    output.note(f"you are {who['name']} ({who['role']}) at {endpoint}, kept as {name}")
+    _warn_choice(name)
+
+
+@logout_app.command()
+def logout(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: the one in use.")] = None,
+) -> None:
+    """Forget a lab and who you are there. The token stays good: an admin revokes it with jmp admin revoke token."""
+    store = clients()
+    name = name or os.environ.get(CHOICE) or store.current()
+    if name is None:
+        raise UsageError(f"which lab? jmp logout {'|'.join(store.names())}" if store.names() else "you are in no lab")
+    store.delete(name)
+    left = store.current()
+    output.note(f"{name} is forgotten" + (f"; {left} is in use now" if left else ""))
+    if os.environ.get(TOKEN):
+        output.note(f"but in this environment {TOKEN} still says who you are")
 
 
 # ---- exporters
@@ -222,13 +291,18 @@ def _join(
     token_file: str | None,
     replace: bool,
 ) -> dict[str, Any]:
-    """Ask the controller who one is, then keep that. Returns what it said."""
+    """Check all that can be checked here, then ask the controller and keep it. Returns what it said."""
     store.path(name)  # raises for what is no name, before anything is asked
     parse(endpoint)
     _check_free(store, name, endpoint, replace)
     token = read_token(token_file)
     _check_role(store, tokens.peek(token))
     pem = _ca(endpoint, ca_fingerprint, ca)
+    return _keep(store, name, endpoint, token, pem)
+
+
+def _keep(store: Store, name: str, endpoint: str, token: str, pem: str | None) -> dict[str, Any]:
+    """Ask the controller who one is, then keep that. Returns what it said."""
     with ExitStack() as stack:
         file = None
         if pem is not None:
@@ -241,6 +315,35 @@ def _join(
         who: dict[str, Any] = lab.call("whoami")
     store.save(name, endpoint, token, pem)
     return who
+
+
+def _ask_token() -> str:
+    """The token, typed or pasted unseen; without a terminal there is nobody to ask. Raises ``UsageError``."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return read_token(None)
+    try:
+        token = getpass.getpass("token: ", sys.stderr).strip()
+    except EOFError:
+        token = ""
+    if not token:
+        raise UsageError("no token was given")
+    return token
+
+
+def _kept_ca(store: Store, name: str, endpoint: str) -> str | None:
+    """The CA that was kept with a configuration for the same lab."""
+    try:
+        present = store.load(name)
+        if present.endpoint != endpoint or present.tls.ca is None:
+            return None
+        return present.tls.ca.read_text()
+    except (JmpError, OSError):
+        return None  # there is none, or none that can be read
+
+
+def _warn_choice(name: str) -> None:
+    if os.environ.get(CHOICE, name) not in ("", name):
+        output.note(f"but in this environment {CHOICE} names {os.environ[CHOICE]}")
 
 
 def _check_free(store: Store, name: str, endpoint: str, replace: bool) -> None:

@@ -86,9 +86,7 @@ class Store:
 
     def load(self, name: str) -> ClientConfig:
         """Raises ``NotFound`` with the nearest name, ``ConfigError`` with file, line and place."""
-        if not self.path(name).is_file():
-            raise NotFound(f"there is no {self.kind.lower()} configuration {name!r}{did_you_mean(name, self.names())}")
-        return read(self.path(name))
+        return read(self._present(name))
 
     def save(self, name: str, endpoint: str, token: str, ca: str | None) -> Path:
         """Write one; ``ca`` is PEM text, kept in a file beside it. Raises ``ConfigError``."""
@@ -109,12 +107,15 @@ class Store:
         return path
 
     def delete(self, name: str) -> None:
-        """Remove one. Raises ``NotFound``."""
-        self.load(name)
-        self.path(name).unlink()
-        self.path(name).with_name(f"{name}.ca.pem").unlink(missing_ok=True)
-        if self.current() == name:
-            (self.folder / "current").unlink(missing_ok=True)
+        """Remove one, also one that cannot be read. Raises ``NotFound``, ``ConfigError``."""
+        path, used = self._present(name), self.current() == name
+        try:
+            path.unlink()
+            path.with_name(f"{name}.ca.pem").unlink(missing_ok=True)
+            if used:
+                (self.folder / "current").unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be removed: {error.strerror}") from error
 
     def current(self) -> str | None:
         """The one in use: what :meth:`use` said, else the only one there is."""
@@ -131,6 +132,12 @@ class Store:
         """Use this one from now on. Raises ``NotFound``."""
         self.load(name)
         write_private(self.folder / "current", name + "\n")
+
+    def _present(self, name: str) -> Path:
+        path = self.path(name)
+        if not path.is_file():
+            raise NotFound(f"there is no {self.kind.lower()} configuration {name!r}{did_you_mean(name, self.names())}")
+        return path
 
 
 def clients() -> Store:

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from tests.fakes.lab import JMP, PATIENCE, ServedLab, served_lab
@@ -170,3 +171,76 @@ def test_an_exporter_is_told_how_to_go_on(lab: ServedLab) -> None:
     lab.ok(name, "config", "exporter", "renew", name)
     lab.ok(name, "config", "exporter", "delete", name)
     assert "has joined a lab" in lab.run(name, "config", "exporter", "list").stderr
+
+
+# ---- login and logout
+
+
+def test_login_takes_what_the_admin_prints_and_uses_that_lab(lab: ServedLab, joining: dict[str, str]) -> None:
+    user, name = "logging in", joining["name"]
+    done = lab.run(user, "login", *arguments(joining), JMP_TOKEN=joining["token"])
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == f"you are {name} (client) at {lab.url}, kept as {name}\n"
+    by_input = lab.run(user, "login", "second", *arguments(joining), "--token-file", "-", input=joining["token"] + "\n")
+    assert by_input.returncode == 0
+    assert lab.ok(user, "config", "client", "show", "-o", "name") == "second\n"
+    done = lab.run(user, "logout")
+    assert (done.returncode, done.stderr) == (0, f"second is forgotten; {name} is in use now\n")
+    assert lab.ok(user, "whoami", "-o", "name") == f"{name}\n"
+    done = lab.run(user, "logout", name)
+    assert (done.returncode, done.stderr) == (0, f"{name} is forgotten\n")
+    assert not list((folder(lab, user) / "clients").iterdir())
+    done = lab.run(user, "logout")
+    assert (done.returncode, done.stderr) == (64, "jmp: you are in no lab\n")
+
+
+def test_login_gives_the_lab_in_use_a_new_token(lab: ServedLab, joining: dict[str, str], tmp_path: Path) -> None:
+    user, file = "new token", folder(lab, "new token") / "clients" / "x.yaml"
+    lab.ok(user, "login", "x", *arguments(joining), JMP_TOKEN=joining["token"])
+    fresh = json.loads(lab.ok("admin", "admin", "create", "client", "successor", "-o", "json"))["token"]
+    (tmp_path / "token").write_text(fresh)
+    done = lab.run(user, "login", "--token-file", str(tmp_path / "token"))
+    assert (done.returncode, done.stderr) == (0, f"you are successor (client) at {lab.url}, kept as x\n")
+    assert fresh in file.read_text()
+    assert lab.ok(user, "whoami", "-o", "name") == "successor\n"
+
+
+def test_one_that_cannot_be_read_can_be_forgotten(lab: ServedLab, joining: dict[str, str]) -> None:
+    user = "broken"
+    lab.ok(user, "login", "x", *arguments(joining), JMP_TOKEN=joining["token"])
+    (folder(lab, user) / "clients" / "x.yaml").write_text("kind: [")
+    lab.ok(user, "logout", "x")
+    assert not list((folder(lab, user) / "clients").iterdir())
+
+
+def test_login_says_what_is_missing_and_keeps_what_there_is(lab: ServedLab, joining: dict[str, str]) -> None:
+    user, token = "no login", joining["token"]
+    cases: list[tuple[list[str], str, int, str]] = [
+        ([], token, 64, "which lab? jmp login --endpoint"),
+        (["nope"], token, 64, "which lab? jmp login --endpoint"),
+        (arguments(joining), "", 64, "a token is needed: in JMP_TOKEN"),
+        (arguments(joining), "nonsense", 77, "this is no token"),
+        (["--endpoint", lab.url], token, 77, "certificate is not trusted"),
+        (["a/b", *arguments(joining)], token, 64, "'a/b' is no name"),
+    ]
+    for more, secret, code, said in cases:
+        done = lab.run(user, "login", *more, JMP_TOKEN=secret)
+        assert (done.returncode, said in done.stderr) == (code, True), (more, done.stderr)
+        assert done.stderr.count("\n") == 1
+        assert not secret or secret not in done.stderr
+    assert not list(folder(lab, user).rglob("*"))
+
+
+def test_login_asks_for_the_token_unseen(lab: ServedLab, joining: dict[str, str]) -> None:
+    command = shlex.join([*JMP, "login", *arguments(joining)])
+    child = pexpect.spawn(
+        "sh", ["-c", command], env=dict(lab.environment("typist")), encoding="utf-8", timeout=PATIENCE
+    )
+    try:
+        child.expect_exact("token: ")
+        child.sendline(joining["token"])
+        child.expect_exact(f"you are {joining['name']} (client)")
+        assert joining["token"] not in str(child.before)
+        child.expect(pexpect.EOF)
+    finally:
+        child.close(force=True)
