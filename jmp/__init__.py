@@ -12,6 +12,7 @@ The folders are the diagram; an import may only point to the right (``tests/test
 ``exporter``  owns a device: runs its drivers, decides who may touch it
 ``client``    uses a device: sessions, Python API, adapters, pytest plugin
 ``cli``       arguments → one role's function → output
+``logs``      a server's log, whose lines say which lease they are about
 """
 
 from typing import TYPE_CHECKING

@@ -21,6 +21,7 @@ RANK = {
     "link": 3,
     "wire": 2,
     "environment": 1,
+    "logs": 1,
     "errors": 0,
 }
 FILES = sorted(

@@ -19,7 +19,7 @@ import trio
 import typer
 
 from jmp.cli import output
-from jmp.cli.exporter import check_address, log_to_stderr, until_told
+from jmp.cli.exporter import LogFormat, LogLevel, check_address, log_to_stderr, until_told
 from jmp.cli.labs import join_command
 from jmp.cli.typed import new_app
 from jmp.client.config import write_private
@@ -103,10 +103,11 @@ def serve(
             metavar="NAME", help="What this controller is called among those that share the store (default: hostname)."
         ),
     ] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "text",
 ) -> int:
     """Serve a lab until TERM. The first start makes keys, a CA and an admin's token, and says how to go on."""
-    log_to_stderr(log_level)
+    log_to_stderr(log_level, log_format)
     check_address("--listen", address, network=True)
     if http != "none":
         check_address("--http", http, network=True)

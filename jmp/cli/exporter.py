@@ -15,6 +15,7 @@ from typing import Annotated
 import trio
 import typer
 
+from jmp import logs
 from jmp.cli import output
 from jmp.cli.typed import Output, new_app
 from jmp.client.connect import RESERVED
@@ -34,6 +35,11 @@ Name = Annotated[
 def load(exporter: str) -> ExporterConfig:
     """The configuration with this name or in this file, checked."""
     return configuration.load(configuration.name_or_path(exporter), driver_class, reserved=RESERVED)
+
+
+LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
+LogFormat = Annotated[str, typer.Option(help="text or json: lines for people, or an object a line.")]
+"""Options of all that serve."""
 
 
 def runtime_directory() -> Path:
@@ -93,7 +99,8 @@ def serve(
         list[str] | None,
         typer.Option(metavar="HOST[:PORT]", help="In a lab: where clients reach the listener, if not at its address."),
     ] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "text",
 ) -> None:
     """Offer a device until stopped, to one user at a time.
 
@@ -102,7 +109,7 @@ def serve(
 
     TERM or INT end the running session in order: the user is told, hooks run, drivers close. Exit status 0.
     """
-    log_to_stderr(log_level)
+    log_to_stderr(log_level, log_format)
     config = load(exporter)
     for address in listen or ():
         check_address("--listen", address)
@@ -123,13 +130,18 @@ def run(
         str | None, typer.Option(metavar="NAME", help="The exporter's name (jmp exporter list).")
     ] = None,
     exporter_config: Annotated[Path | None, typer.Option(metavar="FILE", help="Its configuration file.")] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "text",
 ) -> None:
     """Offer a device until stopped: jmp exporter serve, which has more options, under the name that others give it."""
     if (exporter is None) == (exporter_config is None):
         raise UsageError("jmp run needs one of --exporter NAME and --exporter-config FILE")
     # A file is a file, also without a slash in its name.
-    serve(str(exporter_config.absolute()) if exporter_config is not None else exporter or "", log_level=log_level)
+    serve(
+        str(exporter_config.absolute()) if exporter_config is not None else exporter or "",
+        log_level=log_level,
+        log_format=log_format,
+    )
 
 
 async def _serve(
@@ -235,12 +247,13 @@ def _private(file: Path, content: bytes) -> None:
         raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
 
 
-def log_to_stderr(level: str) -> None:
+def log_to_stderr(level: str, form: str) -> None:
     """Where a server's log goes."""
-    names = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-    if level not in names:
-        raise UsageError(f"--log-level takes one of {', '.join(names)}, not {level!r}")
-    logging.basicConfig(level=names[level], stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if level not in logs.LEVELS:
+        raise UsageError(f"--log-level takes one of {', '.join(logs.LEVELS)}, not {level!r}")
+    if form not in logs.FORMATS:
+        raise UsageError(f"--log-format takes one of {', '.join(logs.FORMATS)}, not {form!r}")
+    logs.log_to_stderr(level, form)
 
 
 @app.command()

@@ -13,7 +13,7 @@ import typer
 from jmp.cli import output
 from jmp.cli.config import read_token
 from jmp.cli.controller import own_names
-from jmp.cli.exporter import check_address, log_to_stderr, until_told
+from jmp.cli.exporter import LogFormat, LogLevel, check_address, log_to_stderr, until_told
 from jmp.cli.typed import new_app
 from jmp.client.config import TOKEN, write_private
 from jmp.errors import UsageError
@@ -56,10 +56,11 @@ def serve(
     drain_for: Annotated[
         str, typer.Option("--drain", metavar="DURATION", help="How long, on TERM, sessions may go on.")
     ] = "30s",
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "text",
 ) -> None:
     """Serve a lab as a router until TERM: no new sessions from then on, and those there are may go on for a while."""
-    log_to_stderr(log_level)
+    log_to_stderr(log_level, log_format)
     check_address("--listen", address, network=True)
     seconds = parse(drain_for)
     if token_file is None and not os.environ.get(TOKEN):

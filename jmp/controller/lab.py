@@ -23,6 +23,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import trio
 
+from jmp import logs
 from jmp.controller.audit import Audit
 from jmp.controller.keys import Keys
 from jmp.controller.leases import PREPARE_LIMIT, Engine
@@ -316,16 +317,15 @@ class Lab:
 
     def _log(self, lease: Lease) -> None:
         on = ",".join(held.exporter for held in lease.devices)
-        context = "".join(f" {key}={value}" for key, value in sorted(lease.context.items()))
-        log.info(
-            "lease %s of %s is %s%s%s%s",
-            lease.id,
-            lease.client,
-            lease.state,
-            f" on {on}" if on else "",
-            f": {lease.reason}" if lease.reason else "",
-            context,
-        )
+        with logs.about(logs.subject_of(lease.id, lease.client, on, lease.tags, lease.context)):
+            log.info(
+                "lease %s of %s is %s%s%s",
+                lease.id,
+                lease.client,
+                lease.state,
+                f" on {on}" if on else "",
+                f": {lease.reason}" if lease.reason else "",
+            )
 
     async def _tick(self) -> None:
         with self.news.listen("clock") as listener:

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
+from jmp import logs
 from jmp.driver import export
 from jmp.driver.service import method_of
 from jmp.errors import Cancelled, JmpError, Refused
@@ -47,8 +48,12 @@ MAX_OUTPUT: Final = 256 * 1024
 class Hold:
     """One lease, here. Made with the grant; :meth:`run` is its life."""
 
-    def __init__(self, grant: Grant, epoch: int, changed: Callable[[], None]) -> None:
+    def __init__(self, grant: Grant, epoch: int, changed: Callable[[], None], exporter: str) -> None:
         self.grant = grant
+        self.subject: dict[str, str] = {}
+        """What the log says of it."""
+        self._exporter = exporter
+        self._tell_subject()
         self.epoch = epoch
         self.phase = Phase.PREPARING
         self.reason = ""
@@ -143,6 +148,7 @@ class Hold:
         """What the controller says of the same lease now: another end, or another holder."""
         handed_over = epoch > self.epoch
         self.grant, self.epoch = grant, epoch
+        self._tell_subject()
         if self.phase in (Phase.PREPARING, Phase.READY):
             self._deadline = trio.current_time() + grant.remaining
             self._news.unpark_all()
@@ -153,6 +159,10 @@ class Hold:
             for visit in self.visits:
                 visit.cut(f"lease {grant.lease} was handed over to {grant.client}")
             self._changed()
+
+    def _tell_subject(self) -> None:
+        grant = self.grant
+        self.subject.update(logs.subject_of(grant.lease, grant.client, self._exporter, grant.tags, grant.context))
 
     async def _keep_time(self) -> None:
         """End it when its time is over, by this machine's own monotonic clock."""
@@ -312,7 +322,7 @@ class Visit:
 
     async def _handle(self, answer: Callable[[MuxStream], Any], stream: MuxStream) -> None:
         task = trio.lowlevel.current_task()
-        with trio.CancelScope() as scope:
+        with trio.CancelScope() as scope, logs.about(self._hold.subject if self._hold is not None else {}):
             self._calls[task] = scope, stream
             try:
                 await answer(stream)

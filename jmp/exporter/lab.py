@@ -23,6 +23,7 @@ from typing import Any, Final
 import trio
 
 import jmp
+from jmp import logs
 from jmp.driver.tree import Tree
 from jmp.errors import ConfigError, JmpError, LabError, ProtocolViolation, Refused
 from jmp.exporter.config import ExporterConfig
@@ -151,13 +152,14 @@ class LabExporter:
                 await self._news.park()
                 continue
             self._remember(self._desired.epoch, {"lease": grant.lease, "client": grant.client})
-            hold = self.hold = Hold(grant, self._desired.epoch, self._hold_changed)
-            log.info("lease %s of %s begins%s", grant.lease, grant.client, _context(grant))
-            self._hold_changed()
-            try:
-                await hold.run(self.config)
-            finally:
-                self._settled(hold)
+            hold = self.hold = Hold(grant, self._desired.epoch, self._hold_changed, self.config.metadata.name)
+            with logs.about(hold.subject):
+                log.info("lease %s of %s begins", grant.lease, grant.client)
+                self._hold_changed()
+                try:
+                    await hold.run(self.config)
+                finally:
+                    self._settled(hold)
         raise self._stop
 
     def _settled(self, hold: Hold) -> None:
@@ -171,11 +173,12 @@ class LabExporter:
         """The process ended in the middle of a lease: nobody is let in before its afterLease has run."""
         log.warning("lease %s of %s was cut off: cleaning up after it", owed["lease"], owed["client"])
         grant = Grant(lease=owed["lease"], client=owed["client"], duration=0.0, remaining=0.0)
-        hold = self.hold = Hold(grant, self._memory.epoch, self._hold_changed)
-        try:
-            await hold.settle(self.config, RESTARTED)
-        finally:
-            self._settled(hold)
+        hold = self.hold = Hold(grant, self._memory.epoch, self._hold_changed, self.config.metadata.name)
+        with logs.about(hold.subject):
+            try:
+                await hold.settle(self.config, RESTARTED)
+            finally:
+                self._settled(hold)
 
     def _hold_changed(self) -> None:
         hold = self.hold
@@ -330,7 +333,3 @@ class LabExporter:
             log.warning("router %s: %s", url, error)
             return
         await self.serve_link(link)
-
-
-def _context(grant: Grant) -> str:
-    return "".join(f" {key}={value}" for key, value in sorted(grant.context.items()))

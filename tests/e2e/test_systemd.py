@@ -1,4 +1,4 @@
-"""The unit file, as systemd reads it."""
+"""The unit files, as systemd reads them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ import build
 pytestmark = [pytest.mark.real, pytest.mark.zipapp]
 
 
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    unit = tmp_path / "jmp-exporter@bench.service"
-    text = (build.ROOT / "deploy" / "systemd" / "jmp-exporter@.service").read_text()
+UNITS = build.ROOT / "deploy" / "systemd"
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in UNITS.iterdir()))
+def test_systemd_accepts_the_unit(tmp_path: Path, file: str) -> None:
+    unit = tmp_path / file.replace("@", "@bench")
+    text = (UNITS / file).read_text()
     assert "/usr/local/bin/jmp" in text
     unit.write_text(text.replace("/usr/local/bin/jmp", str(build.DIST / "jmp")))  # it looks for the program
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60, check=False)
