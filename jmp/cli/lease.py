@@ -264,6 +264,45 @@ def print_change(lease: Record, form: Wide) -> None:
         labs.print_record(LEASE, lease, form)
 
 
+def pick(client: str | None) -> str:
+    """Let the user choose one of his leases on this terminal; its id. Raises ``UsageError``."""
+    config = current(name=client)
+    new = "jmp shell -l SELECTOR; jmp get exporters lists what there is"
+    with open_lab(config) as lab:
+        found = [lease for lease in lab.call("leases") if lease["state"] in (State.PREPARING, State.READY)]
+    if not found:
+        raise UsageError(f"you have no active lease at {config.endpoint}; for a new one: {new}")
+    output.note(menu(found, time.time()) + f"\nFor a new one: {new}")
+    while True:
+        sys.stderr.write("Which one (Enter: 1)? ")
+        sys.stderr.flush()
+        answer = sys.stdin.readline()
+        if not answer:
+            sys.stderr.write("\n")
+            raise UsageError("no lease was chosen")
+        if (id := meant(answer.strip(), found)) is not None:
+            return id
+        output.note(f"a number from 1 to {len(found)} or an id, please; Ctrl-C leaves")
+
+
+def menu(leases: Sequence[Record], now: float) -> str:
+    """Leases to choose from, a line for each."""
+    rows = [[lease["id"], labs.devices_text(lease), labs.standing_text(lease, now)] for lease in leases]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(["Your leases:", *(f"{number:3}  {line}" for number, line in enumerate(cells, 1))])
+
+
+def meant(answer: str, leases: Sequence[Record]) -> str | None:
+    """The id of the lease that an answer means: its id or number, nothing for the first; None if it means none."""
+    ids = [str(lease["id"]) for lease in leases]
+    if answer in ids:
+        return answer
+    if not answer:
+        return ids[0]
+    return ids[int(answer) - 1] if answer.isdecimal() and 1 <= int(answer) <= len(ids) else None
+
+
 def _with_default(words: Sequence[str], what: str) -> tuple[str, str]:
     if len(words) > 2:
         raise UsageError(f"a lease's id and {what} are expected, not {len(words)} words")

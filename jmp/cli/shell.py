@@ -79,6 +79,9 @@ def shell(
     wait_limit: Annotated[
         str | None, typer.Option(metavar="DURATION", help="In a lab: how long to queue at most.")
     ] = None,
+    client: Annotated[
+        str | None, typer.Option("--client", metavar="NAME", help="Which lab, and as whom (jmp config client list).")
+    ] = None,
     passphrase_file: Annotated[
         Path | None, typer.Option(help="File with the exporter's passphrase (or JMP_PASSPHRASE).")
     ] = None,
@@ -87,20 +90,29 @@ def shell(
 ) -> int:
     """Use a device: with a prompt, or for one command, whose exit code is returned.
 
+    Which device, an option says; without one, JMP_LEASE, or on a terminal you choose one of your leases.
+
     Inside, `j DRIVER VERB` uses the device, and so do Python (`jmp.connect()`) and pytest.
     """
     lease = lease or (
         os.environ.get("JMP_LEASE") if not (exporter or exporter_config or connect or selector or name) else None
     )
     chosen = [option for option in (exporter, exporter_config, connect, lease, selector or name or None) if option]
-    if len(chosen) != 1:
+    if client is not None and (exporter or exporter_config or connect):
+        raise UsageError("--client says who you are in a lab: it goes with -l, --name and --lease")
+    if not chosen and sys.stdin.isatty() and sys.stderr.isatty() and (client is not None or _has_lab()):
+        from jmp.cli.lease import pick
+
+        lease = pick(client)
+    elif len(chosen) != 1:
         raise UsageError(
             "jmp shell needs one of --exporter NAME, --exporter-config FILE, --connect URL, and in a lab -l SELECTOR,"
             " --name EXPORTER or --lease ID"
             " (to begin: jmp exporter example virtual-board > board.yaml; jmp shell --exporter-config board.yaml)"
         )
     if lease is not None or selector or name:
-        return trio.run(_in_lab, lease or _request(selector or [], name or [], duration, no_wait, wait_limit), command)
+        wish = lease or _request(selector or [], name or [], duration, no_wait, wait_limit)
+        return trio.run(_in_lab, wish, client, command)
     if connect is None and exporter is not None and _is_served(exporter):
         connect = f"unix:{default_socket(exporter)}"
     if connect is None:
@@ -175,14 +187,25 @@ def _request(
     return Request(wants, parse(duration), {"wait": wait} if wait is not None else {})
 
 
-async def _in_lab(wish: LeaseRequest | str, command: Sequence[str] | None) -> int:
-    """A session with the devices of a lease."""
-    from jmp.cli.leased import open_tenancy
+def _has_lab() -> bool:
+    """Whether this user has said which lab to use."""
     from jmp.client.config import current
+
+    try:
+        current()
+    except UsageError:
+        return False
+    return True
+
+
+async def _in_lab(wish: LeaseRequest | str, client: str | None, command: Sequence[str] | None) -> int:
+    """A session with the devices of a lease, as a client whose configuration is named if it is not the one in use."""
+    from jmp.cli.leased import open_tenancy
+    from jmp.client.config import CHOICE, current
 
     async with _until_told() as scope:
         with scope, session_directory() as directory:
-            async with open_tenancy(current(), wish, directory) as (tenancy, places):
+            async with open_tenancy(current(name=client), wish, directory) as (tenancy, places):
                 first = places[0]
                 urls = ",".join(f"{place.exporter}={place.url}" for place in places)
                 environment = session_environment(
@@ -193,6 +216,8 @@ async def _in_lab(wish: LeaseRequest | str, command: Sequence[str] | None) -> in
                     JMP_LEASE=tenancy.id or "",
                     JMP_CLIENT=who(),
                 )
+                if client is not None:
+                    environment[CHOICE] = client
                 motd = "\n".join(str(place.device.info.get("motd") or "").rstrip() for place in places).strip()
                 return await _use(Running(first.exporter, motd, first.url, environment), command)
     return 128 + signal.SIGTERM

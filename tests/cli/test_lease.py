@@ -338,3 +338,35 @@ def test_several_devices_are_told_apart(lab: ServedLab) -> None:
     done = lab.run("alice", "shell", "--name", "red", "--name", "blue", "--", "sh", "-c", script, CODE=code)
     assert done.stdout == "on\noff\nblue off red on\n", done.stderr
     assert "jmp: this session has no device 'green': it has red, blue\n" in done.stderr
+
+
+def test_bare_shell_on_a_terminal_lets_one_choose(lab: ServedLab) -> None:
+    red, solo = acquire(lab, "alice", "--name", "red"), acquire(lab, "alice", "--name", "solo")
+    with Terminal([*JMP, "shell", "--", "sh", "-c", "echo =$JMP_LEASE="], lab.environment("alice")) as terminal:
+        terminal.until("For a new one: jmp shell -l SELECTOR")
+        terminal.until(r"Which one \(Enter: 1\)\?")
+        terminal.type("3\r")
+        terminal.until("a number from 1 to 2 or an id, please")
+        terminal.type(f"{solo}\r")
+        terminal.until(f"={solo}=")
+        assert terminal.end() == 0
+    assert shown(lab, "alice", red)["state"] == shown(lab, "alice", solo)["state"] == "ready"
+
+
+def test_bare_shell_without_a_lease_says_how_to_get_one(lab: ServedLab) -> None:
+    with Terminal([*JMP, "shell"], lab.environment("bob")) as terminal:
+        terminal.until("you have no active lease at")
+        assert terminal.end() == 64
+    done = lab.run("alice", "shell")
+    assert (done.returncode, done.stderr.count("\n"), "--lease ID" in done.stderr) == (64, 1, True)
+
+
+def test_shell_as_another_client(lab: ServedLab) -> None:
+    made = json.loads(lab.ok("admin", "admin", "create", "token", "client/bob", "-o", "json"))
+    join = ["--endpoint", lab.url, "--ca-fingerprint", made["ca_fingerprint"]]
+    lab.ok("alice", "config", "client", "create", "as-bob", *join, JMP_TOKEN=made["token"])
+    inside = [*JMP, "whoami", "-o", "name"]
+    assert lab.ok("alice", "shell", "--client", "as-bob", "--name", "solo", "--", *inside) == "bob\n"
+    assert lab.run("alice", "shell", "--client", "nobody", "--name", "solo", "--", "true").returncode == 64
+    done = lab.run("alice", "shell", "--client", "as-bob", "--connect", "unix:x", "--", "true")
+    assert (done.returncode, "--client says who you are in a lab" in done.stderr) == (64, True)
