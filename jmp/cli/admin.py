@@ -455,8 +455,10 @@ def _delete(kind: Kind, names: list[str], client: str | None) -> int:
     with labs.as_admin(client) as (_, lab):
 
         def remove(name: str) -> None:
-            lab.call("delete", kind.name, name)
+            ended = lab.call("delete", kind.name, name)
             output.note(f"{kind.name} {name} is deleted")
+            for lease in ended:
+                output.note(f"lease {lease['id']} of {lease['client']} ends with it")
 
         return labs.each(names, remove)
 

@@ -157,7 +157,10 @@ def release(
 
         def end(id: str) -> None:
             lease = lab.call("release", id, reason)
-            output.note(f"released {id}" + (f": {labs.devices_text(lease)}" if lease["devices"] else ""))
+            if lease["released"]:
+                output.note(f"released {id}" + (f": {labs.devices_text(lease)}" if lease["devices"] else ""))
+            else:
+                output.note(f"{id} had ended already: {lease['reason']}")
 
         return labs.each(chosen, end)
 

@@ -6,7 +6,7 @@ A desk checks who asks and says what comes of it; deciding is the engine's, tell
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import fields, replace
 from typing import Any, Final, Literal
 
@@ -314,13 +314,13 @@ class ClientDesk(Desk):
 
     @export
     async def release(self, lease: str, reason: str = "") -> dict[str, Any]:
-        """End a lease now: its devices cannot be used from this moment on."""
-        found = self._own(lease)
-        said = f"released by {self.who.name}" + (f": {reason}" if reason else "")
-        if found.state is not State.ENDED:
+        """End a lease now: its devices cannot be used from this moment on. ``released`` tells whether this did it."""
+        released = self._own(lease).state not in (State.ENDING, State.ENDED)
+        if released:
+            said = f"released by {self.who.name}" + (f": {reason}" if reason else "")
             await self.lab.do(lambda: self.lab.engine.release(lease, self._by, said, self.now))
-        self.note("release", f"lease/{lease}")
-        return self._shown(self.lab.view.lease[lease])
+            self.note("release", f"lease/{lease}")
+        return {**self._shown(self.lab.view.lease[lease]), "released": released}
 
     @export
     async def extend(self, lease: str, duration: float) -> dict[str, Any]:
@@ -350,9 +350,8 @@ class ClientDesk(Desk):
         """One's leases, oldest first; or all that one may see. Those that have ended only if asked for."""
         found = [
             lease
-            for lease in self.lab.view.lease.values()
+            for lease in (self.lab.view.lease if ended else self.lab.view.active).values()
             if (lease.client == self.who.name or (everybody and self._may_see(lease)))
-            and (ended or lease.state is not State.ENDED)
             and (not tag or tag in lease.tags)
         ]
         return [self._shown(lease) for lease in sorted(found, key=lambda lease: lease.number)]
@@ -472,12 +471,19 @@ class AdminDesk(ClientDesk):
         return await self._store(kind, name, values, "update")
 
     @export
-    async def delete(self, kind: Kind, name: str) -> None:
-        """Remove a client, an exporter or a policy; tokens of it are revoked, leases of it end."""
+    async def delete(self, kind: Kind, name: str) -> Sequence[dict[str, Any]]:
+        """Remove a client, an exporter or a policy; tokens of it are revoked, leases of it end. Returns those leases."""
         self._record(kind, name)
+        ended = [
+            lease.id
+            for lease in self.lab.view.active.values()
+            if (kind == "client" and lease.client == name)
+            or (kind == "exporter" and name in {held.exporter for held in lease.devices})
+        ]
         await self.lab.do(lambda: self._drop(kind, name))
         self.lab.keys_changed()
-        self.note("delete", f"{kind}/{name}")
+        self.note("delete", f"{kind}/{name}", leases=ended)
+        return [self._shown(lease) for id in ended if (lease := self.lab.view.lease.get(id)) is not None]
 
     @export
     async def issue(self, name: str, role: Role, days: float = DEFAULT_TOKEN_DAYS) -> dict[str, Any]:

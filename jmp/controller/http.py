@@ -99,9 +99,9 @@ def _exposition(lab: Lab, door: Door) -> Callable[[], Answer]:
 
         def collect(self) -> Iterator[Metric]:
             view = lab.view
-            leases = Counter(lease.state for lease in view.lease.values())
+            leases = Counter(lease.state for lease in view.active.values())
             states = Counter(state_of(lab, exporter) for exporter in view.exporter.values())
-            queued = [lease.created for lease in view.lease.values() if lease.state is State.QUEUED]
+            queued = [lease.created for lease in view.active.values() if lease.state is State.QUEUED]
             yield GaugeMetricFamily("jmp_queue_length", "Leases that wait for what they want.", len(queued))
             oldest = max(lab.clock() - min(queued), 0.0) if queued else 0.0
             yield GaugeMetricFamily("jmp_queue_oldest_seconds", "How long the oldest of them has waited.", oldest)

@@ -69,6 +69,9 @@ class View:
     policy: dict[str, Policy] = field(default_factory=dict)
     token: dict[str, Token] = field(default_factory=dict)
     lease: dict[str, Lease] = field(default_factory=dict)
+    active: dict[str, Lease] = field(default_factory=dict)
+    """The leases that have not ended."""
+    revoked: dict[str, Token] = field(default_factory=dict)
     presence: dict[str, Presence] = field(default_factory=dict)
     replica: dict[str, Replica] = field(default_factory=dict)
     holding: dict[str, str] = field(default_factory=dict)
@@ -88,6 +91,13 @@ class View:
                     del self.holding[held.exporter]
             if isinstance(change.new, Lease) and change.new.state not in (State.QUEUED, State.ENDED):
                 self.holding |= {held.exporter: change.name for held in change.new.devices}
+            self.active.pop(change.name, None)
+            if isinstance(change.new, Lease) and change.new.state is not State.ENDED:
+                self.active[change.name] = change.new
+        elif isinstance(change.new, Token) and change.new.revoked is not None:
+            self.revoked[change.name] = change.new
+        elif change.kind == "token":
+            self.revoked.pop(change.name, None)
         if change.new is None:
             records.pop(change.name, None)
         else:
@@ -416,7 +426,7 @@ class Lab:
     def key_news(self) -> dict[str, Any]:
         """What those need who verify tokens."""
         now = self.clock()
-        revoked = [token.id for token in self.view.token.values() if token.revoked is not None and token.expires > now]
+        revoked = [token.id for token in self.view.revoked.values() if token.expires > now]
         return {"jwks": self.keys.jwks(), "revoked": revoked, "now": now}
 
     # ---- presence

@@ -48,7 +48,9 @@ OFFLINE_ENDING: Final = 60.0
 HOLDER_GRACE: Final = 60.0
 """Seconds that the holder of a tied lease may be away."""
 RETENTION: Final = 30 * 86400.0
-"""Seconds that ended leases are kept."""
+"""Seconds that ended leases are kept,"""
+HISTORY: Final = 20_000
+"""and how many of them at most: all are in memory, at 2 KiB each. The audit log has the rest."""
 DEFERENCE: Final = 2.0
 """Seconds that a controller leaves to another one to do what is that one's."""
 
@@ -102,6 +104,14 @@ class _Presence:
 
 
 @dataclass(frozen=True)
+class _Bounds:
+    """What a client may ask for with each of some exporters, and with one of them at least."""
+
+    duration: float
+    priority: int
+
+
+@dataclass(frozen=True)
 class _Reservation:
     start: float
     lease: str
@@ -117,6 +127,7 @@ class Engine:
         offline_ending: float = OFFLINE_ENDING,
         holder_grace: float = HOLDER_GRACE,
         retention: float = RETENTION,
+        history: int = HISTORY,
     ) -> None:
         self.clients: dict[str, Client] = {}
         self.exporters: dict[str, Exporter] = {}
@@ -126,6 +137,7 @@ class Engine:
         self._offline_ending = offline_ending
         self._holder_grace = holder_grace
         self._retention = retention
+        self._history = history
         self._changes: dict[tuple[str, str], Change] = {}
         self._presence: dict[str, _Presence] = {}
         self._absent: dict[str, float] = {}
@@ -142,6 +154,8 @@ class Engine:
         """Queued leases that were asked for here."""
         self.is_mine: Callable[[str], bool] | None = None
         """Whether it is for this controller to see that a lease goes on as time passes; None if there are no others."""
+        self._ended: dict[str, None] = {}
+        """The leases that have ended, the oldest first."""
         self._free: set[str] = set()
         self._queue: list[_Place] = []
         self._lines: dict[frozenset[str], list[_Place]] | None = None
@@ -151,6 +165,7 @@ class Engine:
         self._number = 0
         self._access: dict[tuple[str, str], Access] = {}
         self._matches: dict[tuple[str, Want], frozenset[str]] = {}
+        self._bounds: dict[tuple[str, frozenset[str]], _Bounds] = {}
         self._groups: dict[frozenset[str], frozenset[str]] = {}
         self._options: dict[str, list[frozenset[str]]] = {}
         """For each request in the queue what each of its wants may be given, free or not."""
@@ -159,7 +174,7 @@ class Engine:
 
     def load(self, records: Iterable[Client | Exporter | Policy | Lease], now: float) -> None:
         """Begin with what was kept. Holders of tied leases are taken to be away from ``now`` on, exporters to be offline."""
-        for record in records:
+        for record in sorted(records, key=lambda record: getattr(record, "ended", None) or 0.0):
             if isinstance(record, Lease):
                 self.leases[record.id] = record
                 self._index(None, record)
@@ -489,6 +504,8 @@ class Engine:
                 if (lease := self.leases.get(id)) is not None:
                     self._pass_time(lease, now)
             self._schedule(now)
+        while len(self._ended) > self._history and self._may_forget(oldest := next(iter(self._ended))):
+            self._set("lease", oldest, None)
 
     def deadline(self) -> float | None:
         """When :meth:`tick` may have something to do next."""
@@ -603,14 +620,24 @@ class Engine:
 
     def _highest(self, client: str, candidates: Sequence[frozenset[str]]) -> int:
         """The highest priority that may be asked for all of them at once."""
-        return min(max(self.access(client, name).priority for name in names) for names in candidates)
+        return min(self._bounds_of(client, names).priority for names in candidates)
 
     def _within(self, names: frozenset[str], client: str, duration: float) -> frozenset[str]:
         """Those that may be leased for so long."""
-        limits = {name: self.access(client, name).longest for name in names}
-        if all(limit is None or limit >= duration for limit in limits.values()):
+        if duration <= self._bounds_of(client, names).duration:
             return names
+        limits = {name: self.access(client, name).longest for name in names}
         return self._shared(name for name, limit in limits.items() if limit is None or limit >= duration)
+
+    def _bounds_of(self, client: str, names: frozenset[str]) -> _Bounds:
+        key = client, names
+        if key not in self._bounds:
+            found = [self.access(client, name) for name in names]
+            self._bounds[key] = _Bounds(
+                duration=min((access.longest for access in found if access.longest is not None), default=math.inf),
+                priority=max((access.priority for access in found), default=0),
+            )
+        return self._bounds[key]
 
     # ---- scheduling
 
@@ -807,6 +834,10 @@ class Engine:
             mine = self.is_mine(id)
         return 0.0 if mine else DEFERENCE
 
+    def _may_forget(self, id: str) -> bool:
+        """Whether it is for this controller to forget a lease that has ended."""
+        return self.is_mine is None or self.is_mine(id)
+
     def _pass_time(self, lease: Lease, now: float) -> None:
         away = self._absent.get(lease.id)
         late = self._deference(lease.id)
@@ -965,6 +996,10 @@ class Engine:
             insort(self._queue, _place(new))
             if self._lines is not None:
                 insort(self._lines.setdefault(self._everything(new), []), _place(new))
+        if new is not None and new.state is State.ENDED:
+            self._ended.setdefault(new.id)
+        elif old is not None:
+            self._ended.pop(old.id, None)
         for held in old.devices if old is not None else ():
             if self._held.get(held.exporter) == (old.id if old else None):
                 del self._held[held.exporter]
@@ -999,7 +1034,7 @@ class Engine:
         return lease is not None and lease.state is State.QUEUED
 
     def _forget_matches(self) -> None:
-        for cache in (self._access, self._matches, self._groups, self._options):
+        for cache in (self._access, self._matches, self._bounds, self._groups, self._options):
             cache.clear()
         self._lines = None
 

@@ -302,8 +302,11 @@ T = TypeVar("T")
 
 def to_wire(record: Any) -> Any:
     """A record as plain values: dicts, lists, strings, numbers."""
-    if is_dataclass(record):
-        return {item.name: to_wire(getattr(record, item.name)) for item in fields(record)}
+    cls: type = type(record)
+    if cls in _PLAIN:
+        return record
+    if names := _names(cls):
+        return {name: to_wire(getattr(record, name)) for name in names}
     if isinstance(record, list | tuple):
         return [to_wire(item) for item in record]
     if isinstance(record, dict):
@@ -321,6 +324,15 @@ def from_wire(cls: type[T], value: Any) -> T:
     except (TypeError, ValueError) as error:
         raise ProtocolViolation(f"this is no {cls.__name__.lower()}: {error}") from None
     return record
+
+
+_PLAIN: Final = frozenset({str, int, float, bool, NoneType})
+
+
+@cache
+def _names(cls: Any) -> tuple[str, ...]:
+    """The fields of a dataclass; none of anything else."""
+    return tuple(item.name for item in fields(cls)) if is_dataclass(cls) else ()
 
 
 @cache

@@ -134,9 +134,11 @@ def test_tokens_stay_good_when_the_key_is_rotated(lab: ServedLab) -> None:
 
 def test_a_deleted_client_is_gone(lab: ServedLab) -> None:
     lab.add_client("ida")
+    id = lab.ok("ida", "lease", "acquire", "--name", "bench", "--at", "+1h", "--detach").strip()
     done = lab.run("admin", "admin", "delete", "client", "ida", "nobody")
     assert done.returncode == 64
-    assert done.stderr.startswith("client ida is deleted\njmp: there is no client 'nobody'")
+    said = f"client ida is deleted\nlease {id} of ida ends with it\njmp: there is no client 'nobody'"
+    assert done.stderr.startswith(said)
     assert lab.run("ida", "whoami").returncode == 77
 
 

@@ -27,8 +27,10 @@ ANY = Want()
 class Lab:
     """An engine with a clock, and exporters that do at once what a test says."""
 
-    def __init__(self, *exporters: str, policy: Policy | None = None, **labels: dict[str, str]) -> None:
-        self.engine = Engine()
+    def __init__(
+        self, *exporters: str, policy: Policy | None = None, engine: Engine | None = None, **labels: dict[str, str]
+    ) -> None:
+        self.engine = engine or Engine()
         self.now = T
         self.engine.put(policy or Policy(name="all"), T)
         self.engine.put(Policy(name="boss", clients="name=boss", manage=True, priority=9), T)
@@ -78,10 +80,10 @@ class Lab:
     def has(self, lease: Lease) -> list[str]:
         return [held.exporter for held in self.at(lease).devices]
 
-    def restarted(self) -> Lab:
+    def restarted(self, engine: Engine | None = None) -> Lab:
         """The same lab after its controller was started again."""
         again = object.__new__(Lab)
-        again.engine, again.now = Engine(), self.now
+        again.engine, again.now = engine or Engine(), self.now
         tables = self.engine.clients, self.engine.exporters, self.engine.policies, self.engine.leases
         again.engine.load([record for table in tables for record in table.values()], self.now)
         return again
@@ -642,6 +644,21 @@ def test_a_grant_that_a_restored_store_forgot_ends_the_one_it_remembers() -> Non
     lab.engine.observed("x", "forgotten", 5, Phase.READY, "", T)
     assert lab.state(lease) is State.ENDING
     assert lab.at(lease).reason == "x knows of a newer grant: was the lab's store restored?"
+
+
+def test_of_leases_that_have_ended_only_so_many_are_kept() -> None:
+    lab = Lab("x", engine=Engine(history=2))
+    waiting = lab.use()
+    leases = []
+    for _ in range(4):
+        leases.append(lab.request("bob"))
+        lab.wait(1)
+        lab.release(leases[-1])
+    lab.wait(1)
+    assert list(lab.engine.leases) == [waiting.id, leases[2].id, leases[3].id]
+    again = lab.restarted(Engine(history=1))
+    again.wait(1)
+    assert set(again.engine.leases) == {waiting.id, leases[3].id}
 
 
 def test_a_restart_keeps_leases_and_the_order_of_the_queue() -> None:

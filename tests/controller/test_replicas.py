@@ -65,6 +65,7 @@ async def test_an_exporter_and_its_holder_at_different_controllers(labs: list[Me
         lease = await alice.acquire(WANT, 6000.0)
         ready = await b.wait(lease.id, State.READY)
         assert [held.epoch for held in ready.devices] == [1]
+        await c.wait(lease.id, State.READY)
         [seen] = await boss.call("exporters")
         assert (seen["state"], seen["client"]) == ("leased", "alice")
         async with b.visit(alice, exporter, lease.id) as (_, device):

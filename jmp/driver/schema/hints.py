@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, Flag
+from functools import cache
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -212,7 +213,8 @@ def _resolve(annotation: object, scope: Mapping[str, Any], inner: Mapping[str, A
     return Any
 
 
-def _class_hints(cls: type) -> dict[str, object]:
+@cache
+def _class_hints(cls: type) -> Mapping[str, object]:
     hints: dict[str, object] = {}
     for base in reversed(cls.__mro__):
         scope = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
