@@ -354,6 +354,7 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     max_message: int = MAX_MESSAGE,
     max_strangers: int = 64,
+    max_waiting: int = 1024,
     handshake_seconds: float = 10.0,
     pages: Mapping[str, tuple[str, bytes]] = _NO_PAGES,
     task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
@@ -362,13 +363,14 @@ async def serve(
 
     ``authenticate`` decides before the upgrade: it returns an identity, or raises a :class:`~jmp.errors.JmpError` whose
     message the client is told, as 401 for :class:`~jmp.errors.Refused` and as 503 else. Until then a client is a
-    stranger: it has ``handshake_seconds`` for everything, and at most ``max_strangers`` are served at once (more are
-    closed at once). What goes wrong with one connection is logged and never ends the others. Reports itself started once
-    it accepts; the listeners are closed at the end.
+    stranger: at most ``max_strangers`` are served at once, for ``handshake_seconds`` each; up to ``max_waiting`` more wait
+    for their turn, as long (a lab's exporters all come at once after a restart), and those beyond are closed. What goes
+    wrong with one connection is logged and never ends the others. Reports itself started once it accepts; the listeners
+    are closed at the end.
 
     ``pages`` are for everybody: by path their content type and content, such as the CA that a client needs before it trusts us.
     """
-    server = _Server(authenticate, handler, tls, max_message, max_strangers, handshake_seconds, pages)
+    server = _Server(authenticate, handler, tls, max_message, max_strangers, max_waiting, handshake_seconds, pages)
     await trio.serve_listeners(server.serve, list(listeners), task_status=task_status)
 
 
@@ -387,24 +389,25 @@ class _Server(Generic[Identity]):
     tls: ssl.SSLContext | None
     max_message: int
     max_strangers: int
+    max_waiting: int
     handshake_seconds: float
     pages: Mapping[str, tuple[str, bytes]]
-    strangers: int = 0
+
+    def __post_init__(self) -> None:
+        self.turns = trio.CapacityLimiter(self.max_strangers)
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serve one connection: the root of its task."""
         peer = _name(stream.socket)
         pipe = _Pipe(stream.socket)
         try:
-            if self.strangers >= self.max_strangers:
-                log.warning("%s: closed: %d other connections have yet to authenticate", peer, self.strangers)
+            if (waiting := self.turns.statistics().tasks_waiting) >= self.max_waiting:
+                log.warning("%s: closed: %d other connections wait to authenticate", peer, waiting)
                 return
-            self.strangers += 1
-            try:
-                with trio.fail_after(self.handshake_seconds):
+            with trio.fail_after(self.handshake_seconds) as patience:
+                async with self.turns:
+                    patience.deadline = trio.current_time() + self.handshake_seconds
                     link, identity = await self._welcome(pipe, peer)
-            finally:
-                self.strangers -= 1
             await self._handle(link, identity)
         except* trio.TooSlowError:
             log.warning("%s: closed: the opening handshake took over %g s", peer, self.handshake_seconds)

@@ -101,6 +101,7 @@ async def serving(
     authenticate: Callable[[UpgradeRequest], Awaitable[UpgradeRequest]] = anyone,
     *,
     max_strangers: int = 64,
+    max_waiting: int = 1024,
     handshake_seconds: float = 10.0,
     max_message: int = 1 << 20,
 ) -> AsyncIterator[str]:
@@ -115,6 +116,7 @@ async def serving(
             tls=certificate().context(directory) if kind == "wss" else None,
             max_message=max_message,
             max_strangers=max_strangers,
+            max_waiting=max_waiting,
             handshake_seconds=handshake_seconds,
             task_status=task_status,
         )

@@ -441,17 +441,24 @@ async def test_slow_handshake(kind: str, sent: bytes, tmp_path: Path, caplog: py
 
 
 async def test_strangers_are_few(tmp_path: Path) -> None:
-    async with serving("unix", tmp_path, max_strangers=2) as url:
+    async with serving("unix", tmp_path, max_strangers=2, max_waiting=1) as url:
         known = [await connect(url) for _ in range(3)]
         strangers = [await dial(url) for _ in range(2)]
         await wait_all_tasks_blocked(0.01)
-        async with await dial(url) as one_too_many:
-            assert await one_too_many.receive_some() == b""
-        for stream in strangers:
-            await stream.send_all(b"nonsense\r\n\r\n")
-            await read_all(stream)
-            await stream.aclose()
-        known.append(await connect(url))
+        async with trio.open_nursery() as nursery:
+
+            async def wait_in_line() -> None:
+                known.append(await connect(url))
+
+            nursery.start_soon(wait_in_line)
+            await wait_all_tasks_blocked(0.01)
+            async with await dial(url) as one_too_many:
+                assert await one_too_many.receive_some() == b""
+            assert len(known) == 3, "it waits for its turn"
+            for stream in strangers:
+                await stream.send_all(b"nonsense\r\n\r\n")
+                await read_all(stream)
+                await stream.aclose()
         for link in known:
             await link.aclose()
 
