@@ -33,7 +33,7 @@ TESTED = {
     ),
     "serial": (
         "pseudo-terminals, ser2net, pyserial's RFC 2217 server",
-        "bytes, settings, modem lines, unplugging and return",
+        "bytes, settings, modem lines, unplugging and return; ten watchers, a writer, one who takes over",
     ),
     "shelly": (
         "a server of its RPC, held against curl",

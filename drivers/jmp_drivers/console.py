@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import trio
@@ -40,8 +41,9 @@ class Hub:
     """Hands a device's console output to any number of clients and lets one of them write.
 
     `ring` is how many of the newest bytes a late reader gets, `log` a file to which all output is appended (with
-    `timestamps`, each line begins with the UTC time of its first byte), `backlog` how many bytes a reader may
-    be behind on top of the ring before it is ended. All methods belong to the Trio thread.
+    `timestamps`, each line begins with the UTC time of its first byte). Where `log_size` bytes would be exceeded the file
+    becomes FILE.1, the one before that FILE.2 and so on up to `log_kept`. `backlog` is how many bytes a reader may be
+    behind on top of the ring before it is ended. All methods belong to the Trio thread.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class Hub:
         ring: int = 256 * 1024,
         log: Path | None = None,
         timestamps: bool = False,
+        log_size: int | None = None,
+        log_kept: int = 5,
         backlog: int = 8 * 1024 * 1024,
     ) -> None:
         self._ring = ring
@@ -59,8 +63,8 @@ class Hub:
         self._readers: set[_Reader] = set()
         self._news = trio.lowlevel.ParkingLot()
         self._departures = trio.lowlevel.ParkingLot()
-        self._writing = False
-        self._log = _LogFile(log, timestamps) if log is not None else None
+        self._writer: object | None = None  # whose place it is to write
+        self._log = None if log is None else _LogFile(log, timestamps, log_size, log_kept)
 
     def feed(self, data: bytes) -> None:
         """Take bytes that came from the device. Never waits, whatever the readers do."""
@@ -108,18 +112,23 @@ class Hub:
             self._log.open()
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Be the console's one writer. Raises `Busy` if somebody else is."""
-        if self._writing:
+    def writing(self, *, take_over: bool = False) -> Iterator[object]:
+        """Be the console's one writer; gives the place, which is `_writer` until it is taken over.
+
+        Raises `Busy` if somebody else is the writer, unless `take_over`.
+        """
+        if self._writer is not None and not take_over:
             raise Busy(
-                "another client is writing to this console; attach read-only (write=False) or wait until it ends"
+                "another client is writing to this console; attach read-only (write=False), write in its place "
+                "(take_over=True) or wait until it ends"
             )
-        self._writing = True
+        place = self._writer = object()
         try:
-            yield
+            yield place
         finally:
-            self._writing = False
-            self._departures.unpark_all()
+            if self._writer is place:
+                self._writer = None
+                self._departures.unpark_all()
 
     async def serve(
         self,
@@ -128,27 +137,32 @@ class Hub:
         *,
         replay: bool,
         write: bool,
+        take_over: bool = False,
     ) -> None:
         """Run one attached client until it is gone or `end` is called; the stream stays open for the caller to close.
 
         The client gets every byte fed from now on, with `replay` the history before that. What it sends goes to `send`,
         one piece at a time, and waits while `send` does; its end of input gives up the writer's place but not the
-        reading. Raises `Busy` if `write` is asked for while somebody else goes on writing, `UsageError` if a read-only client
-        sends something, `DeviceError` as given to `end`, `LabError` if the client falls too far behind, and whatever `send`
-        raises.
+        reading. With `take_over` it writes in the place of whoever did: that client goes on reading, and is ended with
+        `Busy` at what it sends next. Raises `Busy` as well if `write` is asked for while somebody else goes on writing,
+        `UsageError` if a read-only client sends something or wants to take over, `DeviceError` as given to `end`, `LabError` if
+        the client falls too far behind, and whatever `send` raises.
         """
+        if take_over and not write:
+            raise UsageError("one who only reads the console (write=False) has nothing to take over")
         reader = _Reader(position=max(self._total - self._ring, 0) if replay else self._total)
+        place: object | None = None
         with ExitStack() as writer:
             if write:
-                with trio.move_on_after(_LEAVING):
-                    while self._writing:
+                with trio.move_on_after(0 if take_over else _LEAVING):
+                    while self._writer is not None:
                         await self._departures.park()
-                writer.enter_context(self.writing())
+                place = writer.enter_context(self.writing(take_over=take_over))
             self._readers.add(reader)
             try:
                 with reader.scope:
                     async with open_nursery() as nursery:
-                        nursery.start_soon(self._collect, reader, stream, send, write, writer)
+                        nursery.start_soon(self._collect, reader, stream, send, place, writer)
                         await self._deliver(reader, stream)
                         nursery.cancel_scope.cancel()
             finally:
@@ -162,7 +176,7 @@ class Hub:
         reader: _Reader,
         stream: trio.abc.ReceiveStream,
         send: Callable[[bytes], Awaitable[None]],
-        write: bool,
+        place: object | None,
         writer: ExitStack,
     ) -> None:
         """Pass on what the client sends, until its end of input."""
@@ -175,8 +189,10 @@ class Hub:
             if not data:
                 writer.close()
                 return
-            if not write:
+            if place is None:
                 raise UsageError("this client is attached to the console read-only; attach with write=True to send")
+            if place is not self._writer:
+                raise Busy("another client has taken this console over; attach again to read on, or to take it back")
             await send(bytes(data))
 
     async def _deliver(self, reader: _Reader, stream: trio.abc.SendStream) -> None:
@@ -213,9 +229,11 @@ class Hub:
 class _LogFile:
     """Appends a console's output to a file. A full disk ends the logging and not the console."""
 
-    def __init__(self, path: Path, timestamps: bool) -> None:
+    def __init__(self, path: Path, timestamps: bool, size: int | None, kept: int) -> None:
         self._path = path
         self._timestamps = timestamps
+        self._size = size
+        self._kept = kept
         self._file: io.FileIO | None = None
         self._failed = False
         self._in_line = False
@@ -232,9 +250,13 @@ class _LogFile:
         if self._failed:
             return
         try:
+            if self._timestamps:
+                data = self._stamped(data)
             self.open()
             assert self._file is not None
-            self._file.write(self._stamped(data) if self._timestamps else data)
+            if self._size is not None and 0 < self._file.tell() > self._size - len(data):
+                self._rotate(self._file)
+            self._file.write(data)
         except (OSError, DeviceError) as error:
             self._failed = True
             _log.warning("console log %s ends here: %s", self._path, error)
@@ -244,6 +266,16 @@ class _LogFile:
             self._file.close()
             self._file = None
         self._failed = False
+
+    def _rotate(self, full: io.FileIO) -> None:
+        full.close()
+        self._file = None
+        older = [self._path, *(self._path.with_name(f"{self._path.name}.{n + 1}") for n in range(self._kept))]
+        for source, target in reversed(list(pairwise(older))):
+            if source.exists():
+                source.replace(target)
+        self._path.unlink(missing_ok=True)  # only if none is kept
+        self.open()
 
     def _stamped(self, data: bytes) -> bytes:
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ ").encode()

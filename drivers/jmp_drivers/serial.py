@@ -55,6 +55,10 @@ class Serial(Console):
     history_size: int = field(default=256 * 1024, metadata={"doc": "bytes that a late reader still gets"})
     log_file: Path | None = field(default=None, metadata={"doc": "file to which all output is appended"})
     log_timestamps: bool = field(default=False, metadata={"doc": "begin each line of the file with the UTC time"})
+    log_size: int | None = field(
+        default=None, metadata={"doc": "bytes at which the file becomes FILE.1, that one FILE.2 …"}
+    )
+    log_kept: int = field(default=5, metadata={"doc": "how many such older files are kept"})
 
     def __post_init__(self) -> None:
         if self.baudrate <= 0:
@@ -65,7 +69,17 @@ class Serial(Console):
             raise ConfigError("rtscts and xonxoff exclude each other: choose one flow control")
         if self.cps is not None and self.cps <= 0:
             raise ConfigError(f"cps must be above 0, not {self.cps:g}")
-        self._hub = Hub(ring=self.history_size, log=self.log_file, timestamps=self.log_timestamps)
+        if self.log_size is not None and self.log_size <= 0:
+            raise ConfigError(f"log_size must be above 0, not {self.log_size}")
+        if self.log_kept < 0:
+            raise ConfigError(f"log_kept must be 0 or more, not {self.log_kept}")
+        self._hub = Hub(
+            ring=self.history_size,
+            log=self.log_file,
+            timestamps=self.log_timestamps,
+            log_size=self.log_size,
+            log_kept=self.log_kept,
+        )
         self._sending = trio.Lock()
         self._next_send = -float("inf")
 
@@ -205,8 +219,8 @@ class Serial(Console):
     # ---- what clients call
 
     @exportstream
-    async def connect(self, stream: Stream, replay: bool = True, write: bool = True) -> None:
-        await self._hub.serve(stream, self._write, replay=replay, write=write)
+    async def connect(self, stream: Stream, replay: bool = True, write: bool = True, take_over: bool = False) -> None:
+        await self._hub.serve(stream, self._write, replay=replay, write=write, take_over=take_over)
 
     @export
     async def history(self) -> bytes:

@@ -23,13 +23,18 @@ class ConsoleClient(DriverClient):
     default_verb: ClassVar[str | None] = "interact"
 
     @asynccontextmanager
-    async def connect(self, replay: bool = True, write: bool = True) -> AsyncIterator[ByteStream]:
+    async def connect(
+        self, replay: bool = True, write: bool = True, take_over: bool = False
+    ) -> AsyncIterator[ByteStream]:
         """The console as a byte stream: first the newest of what came before (``replay``), then what comes.
 
         With ``write`` this is the console's one writer until the block is left. Receiving raises
-        :class:`~jmp.errors.Busy` if there is another one.
+        :class:`~jmp.errors.Busy` if there is another one; with ``take_over`` the other one does, once it sends something.
         """
-        async with self._backend.open(self._node.path, "connect", (), {"replay": replay, "write": write}) as stream:
+        options = {"replay": replay, "write": write}
+        if take_over:  # exporters that are older than it are not told of it
+            options["take_over"] = True
+        async with self._backend.open(self._node.path, "connect", (), options) as stream:
             yield _Tapped(stream, self._node.path)
 
     def expect(
@@ -67,6 +72,7 @@ class ConsoleClient(DriverClient):
         self,
         *,
         watch: Annotated[bool, "only look"] = False,
+        take_over: Annotated[bool, "write in place of the client that does; it goes on looking"] = False,
         replay: Annotated[bool, "begin with what came before"] = True,
         escape: Annotated[str, "the key that, with Ctrl, begins a command"] = "]",
         idle: Annotated[float, "seconds of silence that end it, once piped input has ended"] = 1.0,
@@ -81,7 +87,7 @@ class ConsoleClient(DriverClient):
             raise UsageError("interact takes a terminal for itself, so it needs a blocking client: with jmp.connect()")
         from jmp.client.adapters.terminal import interact
 
-        interact(self, watch=watch, replay=replay, escape=escape, idle=idle)
+        interact(self, watch=watch, take_over=take_over, replay=replay, escape=escape, idle=idle)
 
     @verb
     async def pipe(self, *, replay: Annotated[bool, "begin with what came before"] = True) -> None:

@@ -53,8 +53,11 @@ class Console(Driver):
 
     @exportstream
     @abstractmethod
-    async def connect(self, stream: Stream, replay: bool = True, write: bool = True) -> None:
-        """Attach: what came before (unless replay is off), then what comes. Any number may read; one may write."""
+    async def connect(self, stream: Stream, replay: bool = True, write: bool = True, take_over: bool = False) -> None:
+        """Attach: what came before (unless replay is off), then what comes. Any number may read; one may write.
+
+        With take_over, in the place of whoever does.
+        """
 
     @export
     @abstractmethod

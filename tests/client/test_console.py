@@ -146,14 +146,19 @@ def line_mode(terminal: Terminal) -> bool:
     return bool(termios.tcgetattr(terminal.program.child_fd)[3] & termios.ICANON)
 
 
-def test_a_second_writer_is_refused_and_may_watch(bench: Path) -> None:
+def test_a_second_writer_is_refused_and_may_watch_or_take_over(bench: Path) -> None:
     script = "j power on; j console pty > /dev/null & j console history > /dev/null; j console; echo left $?; j console --watch"
+    script += "; j console --take-over --no-replay"
     with on_terminal(bench, script) as terminal:
         terminal.until("jmp: another client is writing to board.console; `j board console --watch`")
         terminal.until("left 75")
         terminal.until("read-only")
         terminal.until("login:$")
         terminal.type("ignored\x1dq")
+        terminal.until("read-only(.|\n)*quits")
+        terminal.type("root\r")
+        terminal.until("virtual:~#$")
+        terminal.type("\x1dq")
         terminal.end()
         assert "ignored" not in terminal.text
 

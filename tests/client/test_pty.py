@@ -25,7 +25,7 @@ class Loop(Console):
     def __post_init__(self) -> None:
         self._received = b""
 
-    async def connect(self, stream: Stream, replay: bool = True, write: bool = True) -> None:
+    async def connect(self, stream: Stream, replay: bool = True, write: bool = True, take_over: bool = False) -> None:
         async for data in stream:
             if bytes(data).endswith(b"end"):
                 raise DeviceError("the loop was unplugged")

@@ -17,7 +17,12 @@ Client = trio.abc.HalfCloseableStream
 
 @asynccontextmanager
 async def attached(
-    hub: Hub, sent: bytearray | None = None, *, replay: bool = False, write: bool = False
+    hub: Hub,
+    sent: bytearray | None = None,
+    *,
+    replay: bool = False,
+    write: bool = False,
+    take_over: bool = False,
 ) -> AsyncIterator[Client]:
     """A client's end of a stream that the hub serves; what the client sends lands in `sent`."""
     ours, theirs = memory_stream_pair()
@@ -28,7 +33,7 @@ async def attached(
         await trio.lowlevel.checkpoint()
 
     async def serve() -> None:
-        await hub.serve(theirs, send, replay=replay, write=write)
+        await hub.serve(theirs, send, replay=replay, write=write, take_over=take_over)
         await theirs.aclose()
 
     with trio.fail_after(10):
@@ -140,6 +145,40 @@ async def test_second_writer_is_refused_and_the_place_is_free_after_the_first_on
         pass
 
 
+async def test_who_takes_over_writes_and_the_former_writer_reads_on_until_it_sends() -> None:
+    hub = Hub()
+    sent = bytearray()
+    with pytest.RaisesGroup(pytest.RaisesExc(Busy, match="another client has taken this console over")):
+        async with attached(hub, sent, write=True) as former, attached(hub, sent, write=True, take_over=True) as writer:
+            await writer.send_all(b"mine")
+            hub.feed(b"for all")
+            assert await read(former, 7) == await read(writer, 7) == b"for all"
+            assert sent == b"mine"
+            await former.send_all(b"not any more")
+            await trio.sleep_forever()
+    assert sent == b"mine"
+
+
+async def test_the_place_that_was_taken_over_stays_so_when_the_former_writer_leaves() -> None:
+    hub = Hub()
+    sent = bytearray()
+    async with attached(hub, sent, write=True) as former, attached(hub, sent, write=True, take_over=True) as writer:
+        await former.send_eof()
+        await wait_all_tasks_blocked()
+        with pytest.raises(Busy), hub.writing():
+            pass
+        await writer.send_eof()
+        await wait_all_tasks_blocked()
+        with hub.writing():
+            pass
+
+
+async def test_a_client_that_only_reads_cannot_take_over() -> None:
+    with pytest.RaisesGroup(pytest.RaisesExc(UsageError, match="has nothing to take over")):
+        async with attached(Hub(), take_over=True):
+            await trio.sleep_forever()
+
+
 async def test_read_only_client_that_sends_is_told_so() -> None:
     with pytest.RaisesGroup(pytest.RaisesExc(UsageError, match="attached to the console read-only")):
         async with attached(Hub(), write=False) as client:
@@ -242,6 +281,23 @@ async def test_log_file_with_timestamps_stamps_each_line_once(tmp_path: Path) ->
     assert re.fullmatch(
         stamp + rb"one\r\n" + stamp + rb"two\rstill two\n" + stamp + rb"\n" + stamp + b"three", path.read_bytes()
     )
+
+
+@pytest.mark.parametrize(
+    ("kept", "files"), [(2, {"": b"eeeeeeeeeeee", ".1": b"dddd", ".2": b"bbbbcccc"}), (0, {"": b"eeeeeeeeeeee"})]
+)
+async def test_log_file_that_is_full_makes_place_for_the_next(
+    tmp_path: Path, kept: int, files: dict[str, bytes]
+) -> None:
+    path = tmp_path / "console.log"
+    path.write_bytes(b"a" * 8)  # of an earlier session
+    hub = Hub(log=path, log_size=8, log_kept=kept)
+    for piece in (b"bbbb", b"cccc", b"dddd", b"eeeeeeeeeeee"):
+        hub.feed(piece)
+    hub.end()
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {
+        f"console.log{suffix}": content for suffix, content in files.items()
+    }
 
 
 async def test_log_file_that_cannot_be_written_is_an_error_at_open_and_a_warning_later(

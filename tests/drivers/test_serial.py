@@ -428,6 +428,39 @@ def speed(path: Path) -> int:
         os.close(fd)
 
 
+async def test_ten_watchers_and_one_writer_and_one_that_takes_over_and_a_watcher_that_reads_nothing() -> None:
+    boot = b"".join(b"line %05d of the boot log\r\n" % number for number in range(20_000))
+    got: list[bytes] = []
+
+    async def watch(console: Any, *, task_status: trio.TaskStatus[None]) -> None:
+        async with console.connect(write=False) as stream:
+            seen = await read(stream, len(b"before"))
+            task_status.started()
+            got.append(seen + await read(stream, len(boot + b"after")))
+
+    with trio.fail_after(30):
+        async with board() as far, serve(Serial(url=far.path)) as console, console.connect() as writer:
+            await far.write(b"before")
+            assert await read(writer, 6) == b"before"
+            async with console.connect(write=False), trio.open_nursery() as watchers:  # this one reads nothing
+                for _ in range(10):
+                    await watchers.start(watch, console)
+                async with trio.open_nursery() as traffic:
+                    traffic.start_soon(far.write, boot)
+                    assert await read(writer, len(boot)) == boot
+                await writer.send_all(b"one")
+                assert await far.read(3) == b"one"
+                async with console.connect(take_over=True, replay=False) as second:
+                    await second.send_all(b"two")
+                    assert await far.read(3) == b"two"
+                    await far.write(b"after")
+                    assert await read(second, 5) == await read(writer, 5) == b"after"
+                    await writer.send_all(b"three")
+                    with pytest.raises(Busy, match="another client has taken this console over"):
+                        await writer.receive_some()
+            assert got == [b"before" + boot + b"after"] * 10
+
+
 # ---- configuration
 
 
@@ -440,6 +473,8 @@ def speed(path: Path) -> int:
         ({"bytesize": 9}, "expected 5|6|7|8"),
         ({"parity": "E"}, "expected none|even"),
         ({"rtscts": True, "xonxoff": True}, "exclude each other"),
+        ({"log_size": 0}, "log_size must be above 0"),
+        ({"log_kept": -1}, "log_kept must be 0 or more"),
         ({"cps": 0}, "cps must be above 0"),
         ({"baudrte": 9600}, "did you mean 'baudrate'?"),
     ],

@@ -119,8 +119,8 @@ class VmConsole(Console):
 
     _vm: Vm
 
-    async def connect(self, stream: Stream, replay: bool = True, write: bool = True) -> None:
-        await self._vm.hub.serve(stream, self._vm.type, replay=replay, write=write)
+    async def connect(self, stream: Stream, replay: bool = True, write: bool = True, take_over: bool = False) -> None:
+        await self._vm.hub.serve(stream, self._vm.type, replay=replay, write=write, take_over=take_over)
 
     async def history(self) -> bytes:
         return self._vm.hub.history()

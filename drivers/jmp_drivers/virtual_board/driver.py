@@ -43,8 +43,8 @@ class BoardConsole(Console):
     _machine: Machine
 
     @exportstream
-    async def connect(self, stream: Stream, replay: bool = True, write: bool = True) -> None:
-        await self._machine.hub.serve(stream, self._machine.type, replay=replay, write=write)
+    async def connect(self, stream: Stream, replay: bool = True, write: bool = True, take_over: bool = False) -> None:
+        await self._machine.hub.serve(stream, self._machine.type, replay=replay, write=write, take_over=take_over)
 
     @export
     async def history(self) -> bytes:

@@ -96,13 +96,14 @@ class Keys:
         return "\n".join([*lines, f"{self.name} {self._literal.decode()}  send {self.name} itself"])
 
 
-def interact(client: ConsoleClient, *, watch: bool, replay: bool, escape: str, idle: float) -> None:
+def interact(client: ConsoleClient, *, watch: bool, take_over: bool, replay: bool, escape: str, idle: float) -> None:
     """Join the console with standard input and output, until either ends; see :meth:`ConsoleClient.interact`."""
     keys = Keys(control(escape).encode())
     attended = os.isatty(0)
     path = client._node.path
     try:
-        with Blocking(client.connect(replay=replay and (attended or watch), write=not watch)) as stream:
+        replay = replay and (attended or watch)
+        with Blocking(client.connect(replay=replay, write=not watch, take_over=take_over)) as stream:
             if attended:
                 only = "; read-only" if watch else ""
                 _say(f"{path or 'console'}: {keys.name} q quits, {keys.name} ? helps{only}\n")
@@ -122,7 +123,8 @@ def interact(client: ConsoleClient, *, watch: bool, replay: bool, escape: str, i
     except Busy:
         words = path.replace(".", " ")
         raise Busy(
-            f"another client is writing to {path or 'this console'}; `j {words} --watch` shows it without writing"
+            f"another client is writing to {path or 'this console'}; `j {words} --watch` shows it without writing, "
+            f"`j {words} --take-over` writes in its place"
         ) from None
 
 
