@@ -10,6 +10,7 @@ import errno
 import hmac
 import logging
 import os
+import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -145,8 +146,12 @@ class _Visit:
 async def listen(address: str) -> list[trio.SocketListener]:
     """Listen at ``unix:PATH`` (only this user may connect) or ``HOST:PORT`` (port 0: one that is free).
 
+    The process may then have as many connections as the system lets it: by default it would be 1 024.
+
     Raises :class:`~jmp.errors.LabError` if that cannot be had.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         if address.startswith("unix:"):
             return [await _listen_unix(address.removeprefix("unix:"))]
