@@ -18,12 +18,12 @@ from typing import Annotated, Final
 import trio
 import typer
 
+from jmp.audit import Audit
 from jmp.cli import output
 from jmp.cli.exporter import LogFormat, LogLevel, check_address, log_to_stderr, until_told
 from jmp.cli.labs import join_command
 from jmp.cli.typed import new_app
 from jmp.client.config import write_private
-from jmp.controller.audit import Audit
 from jmp.controller.desks import DEFAULT_TOKEN_DAYS, issue, revoke
 from jmp.controller.keys import Keys
 from jmp.controller.lab import Lab

@@ -7,9 +7,11 @@ import socket
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import trio
 
+from jmp.audit import Audit
 from jmp.cli import output
 from jmp.cli.exporter import state_directory, tls_of, until_told
 from jmp.client.config import ClientConfig, Metadata, Tls, credentials
@@ -19,6 +21,9 @@ from jmp.exporter.lab import LabExporter, Memory
 from jmp.exporter.serve import address_of, listen, notify
 from jmp.link import websocket
 from jmp.link.address import parse
+
+AUDIT_BYTES: Final = 32 << 20
+"""When its audit log goes on in a new file: some 100 000 calls. One older file is kept."""
 
 
 def lab_of(config: ExporterConfig) -> ClientConfig | None:
@@ -61,8 +66,15 @@ async def serve_in_lab(
     async def dial() -> websocket.WebSocketLink:
         return await websocket.connect(lab.endpoint, token=lab.token, ca=lab.tls.ca)
 
+    state = state_directory(name)
     exporter = LabExporter(
-        config, Memory.load(state_directory(name) / "lab.json"), dial, endpoints, endpoint=lab.endpoint, ca=lab.tls.ca
+        config,
+        Memory.load(state / "lab.json"),
+        dial,
+        endpoints,
+        endpoint=lab.endpoint,
+        ca=lab.tls.ca,
+        audit=Audit(state / "audit.jsonl", limit=AUDIT_BYTES),
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(until_told, nursery.cancel_scope)

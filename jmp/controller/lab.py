@@ -24,7 +24,7 @@ from typing import Any, Final, Generic, TypeVar
 import trio
 
 from jmp import logs
-from jmp.controller.audit import Audit
+from jmp.audit import Audit
 from jmp.controller.keys import Keys
 from jmp.controller.leases import PREPARE_LIMIT, Engine
 from jmp.controller.meeting import Attendance, RouterLink

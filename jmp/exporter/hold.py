@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from jmp import logs
+from jmp.audit import Audit
 from jmp.driver import export
 from jmp.driver.service import method_of
 from jmp.errors import Cancelled, JmpError, Refused
@@ -250,6 +251,8 @@ class Output:
 class Host(Protocol):
     """Who a visit comes to: the exporter's part in a lab."""
 
+    audit: Audit
+
     def verify(self, token: str) -> SessionClaims:
         """The claims of a session token for this exporter; raises ``Refused``."""
 
@@ -283,7 +286,7 @@ class Visit:
         try:
             with self._scope:
                 async with multiplex(
-                    link, Role.LISTENER, serve=partial(self._handle, serve(self._resolve)), watch=True
+                    link, Role.LISTENER, serve=partial(self._handle, serve(self._resolve, note=self._note)), watch=True
                 ) as connection:
                     self._connection = connection
                     async with trio.open_nursery() as nursery:
@@ -342,6 +345,23 @@ class Visit:
         if request.target != TARGET and not allowed(claims.allow, claims.deny, f"{request.target}.{request.method}"):
             raise Refused(f"{claims.client} may not use {request.target}.{request.method} here: a policy forbids it")
         return hold.session.resolve(request)
+
+    def _note(self, request: Request, result: str, seconds: float) -> None:
+        """Leave a line of what the holder did with the device; without arguments, which may be secrets."""
+        if request.target == TARGET or self._hold is None or self._claims is None:
+            return
+        self._host.audit.record(
+            actor=self._claims.client,
+            role="client",
+            peer=self._peer,
+            action=f"{request.target}.{request.method}",
+            object=f"exporter/{self._claims.exporter}",
+            result=result,
+            seconds=round(seconds, 3),
+            lease=self._claims.lease,
+            tags=self._hold.grant.tags,
+            context=self._hold.grant.context,
+        )
 
     @export
     async def begin(self, token: str = "", who: str = "", wait: float | None = None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import trio
 
 import jmp
 from jmp import logs
+from jmp.audit import Audit
 from jmp.driver.tree import Tree
 from jmp.errors import ConfigError, JmpError, LabError, ProtocolViolation, Refused
 from jmp.exporter.config import ExporterConfig
@@ -43,6 +44,7 @@ FAREWELL_SECONDS: Final = 5.0
 """How long a stopping exporter tries to tell its controller how its last lease ended."""
 ROUTER_SECONDS: Final = 20.0
 """How long it tries to reach a router where a client waits."""
+NO_AUDIT: Final = Audit(None)
 
 
 @dataclass
@@ -86,7 +88,8 @@ class LabExporter:
     """One exporter's part in its lab; :meth:`run` is all of it.
 
     ``dial`` connects to the controller, which is at ``endpoint``; ``ca`` is what it and its routers are verified against.
-    ``endpoints`` are where clients may reach this exporter directly, each ``{url, fingerprint}``.
+    ``endpoints`` are where clients may reach this exporter directly, each ``{url, fingerprint}``. ``audit`` gets a line for
+    each call of a holder.
     """
 
     def __init__(
@@ -98,11 +101,13 @@ class LabExporter:
         *,
         endpoint: str = "",
         ca: Path | None = None,
+        audit: Audit = NO_AUDIT,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
         self.hold: Hold | None = None
         self.connected = False
+        self.audit = audit
         self._memory = memory
         self._dial = dial
         self._endpoints = [dict(endpoint) for endpoint in endpoints]

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -36,7 +36,13 @@ Resolve = Callable[[Request], Method]
 :class:`~jmp.errors.JmpError` otherwise."""
 
 
-def serve(resolve: Resolve, *, tracebacks: bool = True) -> Callable[[MuxStream], Awaitable[None]]:
+Note = Callable[[Request, str, float], None]
+"""Told of each call that is over: the request, how it ended ("ok", "cancelled", or its error's code and text), the seconds."""
+
+
+def serve(
+    resolve: Resolve, *, tracebacks: bool = True, note: Note | None = None
+) -> Callable[[MuxStream], Awaitable[None]]:
     """A handler for :func:`jmp.mux.stream.multiplex` that answers each stream as one call.
 
     A caller that resets its stream, or whose link ends, cancels the method; one that closes it learns nothing more of what
@@ -45,20 +51,26 @@ def serve(resolve: Resolve, *, tracebacks: bool = True) -> Callable[[MuxStream],
 
     async def handle(stream: MuxStream) -> None:
         call = _Call(stream)
+        begun = trio.current_time()
+        result = CANCELLED
         try:
-            await call.run(resolve)
+            result = await call.run(resolve)
         except Exception as error:  # noqa: BLE001  # a call's root: whatever a driver raises is the caller's answer
             if not _only_of(
                 (trio.BrokenResourceError, trio.ClosedResourceError) if stream.broken else StreamStopped, error
             ):
-                call.fail(_only(error), tracebacks)
+                result = call.fail(_only(error), tracebacks)
         finally:
             stream.reset(Reset.CANCELLED, _SESSION_OVER)  # does nothing once the stream is closed
+            if note is not None and call.request is not None:
+                note(call.request, result, trio.current_time() - begun)
 
     return handle
 
 
-_SESSION_OVER = messages.describe(Cancelled("the session ended before the call did"))
+OK: Final = "ok"
+CANCELLED: Final = "cancelled"
+_SESSION_OVER: Final = messages.describe(Cancelled("the session ended before the call did"))
 
 
 class _Call:
@@ -68,9 +80,11 @@ class _Call:
         self._stream = stream
         self._name = "a call"
         self._ready = False
+        self.request: Request | None = None
 
-    async def run(self, resolve: Resolve) -> None:
-        request = await self._request()
+    async def run(self, resolve: Resolve) -> str:
+        """How it ended."""
+        self.request = request = await self._request()
         self._name = f"{request.target}.{request.method}"
         timeout = math.inf if request.timeout is None else request.timeout
         self._stream.scope = scope = trio.CancelScope(deadline=trio.current_time() + timeout)
@@ -92,6 +106,7 @@ class _Call:
                 await self._stream.aclose()
         if scope.cancelled_caught and not self._stream.broken:
             raise Timeout(f"{self._name} did not finish within {timeout:g} s")
+        return CANCELLED if scope.cancelled_caught else OK
 
     async def _request(self) -> Request:
         decoder = codec.Decoder(messages.MAX_VALUE)
@@ -112,11 +127,12 @@ class _Call:
         await self._stream.send_last(reply)
         await self._stream.aclose()
 
-    def fail(self, error: BaseException, tracebacks: bool) -> None:
+    def fail(self, error: BaseException, tracebacks: bool) -> str:
         """Let the caller know; nothing waits here, since the error may be that of a caller who does not read."""
         if not isinstance(error, JmpError):
             log.error("%s raised %s", self._name, type(error).__name__, exc_info=error)
         self._stream.reset(Reset.FAILED, messages.describe(error, tracebacks=tracebacks))
+        return f"{error.code}: {error.message}" if isinstance(error, JmpError) else f"{type(error).__name__}: {error}"
 
 
 def _only_of(kinds: type[Exception] | tuple[type[Exception], ...], error: Exception) -> bool:

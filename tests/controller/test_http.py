@@ -14,7 +14,7 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
-from jmp.controller.audit import Audit
+from jmp.audit import Audit
 from jmp.controller.http import MAX_CONNECTIONS, MAX_REQUEST, serve_http
 from jmp.controller.keys import Keys
 from jmp.controller.lab import Lab

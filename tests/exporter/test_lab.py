@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager, nullcontext
@@ -82,6 +83,32 @@ async def test_release_cuts_calls_and_streams_at_once_with_the_reason(lab: Memor
             assert seen == [f"lease {lease.id} has ended: released by alice"]
             with pytest.raises((Refused, LinkLost)):
                 await device.lamp.on()
+
+
+async def test_the_exporter_says_who_did_what_to_the_device_under_which_lease(lab: MemoryLab) -> None:
+    await lab.add(records.Policy(name="default", deny=("lamp.on",)))
+    async with lab.exporter("one") as exporter, lab.client("alice") as alice:
+        lease = await alice.acquire(WANT, 60.0, context={"job": "7"}, tags=["night"])
+        async with lab.visit(alice, exporter, lease.id) as (_, device):
+            with pytest.raises(Refused, match="a policy forbids it"):
+                await device.lamp.on()
+            async with device.lamp.echo() as stream:
+                await stream.send_all(b"secret")
+                await stream.receive_some()
+            with trio.move_on_after(0.01):
+                await device.lamp.wait()
+    said = [json.loads(line) for line in lab.audit_of("one").read_text().splitlines()]
+    assert [(line["action"], line["result"].partition(":")[0]) for line in said] == [
+        ("lamp.on", "refused"),
+        ("lamp.echo", "ok"),
+        ("lamp.wait", "timeout"),
+    ]
+    assert {line["lease"] for line in said} == {lease.id}
+    assert said[0]["actor"] == "alice"
+    assert said[0]["object"] == "exporter/one"
+    assert said[0]["context"] == {"job": "7"}
+    assert said[0]["tags"] == ["night"]
+    assert "secret" not in str(said)
 
 
 async def test_a_transfer_cuts_the_old_holder_off_and_lets_the_new_one_in(lab: MemoryLab) -> None:

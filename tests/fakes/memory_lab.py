@@ -13,9 +13,9 @@ from typing import Any
 
 import trio
 
+from jmp.audit import Audit
 from jmp.client.connect import TARGET, Device, device_of
 from jmp.client.lab import Lab as ClientLab
-from jmp.controller.audit import Audit
 from jmp.controller.keys import Keys
 from jmp.controller.lab import Lab
 from jmp.controller.leases import Engine
@@ -76,6 +76,10 @@ class MemoryLab:
         self.lab: Lab
         self.door: Door | None = None
         self._scope = trio.CancelScope()
+
+    def audit_of(self, exporter: str) -> Path:
+        """Where an exporter writes what was done to its device."""
+        return self.directory / f"{exporter}.audit.jsonl"
 
     def clock(self) -> float:
         """The wall clock of everybody here."""
@@ -164,7 +168,7 @@ class MemoryLab:
                     return await lab.dial(who)
             raise LabError("connection refused")
 
-        exporter = LabExporter(loaded, memory, dial, wall_clock=self.clock)
+        exporter = LabExporter(loaded, memory, dial, audit=Audit(self.audit_of(name)), wall_clock=self.clock)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(exporter.run)
             await self.attended(name)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jmp.controller.audit import Audit
+from jmp.audit import Audit
 
 TOKEN = "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJibyJ9.c2lnbmF0dXJl"
 
@@ -60,6 +60,16 @@ def test_rotation_needs_no_signal(tmp_path: Path, create: bool) -> None:
     audit.close()
     assert [line["action"] for line in lines(tmp_path / "audit.1")] == ["first"]
     assert [line["action"] for line in lines(path)] == ["third"]
+
+
+def test_a_file_that_is_full_makes_place(tmp_path: Path) -> None:
+    audit = Audit(tmp_path / "audit", limit=300)
+    for number in range(9):
+        note(audit, str(number))
+    audit.close()
+    kept = [line["action"] for path in ("audit.1", "audit") for line in lines(tmp_path / path)]
+    assert kept == [str(number) for number in range(9)][-len(kept) :]
+    assert len(lines(tmp_path / "audit.1")) == 3
 
 
 def test_what_somebody_sent_stays_on_one_line(tmp_path: Path) -> None:

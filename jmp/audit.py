@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -15,17 +16,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-log = logging.getLogger("jmp.controller")
+log = logging.getLogger("jmp.audit")
 
 _TOKEN: Final = re.compile(r"\beyJ[\w-]*\.[\w-]*\.[\w-]*")
 _SECRET: Final = frozenset({"token", "passphrase", "password", "secret"})
 
 
 class Audit:
-    """Appends to the file at ``path``; with None it keeps nothing. ``clock`` tells the seconds since the epoch."""
+    """Appends to the file at ``path``; with None it keeps nothing. ``clock`` tells the seconds since the epoch.
 
-    def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
+    With a ``limit`` of bytes, a file that has grown beyond it becomes ``PATH.1``, in place of the one before.
+    """
+
+    def __init__(self, path: Path | None, *, limit: float = math.inf, clock: Callable[[], float] = time.time) -> None:
         self._path = path
+        self._limit = limit
         self._clock = clock
         self._file: int | None = None
         self._failed = False
@@ -64,8 +69,13 @@ class Audit:
             self._file = None
 
     def _append(self, path: Path, line: bytes) -> None:
-        if self._file is not None and not _is_at(self._file, path):
-            self.close()
+        if self._file is not None:
+            here = os.fstat(self._file)
+            if not _is_at(here, path):
+                self.close()
+            elif here.st_size > self._limit:
+                path.replace(path.with_name(f"{path.name}.1"))
+                self.close()
         if self._file is None:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -76,12 +86,11 @@ class Audit:
             raise OSError(28, "only a part of a line was written")
 
 
-def _is_at(file: int, path: Path) -> bool:
+def _is_at(here: os.stat_result, path: Path) -> bool:
     try:
         there = path.stat()
     except FileNotFoundError:
         return False
-    here = os.fstat(file)
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
