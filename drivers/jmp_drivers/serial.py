@@ -16,13 +16,11 @@ import trio
 from serial.tools import list_ports
 from serial.urlhandler import protocol_socket
 
-from jmp.driver import BadValue, ConfigError, DeviceError, Stream, export, exportstream
-from jmp.driver.interfaces import Console
-from jmp_drivers.console import Hub
+from jmp.driver import BadValue, ConfigError, DeviceError, export
+from jmp_drivers.console import HubConsole
 
 _READ = 64 * 1024
 _READ_TIMEOUT = 1.0  # seconds a reader thread may go on after its port was closed; only some URL handlers need it
-_LAST_WORDS = 1.0  # seconds that clients have to take the last bytes of a port that has gone away
 
 _PARITY = {
     "none": serial.PARITY_NONE,
@@ -35,7 +33,7 @@ _PARITY = {
 _FAILURES = (OSError, ValueError, termios.error)
 
 
-class Serial(Console):
+class Serial(HubConsole):
     """A serial port: a console with many readers and one writer.
 
     ``url`` is a device path (best one below /dev/serial/by-id, which stays the same when ports are renumbered) or a URL of
@@ -52,13 +50,6 @@ class Serial(Console):
     initial_dtr: bool | None = field(default=None, metadata={"key": "dtr", "doc": "DTR once open; on if not given"})
     initial_rts: bool | None = field(default=None, metadata={"key": "rts", "doc": "RTS once open; on if not given"})
     cps: float | None = field(default=None, metadata={"doc": "characters per second to send at most"})
-    history_size: int = field(default=256 * 1024, metadata={"doc": "bytes that a late reader still gets"})
-    log_file: Path | None = field(default=None, metadata={"doc": "file to which all output is appended"})
-    log_timestamps: bool = field(default=False, metadata={"doc": "begin each line of the file with the UTC time"})
-    log_size: int | None = field(
-        default=None, metadata={"doc": "bytes at which the file becomes FILE.1, that one FILE.2 …"}
-    )
-    log_kept: int = field(default=5, metadata={"doc": "how many such older files are kept"})
 
     def __post_init__(self) -> None:
         if self.baudrate <= 0:
@@ -69,17 +60,7 @@ class Serial(Console):
             raise ConfigError("rtscts and xonxoff exclude each other: choose one flow control")
         if self.cps is not None and self.cps <= 0:
             raise ConfigError(f"cps must be above 0, not {self.cps:g}")
-        if self.log_size is not None and self.log_size <= 0:
-            raise ConfigError(f"log_size must be above 0, not {self.log_size}")
-        if self.log_kept < 0:
-            raise ConfigError(f"log_kept must be 0 or more, not {self.log_kept}")
-        self._hub = Hub(
-            ring=self.history_size,
-            log=self.log_file,
-            timestamps=self.log_timestamps,
-            log_size=self.log_size,
-            log_kept=self.log_kept,
-        )
+        super().__post_init__()
         self._sending = trio.Lock()
         self._next_send = -float("inf")
 
@@ -156,10 +137,7 @@ class Serial(Console):
             self._reader_done.set()
         if not self._closing:
             reason = f"serial port {self.url} is gone: {reason}"
-            self._hub.end(reason)
-            with trio.move_on_after(_LAST_WORDS):
-                await self._hub.deserted()
-            self.lost(reason)
+            await self._gone(reason)
 
     async def _read_descriptor(self, descriptor: int) -> None:
         while True:
@@ -217,18 +195,6 @@ class Serial(Console):
             raise DeviceError(f"serial port {self.url}: {_explain(error, self.url)}") from error
 
     # ---- what clients call
-
-    @exportstream
-    async def connect(self, stream: Stream, replay: bool = True, write: bool = True, take_over: bool = False) -> None:
-        await self._hub.serve(stream, self._write, replay=replay, write=write, take_over=take_over)
-
-    @export
-    async def history(self) -> bytes:
-        return self._hub.history()
-
-    @export
-    async def send(self, data: bytes) -> None:
-        await self._write(data)
 
     @export(name="baudrate")
     async def set_baudrate(self, value: int | None = None) -> int:

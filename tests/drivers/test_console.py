@@ -150,6 +150,8 @@ async def test_who_takes_over_writes_and_the_former_writer_reads_on_until_it_sen
     sent = bytearray()
     with pytest.RaisesGroup(pytest.RaisesExc(Busy, match="another client has taken this console over")):
         async with attached(hub, sent, write=True) as former, attached(hub, sent, write=True, take_over=True) as writer:
+            notice = b"\r\n[another client writes to this console now; you go on reading]\r\n"
+            assert await read(former, len(notice)) == notice  # before anybody does anything
             await writer.send_all(b"mine")
             hub.feed(b"for all")
             assert await read(former, 7) == await read(writer, 7) == b"for all"
@@ -258,6 +260,22 @@ async def test_a_reader_beyond_its_backlog_is_ended_alone_and_told_how_far_behin
         assert len(await read(healthy, 12_100)) == 12_100
     assert "was 12000 bytes behind" in failures[0].message
     await stuck.aclose()
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+async def test_secrets_are_shown_and_logged_as_stars_however_they_come(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "console.log"
+    hub = Hub(log=path, secrets=["hunter2", "hunter2-more", "huh"])
+    said = b"key=hunter2-more hunter hunter2 hunhuh! hunter2"
+    async with attached(hub) as client:
+        for start in range(0, len(said), size):
+            hub.feed(said[start : start + size])
+        shown = b"key=*** hunter *** hun***! "
+        assert await read(client, len(shown)) == shown
+        assert hub.history() == path.read_bytes() == shown  # the last one may still become the longer one
+        hub.feed(b"\n")
+        assert await read(client, 4) == b"***\n"
+        hub.end()
 
 
 async def test_log_file_gets_all_output(tmp_path: Path) -> None:

@@ -454,6 +454,7 @@ async def test_ten_watchers_and_one_writer_and_one_that_takes_over_and_a_watcher
                     await second.send_all(b"two")
                     assert await far.read(3) == b"two"
                     await far.write(b"after")
+                    assert (await read(writer, 66)).strip().startswith(b"[another client writes to this console now")
                     assert await read(second, 5) == await read(writer, 5) == b"after"
                     await writer.send_all(b"three")
                     with pytest.raises(Busy, match="another client has taken this console over"):

@@ -17,6 +17,7 @@ from trio.testing import MockClock
 
 from jmp.driver import Stream, serve
 from jmp.errors import BadValue, Busy, ConfigError, DeviceError
+from jmp_drivers.console import ConsoleOptions
 from jmp_drivers.virtual_board import VirtualBoard, web
 from jmp_drivers.virtual_board.image import Image, header
 from jmp_drivers.virtual_board.shell import COMMANDS
@@ -413,9 +414,12 @@ def test_the_documented_configuration_is_valid_and_complete() -> None:
     assert problems_in("jmp/examples/virtual-board.yaml") == []
     keys = {field.name for field in fields(VirtualBoard) if field.init}
     text = (ROOT / DOC).read_text()
-    assert set(re.findall(r"^\| `(\w+)` \|", text.partition("## Configuration")[2].partition("## ")[0], re.M)) == keys
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", text.partition("## Configuration")[2].partition("## ")[0], re.M)
+    assert set(re.findall(r"\w+", " ".join(rows))) == keys
     example = (ROOT / "jmp/examples/virtual-board.yaml").read_text()
-    assert set(re.findall(r"^      (?:# )?(\w+): ", example, re.M)) == keys
+    assert set(re.findall(r"^      (?:# )?(\w+): ", example, re.M)) == keys - {
+        field.name for field in fields(ConsoleOptions)
+    }
 
 
 def test_every_command_and_file_is_documented() -> None:
@@ -438,3 +442,11 @@ async def test_the_documented_dialogue() -> None:
             elif "autoboot" in line:
                 await terminal.send(" ")
         await terminal.expect("Power down")
+
+
+async def test_the_console_is_logged_and_masked(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    async with bench(log_file=log, log_timestamps=True, secrets=["virtual login"]) as board, console(board) as terminal:
+        await board.power.on()
+        await terminal.expect("***: ")
+    assert re.search(r"^\d{4}-\d\d-\d\dT[\d:.]+Z \*\*\*: $", log.read_text(), re.MULTILINE)

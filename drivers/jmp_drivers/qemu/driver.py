@@ -13,6 +13,7 @@ import trio
 from jmp.driver import BadValue, ConfigError, DeviceError, Driver, Stream, export
 from jmp.driver.interfaces import Console, Network, Power, PowerState, Storage
 from jmp_drivers._reason import reason
+from jmp_drivers.console import ConsoleOptions
 from jmp_drivers.network import join
 from jmp_drivers.qemu.disk import Disk, parse_size
 from jmp_drivers.qemu.machines import Arch, Hardware
@@ -42,7 +43,7 @@ class Image:
         return Disk(self.path, format=self.format, size=self.bytes, writable=self.writable)
 
 
-class Qemu(Driver):
+class Qemu(ConsoleOptions):
     """A virtual machine under QEMU: power, serial console, monitor, disk, screen and network ports."""
 
     arch: Arch
@@ -68,7 +69,7 @@ class Qemu(Driver):
         if self.forward and not self.network:
             raise ConfigError("'forward' needs 'network'")
         hardware = Hardware(**{field.name: getattr(self, field.name) for field in fields(Hardware)})
-        self._vm = Vm(hardware, binary=self.binary, disk=self.disk.disk() if self.disk else None)
+        self._vm = Vm(hardware, binary=self.binary, disk=self.disk.disk() if self.disk else None, hub=self.make_hub())
         self.children["power"] = VmPower(_vm=self._vm)
         self.children["console"] = VmConsole(_vm=self._vm)
         self.children["monitor"] = VmMonitor(_vm=self._vm)

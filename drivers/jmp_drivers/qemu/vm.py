@@ -50,9 +50,9 @@ _LEGAL = {
 class Vm:
     """See the module. All methods belong to the Trio thread."""
 
-    def __init__(self, hardware: Hardware, *, binary: str, disk: Disk | None) -> None:
+    def __init__(self, hardware: Hardware, *, binary: str, disk: Disk | None, hub: Hub) -> None:
         self._disk = disk
-        self.hub = Hub()
+        self.hub = hub
         """The serial console; it goes on when the machine is switched off and on again, like a cable that stays plugged in."""
         self._hardware = hardware
         self._binary = binary
@@ -74,6 +74,7 @@ class Vm:
             on_failure.callback(self._forget)
             try:
                 self._check_files()
+                self.hub.open_log()
                 if self._disk is not None:
                     await self._disk.prepare()
                 self._nursery = nursery

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import trio
 
-from jmp.driver import ConfigError, Driver, Stream, export, exportstream
+from jmp.driver import ConfigError, Stream, export, exportstream
 from jmp.driver.interfaces import Console, Network, Power, PowerState
+from jmp_drivers.console import ConsoleOptions
 from jmp_drivers.virtual_board import web
 from jmp_drivers.virtual_board.board import Board
 from jmp_drivers.virtual_board.card import Card
@@ -96,7 +97,7 @@ class BoardEcho(Network):
         return f"{self._system.hostname}:7"
 
 
-class VirtualBoard(Driver):
+class VirtualBoard(ConsoleOptions):
     """A simulated Linux board: power, console, storage and network, without any hardware."""
 
     hostname: str = "virtual"
@@ -119,7 +120,7 @@ class VirtualBoard(Driver):
             raise ConfigError(f"baud must be above 0, not {self.baud}")
         self._system = System(hostname=self.hostname, password=self.password, boot_time=self.boot_time)
         self._card = Card(capacity=self.size, image=self.image)
-        self._machine = machine = Machine(Board(self._system, self.baud), self._card)
+        self._machine = machine = Machine(Board(self._system, self.baud), self._card, self.make_hub())
         self.children |= {
             "power": BoardPower(_machine=machine),
             "console": BoardConsole(_machine=machine),
@@ -129,12 +130,14 @@ class VirtualBoard(Driver):
         }
 
     async def open(self) -> None:
+        self._machine.hub.open_log()
         self._system.card_size = self._card.capacity
         self._system.epoch = time.time() - trio.current_time()
         self.nursery.start_soon(self._machine.run)
 
     async def close(self) -> None:
         self._machine.power(False)
+        self._machine.hub.end()
 
     async def reset(self) -> None:
         """Off; the card keeps its content."""

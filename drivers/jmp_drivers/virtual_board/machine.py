@@ -17,8 +17,8 @@ from jmp_drivers.virtual_board.program import ReadCard, State
 class Machine:
     """A board and what surrounds it; ``run`` has to be running. All methods belong to the Trio thread."""
 
-    def __init__(self, board: Board, card: Card) -> None:
-        self.hub = Hub()
+    def __init__(self, board: Board, card: Card, hub: Hub) -> None:
+        self.hub = hub
         self._board = board
         self._card = card
         self._news = trio.Event()

@@ -112,10 +112,13 @@ class _Field:
 
 
 def fields_of(cls: type, outer: tuple[type, ...] = ()) -> dict[str, _Field]:
-    """The fields of a dataclass that are configuration, by the key that stands for each in data."""
+    """The fields of a dataclass that are configuration, by the key that stands for each in data: its own, then its bases'."""
     hints = _class_hints(cls)
+    owner = {
+        name: place for place, base in reversed(list(enumerate(cls.__mro__))) for name in inspect.get_annotations(base)
+    }
     fields = {}
-    for item in dataclasses.fields(cls):
+    for item in sorted(dataclasses.fields(cls), key=lambda item: owner[item.name]):
         if not item.init or item.name.startswith("_"):
             continue
         hint = hints.get(item.name, Any)
