@@ -25,6 +25,7 @@ TESTED = {
     ),
     "echo": ("sockets", "what is sent comes back, each side's end too"),
     "http-power": ("an HTTP server", "requests, answers, passwords that no message shows, refusal, silence, impostors"),
+    "http-server": ("curl", "content, ranges, several requests on a connection, refusals"),
     "mock-power": ("none: it is one", "state and cycles"),
     "outlets": ("switches worked by commands", "the order, the delay, what a failing one does to the others"),
     "qemu": (
@@ -42,6 +43,10 @@ TESTED = {
     "shell": ("programs of the system", "output, status, time-out; arguments are never executed; no process is left"),
     "snmp-power": ("net-snmp's agent", "orders, measurements, versions 2c and 3, refusals, loss and return"),
     "tcp": ("TCP servers", "bytes and each side's end both ways, refusal, reset, silence"),
+    "tftp": (
+        "curl and tftp-hpa's program",
+        "content, block sizes, windows, numbers that begin again, loss, refusals; nothing is left after a session",
+    ),
     "udp": ("UDP sockets", "bounds of datagrams both ways, nobody there yet"),
     "unix": ("Unix sockets", "bytes and each side's end both ways, refusal"),
     "virtual-board": ("none: it is a device", "boot, login, console, flashing, network ports, power"),

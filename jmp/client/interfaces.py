@@ -19,6 +19,7 @@ from jmp.errors import ConfigError
 BUILTIN: Final[Mapping[str, str]] = {
     "jmp.console/v1": "jmp.client.console:ConsoleClient",
     "jmp.datagram/v1": "jmp.client.network:DatagramClient",
+    "jmp.files/v1": "jmp.client.files:FilesClient",
     "jmp.network/v1": "jmp.client.network:NetworkClient",
     "jmp.storage/v1": "jmp.client.storage:StorageClient",
 }

@@ -96,6 +96,37 @@ class Storage(Driver):
         """Checksum, in hexadecimal, of size bytes (default: all) of the content from offset on."""
 
 
+class Files(Driver):
+    """Files that a device can fetch from the exporter, by TFTP or HTTP say. The names are those that the device asks for."""
+
+    interface: ClassVar[str | None] = "jmp.files/v1"
+
+    @exportstream
+    @abstractmethod
+    async def write(self, stream: Stream, name: str) -> None:
+        """Serve what the client sends as NAME from its end on, in place of what was served so."""
+
+    @exportstream
+    @abstractmethod
+    async def read(self, stream: Stream, name: str) -> None:
+        """The content of NAME."""
+
+    @export
+    @abstractmethod
+    def list(self) -> dict[str, int] | Awaitable[dict[str, int]]:
+        """What is served: names and sizes in bytes."""
+
+    @export
+    @abstractmethod
+    def remove(self, name: str) -> Awaitable[None] | None:
+        """Serve NAME no longer."""
+
+    @export
+    @abstractmethod
+    def address(self) -> str | Awaitable[str]:
+        """Where the files are, as the device has to ask: a URL that names are put after."""
+
+
 class Network(Driver):
     """A port that can be connected to: TCP, Unix and the like."""
 
