@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import field
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import trio
 from serial.tools import list_ports
 from serial.urlhandler import protocol_socket
 
-from jmp.driver import BadValue, ConfigError, DeviceError, export
+from jmp.driver import BadValue, ConfigError, DeviceError, Machine, Suggestion, export
 from jmp_drivers.console import HubConsole
 
 _READ = 64 * 1024
@@ -63,6 +63,18 @@ class Serial(HubConsole):
         super().__post_init__()
         self._sending = trio.Lock()
         self._next_send = -float("inf")
+
+    @classmethod
+    def suggest(cls, machine: Machine) -> Iterator[Suggestion]:
+        consoles = machine.text("/sys/class/tty/console/active").split()
+        for place in machine.glob("/sys/class/tty/*/device"):
+            port = place.split("/")[-2]
+            absent = machine.text(f"/sys/class/tty/{port}/type") == "0"  # a port of the board's that has no chip
+            if absent or port in consoles or not machine.exists(f"/dev/{port}"):
+                continue
+            url = machine.link_to(f"/dev/{port}", "/dev/serial/by-id/*")
+            about = machine.about(place, "serial port of this machine")
+            yield Suggestion("console", {"url": url}, about, f"/dev/{port}")
 
     # ---- life
 

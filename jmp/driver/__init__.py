@@ -5,6 +5,7 @@
 ``schema``      type hints ↔ schemas that travel; the checks made against them
 ``tree``        runs a tree of drivers: opens, degrades, retries, closes; finds what a call names; makes the report
 ``proxy``       the generic client of a driver, made from the report
+``machine``     what is plugged into a machine, for drivers that suggest themselves
 ``plugins``     driver types and client classes by name, from entry points
 ``testing``     ``serve``: a driver in-process, for its tests
 """
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream as Stream
 
     from jmp.driver.driver import Driver, cancelled, export, exportstream, sleep
+    from jmp.driver.machine import Machine, Suggestion
     from jmp.driver.proxy import DriverClient, verb
     from jmp.driver.testing import serve
     from jmp.errors import BadValue, Busy, ConfigError, DeviceError, JmpError, UsageError
@@ -30,7 +32,9 @@ __all__ = [
     "Driver",
     "DriverClient",
     "JmpError",
+    "Machine",
     "Stream",
+    "Suggestion",
     "UsageError",
     "cancelled",
     "export",
@@ -43,6 +47,7 @@ __all__ = [
 _WHERE = {
     **dict.fromkeys(("Driver", "cancelled", "export", "exportstream", "sleep"), "jmp.driver.driver"),
     **dict.fromkeys(("DriverClient", "verb"), "jmp.driver.proxy"),
+    **dict.fromkeys(("Machine", "Suggestion"), "jmp.driver.machine"),
     "serve": "jmp.driver.testing",
 }
 

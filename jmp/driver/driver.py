@@ -9,13 +9,14 @@ import dataclasses
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, dataclass_transform, overload
 
 import trio
 
+from jmp.driver.machine import Machine, Suggestion
 from jmp.driver.schema import Parameter, Schema, parameters_of, result_of
 from jmp.errors import Cancelled
 from jmp.rpc.messages import Kind
@@ -168,6 +169,11 @@ class Driver(_Configured):
 
     def reset(self) -> Any:
         """Bring the device back to a known state; called when a client asks for it."""
+
+    @classmethod
+    def suggest(cls, machine: Machine) -> Iterable[Suggestion]:
+        """What there is on the machine that this driver is for: ``jmp scan`` proposes it. Looks only, opens nothing."""
+        return ()
 
     def exports(self) -> dict[str, Export]:
         """What clients may call. Extend it for methods that come from the configuration."""

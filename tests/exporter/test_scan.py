@@ -1,0 +1,176 @@
+"""What is plugged in becomes a configuration: drivers suggest themselves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from jmp.driver import Driver, Machine, Suggestion
+from jmp.exporter import config, scan
+from jmp_drivers.serial import Serial
+from tests.fakes.bundled import driver_class
+from tests.fakes.machine import Files
+
+JMP = [sys.executable, "-c", "import sys; from jmp.cli import main; sys.exit(main())"]
+FTDI = {
+    "idVendor": "0403",
+    "idProduct": "6001",
+    "manufacturer": "FTDI",
+    "product": "FT232R USB UART",
+    "serial": "A9YXYZ",
+}
+BY_ID = "usb-FTDI_FT232R_USB_UART_A9YXYZ-if00-port0"
+
+
+class Lamp(Driver):
+    """A lamp of somebody else's, on a USB port."""
+
+    port: str
+    colours: list[str] | None = None
+
+    @classmethod
+    def suggest(cls, machine: Machine) -> Iterator[Suggestion]:
+        for place in machine.glob("/sys/bus/usb/devices/*"):
+            usb = machine.usb(place)
+            if usb is not None and (usb.vendor_id, usb.product_id) == ("1234", "0001"):
+                yield Suggestion("lamp", {"port": usb.port}, str(usb), f"usb:{usb.port}", note="red: it is hot")
+
+
+class Broken(Driver):
+    """Cannot even look."""
+
+    @classmethod
+    def suggest(cls, machine: Machine) -> Iterator[Suggestion]:
+        raise RuntimeError("no such\nluck")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Files:
+    return Files(tmp_path / "machine")
+
+
+def look(files: Files, **drivers: type[Driver]) -> list[scan.Found]:
+    return scan.scan(Machine(files.root), drivers, failed=lambda driver, error: pytest.fail(f"{driver}: {error}"))
+
+
+def jmp(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*JMP, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_serial_ports_have_the_names_that_stay(machine: Files) -> None:
+    machine.tty("ttyUSB0", machine.usb("1-1.2", **FTDI), by_id=BY_ID)
+    machine.tty("ttyACM0", machine.usb("1-1.10", idVendor="1d6b", idProduct="0104"))
+    machine.tty("ttyS0", "sys/devices/pnp0/00:04")
+    machine.write("sys/class/tty/console/active", "tty0 ttyS0\n")  # the kernel's own
+    machine.tty("ttyS1", "sys/devices/pnp0/00:05")
+    machine.write("sys/devices/pnp0/00:05/tty/ttyS1/type", "0\n")  # a place without a chip
+    machine.tty("ttyAMA0", "sys/devices/platform/3f201000.serial")
+    machine.link("sys/devices/platform/3f201000.serial/driver", "sys/bus/amba/drivers/uart-pl011")
+    machine.write("sys/bus/amba/drivers/uart-pl011/uevent")
+    (machine.root / "sys/class/tty/tty0").mkdir()  # no device behind it
+    machine.write("dev/tty0")
+    found = look(machine, serial=Serial)
+    assert [(each.name, each.suggestion.config["url"], each.suggestion.about) for each in found] == [
+        ("console", "/dev/ttyACM0", "USB device (1d6b:0104), USB port 1-1.10"),
+        ("console-2", "/dev/ttyAMA0", "serial port of this machine (uart-pl011)"),
+        (
+            "console-3",
+            f"/dev/serial/by-id/{BY_ID}",
+            "FTDI FT232R USB UART (0403:6001), serial number A9YXYZ, USB port 1-1.2",
+        ),
+    ]
+
+
+def test_a_driver_of_any_distribution_takes_part(machine: Files, tmp_path: Path) -> None:
+    machine.link("sys/bus/usb/devices/1-3", machine.usb("1-3", idVendor="1234", idProduct="0001").rpartition("/")[0])
+    drivers = {"lamp": Lamp, "broken": Broken, "serial": Serial}
+    failures: dict[str, str] = {}
+    found = scan.scan(
+        Machine(machine.root),
+        drivers,
+        reserved={"lamp"},
+        failed=lambda name, error: failures.update({name: str(error)}),
+    )
+    assert failures == {"broken": "no such\nluck"}
+    text = scan.proposal(found, "bench")
+    assert text.endswith(
+        "export:\n  # USB device (1234:0001), USB port 1-3: usb:1-3\n  # red: it is hot\n"
+        "  lamp-2:\n    type: lamp\n    config:\n      port: 1-3\n"
+    )
+    assert config.read_text(text, tmp_path / "bench.yaml", drivers, reserved={"lamp"})[1] == []
+
+
+def test_links_out_of_the_root_are_not_followed(machine: Files) -> None:
+    machine.link("dev/serial/by-id/usb-x", "/dev/null")
+    assert Machine(machine.root).resolve("/dev/serial/by-id/usb-x") == "/dev/serial/by-id/usb-x"
+
+
+def test_command_line(machine: Files, tmp_path: Path) -> None:
+    nothing = jmp("scan", "--root", machine.root)
+    assert (nothing.returncode, nothing.stdout, nothing.stderr.count("\n")) == (74, "", 1)
+    machine.tty("ttyUSB0", machine.usb("1-1.2", **FTDI), by_id=BY_ID)
+    proposed = jmp("scan", "--root", machine.root, "--name", "bench7")
+    assert proposed.returncode == 0, proposed.stderr
+    file = tmp_path / "bench7.yaml"
+    file.write_text(proposed.stdout)
+    assert (checked := jmp("exporter", "check", file)).returncode == 0, checked.stderr
+    assert "name: bench7\n" in proposed.stdout
+    assert (
+        "  # FTDI FT232R USB UART (0403:6001), serial number A9YXYZ, USB port 1-1.2: /dev/ttyUSB0\n" in proposed.stdout
+    )
+    assert config.read(file, driver_class)[1] == []
+    listed = json.loads(jmp("scan", "--root", machine.root, "-o", "json").stdout)
+    assert [(each["name"], each["type"], each["device"]) for each in listed] == [("console", "serial", "/dev/ttyUSB0")]
+    assert jmp("scan", "--root", machine.root, "-o", "name").stdout == "console\n"
+    assert jmp("scan", "--root", machine.root, "-o", "table").stdout.startswith("console\tserial\t/dev/ttyUSB0\tFTDI")
+    assert jmp("scan", "--root", tmp_path / "nowhere").returncode == 64
+    assert jmp("scan", "--name", "a b").returncode == 64
+
+
+class Lines:
+    """The lines of a stream, one by one."""
+
+    def __init__(self, stream: trio.abc.ReceiveStream | None) -> None:
+        assert stream is not None
+        self._stream = stream
+        self._text = ""
+
+    async def next(self) -> str:
+        while "\n" not in self._text:
+            data = await self._stream.receive_some()
+            assert data, f"it ended after {self._text!r}"
+            self._text += data.decode()
+        line, _, self._text = self._text.partition("\n")
+        return line
+
+
+async def test_what_appears_and_goes_is_told(machine: Files) -> None:
+    machine.tty("ttyACM0", machine.usb("1-2", idVendor="1d6b", idProduct="0104"))
+    command = [*JMP, "scan", "--watch", "--root", str(machine.root)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            process: trio.Process = await nursery.start(partial(trio.run_process, command, check=False, **pipes))
+            told, news = Lines(process.stdout), Lines(process.stderr)
+            assert await news.next() == "watching; there is already: /dev/ttyACM0"
+            machine.tty("ttyUSB0", machine.usb("1-1.2", **FTDI))
+            assert await told.next() == "# appeared: /dev/ttyUSB0"
+            assert (await told.next()).startswith("  # FTDI FT232R USB UART")
+            assert [await told.next() for _ in range(4)] == [
+                "  console-2:",
+                "    type: serial",
+                "    config:",
+                "      url: /dev/ttyUSB0",
+            ]
+            (machine.root / "dev/ttyACM0").unlink()
+            assert await told.next() == "# gone: /dev/ttyACM0"
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 130
