@@ -32,8 +32,10 @@ from jmp.controller.meeting import RouterLink
 from jmp.controller.serve import Door, Other, serve_controller
 from jmp.controller.sqlite import SqliteStore
 from jmp.controller.store import Store
+from jmp.errors import UsageError
 from jmp.exporter.serve import address_of, listen, notify
 from jmp.link import Link, websocket
+from jmp.link.address import parse as parse_url
 from jmp.router.serve import Router, verifier_of
 from jmp.wire.records import Role
 
@@ -79,6 +81,10 @@ def serve(
             "--name", metavar="HOST", help="A name or address by which others reach this machine; may be repeated."
         ),
     ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="How others reach it, if not as wss://NAME:PORT: behind an ingress, say."),
+    ] = None,
     data: Data = None,
     router: Annotated[bool, typer.Option("--router", help="Be a router, too: one command for a whole lab.")] = False,
     http: Annotated[
@@ -111,12 +117,17 @@ def serve(
     check_address("--listen", address, network=True)
     if http != "none":
         check_address("--http", http, network=True)
+    if url is not None:
+        known = parse_url(url)
+        if known.scheme != "wss":
+            raise UsageError(f"--url {url}: a controller is reached by wss://HOST:PORT")
+        names = list(dict.fromkeys([known.host, *(names or [])]))
     names, data = names or own_names(), data_directory(data)
     if store is Where.sqlite:
-        return trio.run(_serve, address, names, data, router, http, _embedded(data, names))
+        return trio.run(_serve, address, names, url, data, router, http, _embedded(data, names))
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     kept = _shared(data, names, kubeconfig, namespace, replica or socket.gethostname())
-    return trio.run(_serve, address, names, data, router, http, kept)
+    return trio.run(_serve, address, names, url, data, router, http, kept)
 
 
 @dataclass
@@ -129,6 +140,8 @@ class Kept:
     name: str = "controller"
     keep_join: Callable[[str], Awaitable[str | None]] | None = None
     """Keeps the first command where an admin finds it, and tells where; None if another controller has made one."""
+    keep_router: Callable[[Lab], Awaitable[None]] | None = None
+    """Keeps what routers nearby come in with."""
 
 
 @asynccontextmanager
@@ -147,7 +160,7 @@ async def _shared(
 ) -> AsyncIterator[Kept]:
     from jmp.controller.kubernetes import KubernetesStore
     from jmp.controller.kubernetes_api import connect, find_access
-    from jmp.controller.kubernetes_keys import JOIN, SharedKeys, create
+    from jmp.controller.kubernetes_keys import JOIN, SharedKeys, create, keep_router
 
     async with connect(find_access(kubeconfig, namespace)) as api:
 
@@ -157,19 +170,24 @@ async def _shared(
             return f"{where} | base64 -d | sh" if made else None
 
         keys = await SharedKeys.open(api, data, names)
-        yield Kept(KubernetesStore(api), keys.keys, [keys.run], name, keep_join)
+        yield Kept(KubernetesStore(api), keys.keys, [keys.run], name, keep_join, partial(keep_router, api))
 
 
 async def _serve(
-    address: str, names: list[str], data: Path, with_router: bool, http: str, keeping: AbstractAsyncContextManager[Kept]
+    address: str,
+    names: list[str],
+    url: str | None,
+    data: Path,
+    with_router: bool,
+    http: str,
+    keeping: AbstractAsyncContextManager[Kept],
 ) -> int:
     async with keeping as kept:
         keys = kept.keys
         listeners = await listen(address)
         lab = Lab(Engine(), kept.store, keys, Audit(data / "audit.jsonl"), name=kept.name)
         await lab.load()
-        port = address_of(listeners[0]).rpartition(":")[2]
-        url = f"wss://{names[0]}:{port}"
+        url = url or f"wss://{names[0]}:{address_of(listeners[0]).rpartition(':')[2]}"
         router = Router() if with_router else None
         beside: list[Callable[..., Awaitable[None]]] = [keys.keep_fresh, *kept.beside]
         if router is not None:
@@ -186,6 +204,8 @@ async def _serve(
             output.note(f"controller is ready at {url}, CA fingerprint {keys.ca_fingerprint}")
             if not lab.view.token:
                 await _first_start(lab, url, keys.ca_fingerprint, data, kept.keep_join)
+            if kept.keep_router is not None:  # from now on: before its first admin nobody is known to a lab
+                nursery.start_soon(kept.keep_router, lab)
         notify("STOPPING=1")
         await lab.others.leave()
     return 0
@@ -217,7 +237,7 @@ async def _keep_router(lab: Lab, router: Router, task_status: trio.TaskStatus[No
 
 async def _count(router: Router, own: RouterLink) -> None:
     while True:
-        own.load = router.pairs + router.waiting
+        own.load = router.load
         await router.changed.park()
 
 

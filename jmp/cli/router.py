@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
@@ -19,7 +20,9 @@ from jmp.client.config import TOKEN, write_private
 from jmp.errors import UsageError
 from jmp.exporter.serve import address_of, listen, notify
 from jmp.link import websocket
+from jmp.link.pages import serve_pages
 from jmp.link.tls import fetch_ca, self_signed, server_context
+from jmp.router.http import pages
 from jmp.router.serve import MAX_PAIRS, Router, attend, drain
 from jmp.wire.duration import parse
 
@@ -35,7 +38,9 @@ def router() -> None:
 
 @app.command()
 def serve(
-    name: Annotated[str, typer.Option(metavar="NAME", help="Its name in the lab: that of its token.")],
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="Its name in the lab; of several that share a token each has its own.")
+    ],
     controller: Annotated[str, typer.Option(metavar="URL", help="The lab's controller: wss://HOST:PORT.")],
     ca_fingerprint: Annotated[
         str | None, typer.Option(metavar="HEX", help="SHA-256 of the lab's own CA, which is then fetched.")
@@ -56,21 +61,31 @@ def serve(
     drain_for: Annotated[
         str, typer.Option("--drain", metavar="DURATION", help="How long, on TERM, sessions may go on.")
     ] = "30s",
+    http: Annotated[
+        str, typer.Option(metavar="HOST:PORT|none", help="Where /healthz, /readyz and /metrics are, in plain HTTP.")
+    ] = "none",
     log_level: LogLevel = "info",
     log_format: LogFormat = "text",
 ) -> None:
     """Serve a lab as a router until TERM: no new sessions from then on, and those there are may go on for a while."""
     log_to_stderr(log_level, log_format)
     check_address("--listen", address, network=True)
+    if http != "none":
+        check_address("--http", http, network=True)
     seconds = parse(drain_for)
     if token_file is None and not os.environ.get(TOKEN):
         raise UsageError(f"a router needs its token, in {TOKEN} or --token-file: jmp admin create router {name}")
     token = read_token(token_file)
+
+    def token_of() -> str:
+        """The token as it is now: one in a file may be replaced at any time."""
+        return token if token_file in (None, "-") else read_token(token_file)
+
     state = state_directory(name)
     if ca is None and ca_fingerprint is not None:
         ca = state / "ca.pem"
         write_private(ca, fetch_ca(controller, ca_fingerprint))
-    trio.run(_serve, controller, token, ca, address, url, tls_cert, tls_key, state, most, seconds)
+    trio.run(_serve, name, controller, token_of, ca, address, url, tls_cert, tls_key, state, most, seconds, http)
 
 
 def state_directory(name: str) -> Path:
@@ -82,8 +97,9 @@ def state_directory(name: str) -> Path:
 
 
 async def _serve(
+    name: str,
     controller: str,
-    token: str,
+    token: Callable[[], str],
     ca: Path | None,
     address: str,
     url: str | None,
@@ -92,6 +108,7 @@ async def _serve(
     state: Path,
     most: int,
     seconds: float,
+    http: str,
 ) -> None:
     fingerprint = None
     if tls_cert is None:
@@ -103,10 +120,12 @@ async def _serve(
     router = Router(most=most)
 
     async def dial() -> websocket.WebSocketLink:
-        return await websocket.connect(controller, token=token, ca=ca)
+        return await websocket.connect(controller, token=token(), ca=ca)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(attend, router, dial, url, fingerprint)
+        nursery.start_soon(partial(attend, router, dial, url, fingerprint, name=name))
+        if http != "none":
+            await nursery.start(serve_pages, await listen(http), pages(router))
         await nursery.start(partial(websocket.serve, listeners, router.authenticate, router.serve_link, tls=context))
         notify("READY=1")
         output.note(f"router is ready at {url}")

@@ -187,34 +187,39 @@ def _steady(wish: Desired) -> Desired:
 class RouterDesk(Desk):
     """What a router may ask."""
 
+    _link: RouterLink | None = None
+
     @export
     async def route(self, registration: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Take part in the lab as a router: the keys to verify tokens with, from now on and whenever they change."""
-        router = RouterLink(str(registration.get("url", "")), registration.get("fingerprint"), self.peer)
-        if not router.url:
+        link = RouterLink(str(registration.get("url", "")), registration.get("fingerprint"), self.peer)
+        if not link.url:
             raise BadValue("a router has to say at which url it is reached")
-        self.lab.routers[self.who.name] = router
+        own = str(registration.get("name") or self.who.name)
+        name = self.who.name if own == self.who.name else f"{self.who.name}/{own}"  # several may share a token
+        routers = self.lab.routers
+        routers[name] = self._link = link
         self.lab.others.say()
         with self.lab.news.listen("keys") as listener:
             try:
-                while self.lab.routers.get(self.who.name) is router:
+                while routers.get(name) is link:
                     yield {"keys": self.lab.key_news()}
                     await listener.wait()
             finally:
-                if self.lab.routers.get(self.who.name) is router:
-                    del self.lab.routers[self.who.name]
+                if routers.get(name) is link:
+                    del routers[name]
                     self.lab.others.say()
-        raise Refused(f"another router has connected as {self.who.name}")
+        raise Refused(f"another router has connected as {name}")
 
     @export
     async def load(self, pairs: int, draining: bool = False) -> None:
         """How many pairs the router joins now; and whether it takes no more."""
-        router = self.lab.routers.get(self.who.name)
-        if router is None or router.peer != self.peer:
+        link = self._link
+        if link is None:
             raise Refused("route first")
-        if draining and not router.draining:
+        if draining and not link.draining:
             self.lab.others.say()
-        router.load, router.draining = pairs, draining
+        link.load, link.draining = pairs, draining
 
 
 # ---- clients

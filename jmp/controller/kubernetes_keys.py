@@ -1,7 +1,7 @@
-"""The lab's keys in a cluster: one Secret, which all its controllers share.
+"""The lab's keys in a cluster: one Secret, which all its controllers share; and another for the lab's routers there.
 
-Each has a copy in files of its own, as a controller without a cluster has. What one changes goes into the Secret; what has
-changed there, the others take over. Both are unions, so it does not matter who was first.
+Each controller has a copy in files of its own, as a controller without a cluster has. What one changes goes into the Secret;
+what has changed there, the others take over. Both are unions, so it does not matter who was first.
 """
 
 from __future__ import annotations
@@ -10,22 +10,32 @@ import base64
 import logging
 from collections.abc import Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import httpx2
 import trio
 
+from jmp.controller.desks import DEFAULT_TOKEN_DAYS, issue, revoke
 from jmp.controller.keys import Keys
 from jmp.controller.kubernetes_api import Api, Gone, Object
+from jmp.controller.lab import Lab
 from jmp.errors import LabError
 from jmp.link.tls import write_private
+from jmp.wire.records import Role
 
 log = logging.getLogger("jmp.controller")
 
 SECRET: Final = "jmp-keys"
 JOIN: Final = "jmp-admin-join"
+ROUTER: Final = "jmp-router"
+"""The token of the routers in the cluster, which share it, the CA that they know a controller by, and the token's id."""
+ROUTER_RENEW_DAYS: Final = 30
 _PAUSE: Final = 0.5
+_DAY: Final = 86400.0
+_LATE: Final = 5.0
+"""Seconds in which a record comes by the watch that another controller has made."""
 
 
 class SharedKeys:
@@ -99,6 +109,37 @@ class SharedKeys:
                 log.debug("the watch of secret/%s ended: %s", SECRET, error)
             await trio.sleep(_PAUSE)
             await self.keep()
+
+
+async def keep_router(api: Api, lab: Lab) -> None:
+    """See that there is a Secret that lets routers in, with a token that is good for a while; until cancelled."""
+    with lab.news.listen("keys") as listener:
+        while True:
+            there = await api.request("GET", _path(api, ROUTER))
+            files = _files(there.body)
+            id = files.get("id", b"").decode("ascii", "replace")
+            if there.status != 404 and id not in lab.view.token:
+                await trio.sleep(_LATE)
+            if not _is_good(lab, id) or files.get("ca.pem") != lab.keys.ca_pem.encode():
+                made = await lab.do(lambda: issue(lab, "cluster", Role.ROUTER, DEFAULT_TOKEN_DAYS))
+                new = {"id": made["id"].encode(), "token": made["token"].encode(), "ca.pem": lab.keys.ca_pem.encode()}
+                if there.status == 404:
+                    kept = await create(api, ROUTER, new)
+                else:
+                    kept = (
+                        await api.request("PUT", _path(api, ROUTER), {**there.body, "data": _data(new)})
+                    ).status < 400
+                if not kept:  # another controller was faster
+                    await lab.do(partial(revoke, lab, made["id"]))
+                    continue
+                log.info("secret/%s lets the routers of this cluster in", ROUTER)
+            with trio.move_on_after(_DAY):
+                await listener.wait()
+
+
+def _is_good(lab: Lab, id: str) -> bool:
+    token = lab.view.token.get(id)
+    return token is not None and token.revoked is None and token.expires > lab.clock() + ROUTER_RENEW_DAYS * _DAY
 
 
 async def create(api: Api, name: str, files: dict[str, bytes]) -> bool:

@@ -47,6 +47,9 @@ class Router:
 
     def __init__(self, *, most: int = MAX_PAIRS) -> None:
         self.verifier: Verifier | None = None
+        self.most = most
+        self.connected = False
+        """To a controller."""
         self.draining = False
         self.messages = 0
         """Carried so far; for the metrics, like :attr:`bytes`."""
@@ -63,6 +66,11 @@ class Router:
     def waiting(self) -> int:
         """How many links wait for their other end."""
         return self._pairing.waiting
+
+    @property
+    def load(self) -> int:
+        """What a controller chooses routers by."""
+        return self.pairs + self.waiting
 
     async def authenticate(self, request: websocket.UpgradeRequest) -> SessionClaims:
         """Lets in who shows a session token."""
@@ -120,19 +128,29 @@ class Router:
 
 
 async def attend(
-    router: Router, dial: Callable[[], Awaitable[Link]], url: str, fingerprint: str | None, *, capacity: int = MAX_PAIRS
+    router: Router, dial: Callable[[], Awaitable[Link]], url: str, fingerprint: str | None, *, name: str = ""
 ) -> None:
-    """Take part in a lab as a router, reached at ``url``, until cancelled: get the keys, tell the load."""
+    """Take part in a lab as a router, reached at ``url``, until cancelled: get the keys, tell the load.
+
+    ``name`` tells routers apart that share a token.
+    """
 
     async def use(caller: Caller) -> None:
-        registration = {"url": url, "fingerprint": fingerprint, "capacity": capacity, "version": jmp.__version__}
-        async with trio.open_nursery() as nursery:
-            async with aclosing(caller.items(TARGET, "route", (registration,), {})) as items:
-                router.verifier = verifier_of(await anext(items))
-                nursery.start_soon(_tell_load, router, caller)
-                async for item in items:
-                    router.verifier = verifier_of(item)
-            raise LabError("the controller has ended the connection")
+        registration = {"url": url, "fingerprint": fingerprint, "capacity": router.most, "version": jmp.__version__}
+        registration["name"] = name
+        try:
+            async with trio.open_nursery() as nursery:
+                async with aclosing(caller.items(TARGET, "route", (registration,), {})) as items:
+                    router.verifier = verifier_of(await anext(items))
+                    router.connected = True
+                    router.changed.unpark_all()
+                    nursery.start_soon(_tell_load, router, caller)
+                    async for item in items:
+                        router.verifier = verifier_of(item)
+                raise LabError("the controller has ended the connection")
+        finally:
+            router.connected = False
+            router.changed.unpark_all()
 
     def say(problem: JmpError | None) -> None:
         if problem is None:
@@ -154,7 +172,7 @@ def verifier_of(item: Any) -> Verifier:
 async def _tell_load(router: Router, caller: Caller) -> None:
     told: tuple[int, bool] | None = None
     while True:
-        now = router.pairs + router.waiting, router.draining
+        now = router.load, router.draining
         if now != told:
             await caller.call(TARGET, "load", now, {})
             told = now
@@ -167,5 +185,5 @@ async def drain(router: Router, seconds: float) -> None:
     router.draining = True
     router.changed.unpark_all()
     with trio.move_on_after(seconds), suppress(LinkLost):
-        while router.pairs + router.waiting:
+        while router.load:
             await router.changed.park()

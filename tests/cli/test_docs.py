@@ -73,6 +73,13 @@ def test_bad_input_is_one_line_and_a_documented_code(tmp_path: Path) -> None:
         (["controller", "serve", "--listen", "8443"], 64, "--listen '8443' is not HOST:PORT"),
         (["controller", "serve", "--listen", "unix:x"], 64, "--listen unix:x: HOST:PORT is needed"),
         (["controller", "serve", "--http", "nobody"], 64, "--http 'nobody' is not HOST:PORT"),
+        (["controller", "serve", "--url", "lab.example"], 64, "'lab.example' is not an address"),
+        (
+            ["controller", "serve", "--url", "ws://lab.example"],
+            64,
+            "--url ws://lab.example: a controller is reached by wss",
+        ),
+        ([*router, "--http", "nobody"], 64, "--http 'nobody' is not HOST:PORT"),
         ([*router, "--listen", ":99999"], 64, "--listen ':99999' is not HOST:PORT"),
         ([*router, "--drain", "soon"], 64, "'soon'"),
         ([*router, "--token-file", str(tmp_path / "none")], 78, "No such file"),

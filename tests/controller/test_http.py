@@ -15,13 +15,14 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from jmp.audit import Audit
-from jmp.controller.http import MAX_CONNECTIONS, MAX_REQUEST, serve_http
+from jmp.controller.http import serve_http
 from jmp.controller.keys import Keys
 from jmp.controller.lab import Lab
 from jmp.controller.leases import Engine
 from jmp.controller.meeting import RouterLink
 from jmp.controller.serve import Door
 from jmp.controller.sqlite import FILE, SqliteStore
+from jmp.link.pages import MAX_CONNECTIONS, MAX_REQUEST
 from jmp.wire.records import Client, Exporter, Want
 
 NOW = 1_800_000_000.0
@@ -185,6 +186,6 @@ async def test_too_many_connections(tmp_path: Path) -> None:
 
 
 async def test_one_who_is_slow_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jmp.controller.http.SECONDS", 0.05)
+    monkeypatch.setattr("jmp.link.pages.SECONDS", 0.05)
     async with watched(tmp_path) as (_, port):
         assert await talk(port, b"GET /healthz HTTP/1.1\r\n") == b""

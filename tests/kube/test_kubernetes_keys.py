@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import pytest
 import trio
 
-from jmp.controller.kubernetes_api import Api, connect
-from jmp.controller.kubernetes_keys import SECRET, SharedKeys
+from jmp.controller.kubernetes import open_store
+from jmp.controller.kubernetes_api import Api, Object, connect
+from jmp.controller.kubernetes_keys import ROUTER, SECRET, SharedKeys, keep_router
 from jmp.errors import LabError
 from jmp.wire.records import Role
 from jmp.wire.tokens import Verifier
 from tests.fakes.kube import Cluster
+from tests.fakes.memory_lab import memory_labs
 
 pytestmark = pytest.mark.real
 
@@ -88,3 +92,47 @@ async def test_keys_that_were_deleted_are_missed(api: Api, tmp_path: Path) -> No
     await api.request("DELETE", f"/api/v1/namespaces/{api.namespace}/secrets/{SECRET}")
     with pytest.raises(LabError, match=f"^secret/{SECRET} was deleted"):
         await one.keep()
+
+
+async def routers_secret(api: Api, but: str = "") -> dict[str, str]:
+    """What routers come in with, once it is another one than ``but``."""
+    path = f"/api/v1/namespaces/{api.namespace}/secrets"
+    _, version = await api.list(path)
+    answer = await api.request("GET", f"{path}/{ROUTER}")
+    found = _text(answer.body) if answer.status != 404 else {}
+    if found and found["id"] != but:
+        return found
+    with trio.CancelScope() as scope:
+        async with aclosing(api.watch(path, version, {"fieldSelector": f"metadata.name={ROUTER}"})) as events:  # type: ignore[type-var]
+            async for _, item in events:
+                if _text(item)["id"] != but:
+                    found = _text(item)
+                    scope.cancel()
+    return found
+
+
+def _text(secret: Object) -> dict[str, str]:
+    return {name: base64.b64decode(content).decode() for name, content in secret["data"].items()}
+
+
+async def test_routers_of_the_cluster_find_their_token(cluster: Cluster, tmp_path: Path) -> None:
+    """It is made by one of the controllers; one that is revoked, or not of this lab, is made anew."""
+    access = cluster.namespace()
+    with trio.fail_after(60):
+        async with AsyncExitStack() as stack:
+            stores = {name: await stack.enter_async_context(open_store(access)) for name in "ab"}
+            api = stores["a"].api
+            [a, b] = await stack.enter_async_context(memory_labs(tmp_path, stores))
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            for lab, store in ((a, stores["a"]), (b, stores["b"])):
+                nursery.start_soon(keep_router, store.api, lab.lab)
+            first = await routers_secret(api)
+            assert first["ca.pem"] == a.lab.keys.ca_pem == b.lab.keys.ca_pem
+            verifier = Verifier(a.lab.keys.jwks(), frozenset(), clock=a.clock)
+            who = verifier.identity(first["token"])
+            assert (who.name, who.role, who.id) == ("cluster", Role.ROUTER, first["id"])
+            async with a.client("boss", Role.ADMIN) as boss:
+                await boss.call("revoke", first["id"])
+            second = await routers_secret(api, first["id"])
+            assert verifier.identity(second["token"]).id == second["id"]
+            nursery.cancel_scope.cancel()
