@@ -42,6 +42,10 @@ TESTED = {
     ),
     "shell": ("programs of the system", "output, status, time-out; arguments are never executed; no process is left"),
     "snmp-power": ("net-snmp's agent", "orders, measurements, versions 2c and 3, refusals, loss and return"),
+    "ssh": (
+        "OpenSSH's server, its programs, and Fabric",
+        "commands, files and folders with and without SFTP, tunnels, a terminal; keys, passwords, impostors, refusal",
+    ),
     "tcp": ("TCP servers", "bytes and each side's end both ways, refusal, reset, silence"),
     "tftp": (
         "curl and tftp-hpa's program",

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, get_args
 
 from jmp.cli import output
-from jmp.driver.proxy import Blocking, DriverClient, RemoteMethod, verbs_of
+from jmp.driver.proxy import Blocking, DriverClient, ExitStatus, RemoteMethod, takes_words, verbs_of
 from jmp.driver.schema import Parameter, describe, did_you_mean, parameters_of, parse
 from jmp.errors import BadValue, JmpError, NotFound, UsageError
 from jmp.rpc.messages import Kind
@@ -35,6 +35,8 @@ class Verb:
     function: Callable[..., Any]
     """Takes the parsed arguments; blocking."""
     kind: Kind = Kind.CALL
+    words: bool = False
+    """From the first word that is no option on, all are taken as they are."""
 
     @property
     def summary(self) -> str:
@@ -80,7 +82,8 @@ class Target:
         for name, function in verbs_of(self.client).items():
             shown = name.replace("_", "-")
             parameters = tuple(item for item in parameters_of(function) if item.name != "progress")
-            found[shown] = Verb(shown, inspect.getdoc(function) or "", parameters, _local(function, shown))
+            about = inspect.getdoc(function) or ""
+            found[shown] = Verb(shown, about, parameters, _local(function, shown), words=takes_words(function))
         return dict(sorted(found.items()))
 
 
@@ -112,7 +115,7 @@ def execute(device: DriverClient, words: Sequence[str]) -> int:
         verb = verbs[default]
     else:
         raise UsageError(f"{rest[0]} comes after a verb{did_you_mean('', verbs)}")
-    if any(word in HELP for word in rest):
+    if rest and (rest[0] in HELP if verb.words else any(word in HELP for word in rest)):
         _show(help_of_verb(target, verb))
         return 0
     return perform(read(target, verb, rest))
@@ -153,6 +156,9 @@ def read(target: Target, verb: Verb, words: Sequence[str]) -> Request:
             continue
         if not word.startswith("--") or word == "--":
             free.append(word)
+            if verb.words:
+                free += rest
+                break
             continue
         name, equals, value = word[2:].partition("=")
         parameter, value_given = by_name.get(name), bool(equals)
@@ -220,6 +226,8 @@ def perform(request: Request) -> int:
     if hasattr(type(result), "__enter__") and not isinstance(result, Blocking):
         _hold(result)
         return 0
+    if isinstance(result, ExitStatus):
+        return int(result)
     if request.verb.kind is Kind.CALL:
         output.print_value(result, request.form)
         return 0

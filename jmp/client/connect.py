@@ -198,7 +198,7 @@ class connect:  # used like a function
         session = self._session()
         url = await trio.to_thread.run_sync(session.__enter__)
         try:
-            async with _plain(open_trio(self._dial(url), wait=self._wait)) as device:
+            async with plain(open_trio(self._dial(url), wait=self._wait)) as device:
                 yield device
         finally:
             with trio.CancelScope(shield=True):
@@ -227,7 +227,7 @@ def _shell_options(
 
 
 @asynccontextmanager
-async def _plain(opening: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+async def plain(opening: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
     """``opening``, without the exception groups that its nurseries put around what went wrong in it or in the block."""
     body: BaseException | None = None
     problem: BaseException

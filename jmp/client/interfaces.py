@@ -21,6 +21,7 @@ BUILTIN: Final[Mapping[str, str]] = {
     "jmp.datagram/v1": "jmp.client.network:DatagramClient",
     "jmp.files/v1": "jmp.client.files:FilesClient",
     "jmp.network/v1": "jmp.client.network:NetworkClient",
+    "jmp.ssh/v1": "jmp.client.ssh:SshClient",
     "jmp.storage/v1": "jmp.client.storage:StorageClient",
 }
 ALLOWED: Final = "JMP_CLIENT_PACKAGES"

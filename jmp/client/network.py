@@ -36,9 +36,14 @@ class NetworkClient(DriverClient):
         """
         from jmp.client.adapters.forward import Forward, TaskForward, ThreadForward
 
-        open_stream = partial(self._backend.open, self._node.path, "connect", (), {})
+        open_stream = partial(self._backend.open, self._port, "connect", (), {})
         by_threads, by_tasks = ThreadForward(open_stream, listen), TaskForward(open_stream, listen)
-        return Forward(self._backend, self._node.path, by_threads, by_tasks)
+        return Forward(self._backend, self._port, by_threads, by_tasks)
+
+    @property
+    def _port(self) -> str:
+        """The driver whose port it is."""
+        return self._node.path
 
 
 class DatagramClient(DriverClient):

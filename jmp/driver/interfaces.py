@@ -143,6 +143,20 @@ class Network(Driver):
         """Where the port is, as seen from the exporter."""
 
 
+class Ssh(Network):
+    """A device's SSH server, and who may log in there. The client's own ssh does the rest."""
+
+    interface: ClassVar[str | None] = "jmp.ssh/v1"
+
+    @export
+    @abstractmethod
+    def identity(self) -> dict[str, Any] | Awaitable[dict[str, Any]]:
+        """Who to log in as: user, key (a private one) and password, each empty if there is none.
+
+        And as host_keys what the server is known by, as ``TYPE KEY``; empty if it may have any.
+        """
+
+
 class Datagram(Driver):
     """A port that takes and sends datagrams, such as UDP."""
 

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, overload
 
 from jmp.driver.schema import Parameter, describe, did_you_mean
 from jmp.errors import ProtocolViolation
@@ -131,22 +131,50 @@ F = TypeVar("F", bound=Callable[..., Any])
 _VERB = "__jmp_verb__"
 
 
-def verb(function: F) -> F:
+class ExitStatus(int):
+    """What a verb returns to end the command with this status, when all there is to print has been printed."""
+
+
+class VerbMark(NamedTuple):
+    """How the command line offers a method."""
+
+    name: str
+    words: bool
+
+
+@overload
+def verb(function: F) -> F: ...
+@overload
+def verb(*, name: str = "", words: bool = False) -> Callable[[F], F]: ...
+def verb(function: F | None = None, *, name: str = "", words: bool = False) -> F | Callable[[F], F]:
     """Let the command line offer this method of a client class, besides the driver's own: ``j DRIVER METHOD``.
 
     Parameters become arguments and options as with a driver's methods. A parameter ``progress`` is filled in with what shows it.
+    ``name`` is the verb, the method's name unless given. With ``words`` its last parameter is ``*words``, and gets all from its
+    first word on as it is, even what looks like an option: another command's.
     """
-    setattr(function, _VERB, True)
-    return function
+
+    def mark(marked: F) -> F:
+        setattr(marked, _VERB, VerbMark(name or marked.__name__, words))
+        return marked
+
+    return mark(function) if function is not None else mark
+
+
+def takes_words(function: object) -> bool:
+    """Whether a verb was marked so."""
+    mark = getattr(function, _VERB, None)
+    return mark is not None and bool(mark.words)
 
 
 def verbs_of(client: object) -> dict[str, Callable[..., Any]]:
     """The methods that a client class offers to the command line, by name."""
-    return {
-        name: getattr(client, name)
+    marks = {
+        name: getattr(getattr(type(client), name), _VERB, None)
         for name in dir(type(client))
-        if not name.startswith("_") and hasattr(getattr(type(client), name), _VERB)
+        if not name.startswith("_")
     }
+    return {mark.name: getattr(client, name) for name, mark in marks.items() if mark is not None}
 
 
 class DriverClient:

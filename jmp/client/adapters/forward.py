@@ -48,6 +48,9 @@ _RETRY_SECONDS: Final = 0.1
 Open = Callable[[], AbstractAsyncContextManager[ByteStream]]
 """Opens a byte stream of the driver."""
 
+Told = Callable[[object, JmpError], None]
+"""Called with a program's address and what ended its connection, unless that was one of the two sides."""
+
 
 class Running(Protocol):
     """A forward, by tasks or by threads."""
@@ -129,9 +132,10 @@ def _at_once(sock: socket.socket | trio.socket.SocketType) -> None:
 class TaskForward:
     """A forward by tasks."""
 
-    def __init__(self, open_stream: Open, listen: str) -> None:
+    def __init__(self, open_stream: Open, listen: str, *, told: Told | None = None) -> None:
         self._open_stream = open_stream
         self._listen = listen
+        self._told = told or _told
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Bound]:
@@ -159,7 +163,7 @@ class TaskForward:
                     await _join(near, far)
                 whole = True
             except JmpError as error:
-                _told(peer, error)
+                self._told(peer, error)
             except trio.BrokenResourceError as error:
                 log.debug("a program broke off its connection to %s: %s", self._listen, error)
             finally:
@@ -204,9 +208,10 @@ async def _join(near: trio.SocketStream, far: ByteStream) -> None:
 class ThreadForward:
     """A forward by threads: one that accepts, two for each connection."""
 
-    def __init__(self, open_stream: Open, listen: str) -> None:
+    def __init__(self, open_stream: Open, listen: str, *, told: Told | None = None) -> None:
         self._open_stream = open_stream
         self._listen = listen
+        self._told = told or _told
         self._connections: set[_Connection] = set()
         self._state = threading.Lock()
 
@@ -297,7 +302,7 @@ class _Connection(threading.Thread):
             whole = True
         except JmpError as error:
             if not self._cut:
-                _told(self._peer, error)
+                self._forward._told(self._peer, error)
         except OSError as error:
             log.debug("a program broke off its connection to %s: %s", self._forward._listen, error)
         except CutOff:
