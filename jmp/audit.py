@@ -47,7 +47,7 @@ class Audit:
             "action": action,
             "object": object,
             "result": result,
-            **{key: value for key, value in more.items() if value not in (None, "", {}, [])},
+            **{key: value for key, value in more.items() if value not in (None, "", {}, [], ())},
         }
         line = json.dumps(_clean(entry), ensure_ascii=False, default=str) + "\n"
         try:

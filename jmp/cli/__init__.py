@@ -93,16 +93,22 @@ def _run(arguments: list[str]) -> int:
 
 def guarded(run: Callable[[], int]) -> int:
     """Run it; turn what it raises into one line on stderr and an exit code."""
+    if sys.stdout is None or sys.stderr is None or sys.stdin is None:
+        _open_closed()
     try:
-        return run()
+        code = run()
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # Whoever read our output has left: so do we, silently, as other programs do.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
     except JmpError as error:
         return _report(error)
+    except OSError as error:
+        return _report(_output_failure() or error)
     except BaseExceptionGroup as group:
         leaves = _leaves(group)
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
@@ -111,6 +117,33 @@ def guarded(run: Callable[[], int]) -> int:
         return _report(known if known is not None else leaves[0])
     except Exception as error:  # noqa: BLE001  # the program's root
         return _report(error)
+
+
+def _open_closed() -> None:
+    """Put /dev/null in place of standard streams that are closed: the next file opened would be taken for one of them."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  # it stays open
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+def _output_failure() -> JmpError | None:
+    """Why standard output does not take what was written; None if it does."""
+    from jmp.errors import UsageError
+
+    try:
+        sys.stdout.flush()  # what could not be written is still there
+    except OSError as error:
+        _drop_output()
+        return UsageError(f"standard output cannot be written: {error.strerror}")
+    return None
+
+
+def _drop_output() -> None:
+    """Let what is left for standard output go, so that nothing fails because of it at the end of the program."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: BaseException) -> int:

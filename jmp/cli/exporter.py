@@ -192,7 +192,7 @@ async def until_told(scope: trio.CancelScope) -> None:
     """Cancel ``scope`` when this process is told to end."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
-            logging.getLogger("jmp.exporter").info("stopping: %s", signal.Signals(number).name)
+            logging.getLogger("jmp").info("stopping: %s", signal.Signals(number).name)
             scope.cancel()
             return
 

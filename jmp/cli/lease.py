@@ -87,6 +87,8 @@ def acquire(
     if no_wait and (wait is not None or detach):
         raise UsageError("--no-wait says what --wait and --detach say otherwise: give one")
     now = time.time()
+    if at is not None and duration.moment(at, now) < now - 60:
+        raise UsageError(f"--at {at} is over; without --at a lease begins as soon as it can")
     options = {
         "begin": None if at is None else duration.moment(at, now),
         "wait": 0.0 if no_wait else None if wait is None else duration.parse(wait),
@@ -95,6 +97,7 @@ def acquire(
         "allow_disabled": allow_disabled,
         "tags": list(tags or ()),
         "context": labs.pairs(context, "--context"),
+        "tied": not detach,  # until its id is told: nobody would know of a lease whose request was killed
     }
     wants = wants_of(selectors, names)
     if not wants:
@@ -109,7 +112,7 @@ def acquire(
             with _signals_wait():  # so that a request that was made is known to whom it may concern
                 lease = lab.call("acquire", [to_wire(want) for want in wants], seconds, **options)
             if not detach:
-                lease = _wait_ready(config, lab, lease["id"], narrator)
+                lease = _wait_ready(config, lab, lease["id"], narrator, keep=True)
             labs.print_record(LEASE, lease, form)
             sys.stdout.flush()
         except (KeyboardInterrupt, SystemExit, BrokenPipeError):
@@ -315,11 +318,13 @@ def _with_default(words: Sequence[str], what: str) -> tuple[str, str]:
 # ---- waiting
 
 
-def _wait_ready(config: ClientConfig, lab: Any, id: str, narrator: labs.Narrator) -> Record:
+def _wait_ready(config: ClientConfig, lab: Any, id: str, narrator: labs.Narrator, *, keep: bool = False) -> Record:
+    """The lease once it is ready; with ``keep``, it outlives this program from then on."""
+
     def away(error: JmpError) -> None:
         narrator.say(f"jmp: the controller is away ({error.message}); waiting for it", topic="away")
 
-    for lease in _follow(config, lab, id, away):
+    for lease in _follow(config, lab, id, away, keep):
         narrator.tell(lease)
         if lease["state"] == State.READY:
             return lease
@@ -337,7 +342,7 @@ def not_ready(lease: Record) -> JmpError:
     return Cancelled(f"lease {lease['id']} ended in the queue: {lease['reason']}")
 
 
-def _follow(config: ClientConfig, lab: Any, id: str, away: Callable[[JmpError], None]) -> Iterator[Record]:
+def _follow(config: ClientConfig, lab: Any, id: str, away: Callable[[JmpError], None], keep: bool) -> Iterator[Record]:
     """The lease as it stands, over ``lab`` and, should the controller go away, over new connections once it is back."""
     pause, give_up = FIRST_PAUSE, None
     with ExitStack() as stack:
@@ -346,6 +351,8 @@ def _follow(config: ClientConfig, lab: Any, id: str, away: Callable[[JmpError], 
                 lab = lab or stack.enter_context(open_lab(config))
                 for standing in lab.watch(id):
                     pause, give_up = FIRST_PAUSE, standing.lease.give_up
+                    if keep and standing.lease.state is State.READY:
+                        lab.call("keep", id)
                     yield labs.record_of(standing)
                 return
             except ProtocolViolation:

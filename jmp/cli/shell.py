@@ -130,7 +130,10 @@ async def _with_own_exporter(exporter: str, command: Sequence[str] | None) -> in
     """A session of an exporter in this very process."""
     from jmp.exporter.session import open_session as open_own_session
 
-    config = load(exporter)
+    try:
+        config = load(exporter)
+    except NotFound as error:
+        raise (NotFound(f"{error.message}; one of a lab is leased by --name") if _has_lab() else error) from None
     _log_to_stderr()
 
     def show(source: str, data: bytes) -> None:

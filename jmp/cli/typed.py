@@ -34,6 +34,10 @@ def run_app(app: typer.Typer, name: str, arguments: list[str]) -> int:
     command = get_command(app)
     try:
         result = command.main(arguments, prog_name=name, standalone_mode=False)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # which typer would have be exit code 1
+            raise end.__context__ from None
+        raise
     except Exception as error:
         # Typer's errors about the command line are its own vendored classes, which have no public name.
         describe = getattr(error, "format_message", None)

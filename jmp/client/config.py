@@ -7,15 +7,19 @@ names another.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from jmp.driver.schema import did_you_mean
 from jmp.errors import BadValue, ConfigError, NotFound, UsageError
+
+_log = logging.getLogger(__name__)
 
 ENDPOINT: Final = "JMP_ENDPOINT"
 TOKEN: Final = "JMP_TOKEN"  # a name
@@ -155,7 +159,9 @@ def read(path: Path) -> ClientConfig:
     from jmp.driver import schema, yamlfile
 
     try:
-        text = path.read_text()
+        with path.open() as opened:
+            _make_private(path, opened.fileno())
+            text = opened.read()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     document = yamlfile.read(text)
@@ -168,6 +174,14 @@ def read(path: Path) -> ClientConfig:
         where = f"{problem.where}: " if problem.where else ""
         raise ConfigError(f"{path}:{document.line(problem.where)}: {where}{problem.message}")
     return config
+
+
+def _make_private(path: Path, descriptor: int) -> None:
+    """What holds a token is its owner's alone, however it came here."""
+    if os.fstat(descriptor).st_mode & 0o077:
+        with suppress(OSError):  # somebody else's file, or one that is mounted read-only
+            os.fchmod(descriptor, 0o600)
+            _log.warning("jmp: %s could be read by others: that is changed, but its token may be known", path)
 
 
 def current(environ: Mapping[str, str] = os.environ, *, name: str | None = None) -> ClientConfig:

@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from typing import Any, Final, Literal
 
 import jmp
+from jmp.controller import policies
 from jmp.controller.lab import Lab
 from jmp.controller.meeting import Attendance, RouterLink
 from jmp.controller.store import Change
@@ -336,6 +337,14 @@ class ClientDesk(Desk):
         return self._shown(self.lab.view.lease[lease])
 
     @export
+    async def keep(self, lease: str) -> dict[str, Any]:
+        """Let a lease that is tied to its holder go on without one."""
+        self._own(lease)
+        await self.lab.do(lambda: self.lab.engine.keep(lease, self._by))
+        self.note("keep", f"lease/{lease}")
+        return self._shown(self.lab.view.lease[lease])
+
+    @export
     async def transfer(self, lease: str, client: str) -> dict[str, Any]:
         """Hand a lease over to another client: who used its devices until now is cut off at once."""
         self._own(lease)
@@ -549,9 +558,6 @@ class AdminDesk(ClientDesk):
                 raise BadValue(f"a {kind} has no {key!r} to set{did_you_mean(key, _SETTABLE[kind])}")
         if "labels" in values:
             selector.check_labels(values["labels"])
-        for key in ("clients", "exporters"):
-            if key in values:
-                selector.parse(str(values[key]))
         await self.lab.do(lambda: self._put(kind, name, values, new=action == "create"))
         self.note(action, f"{kind}/{name}", values=values)
         answer: dict[str, Any] = to_wire(getattr(self.lab.view, kind)[name])
@@ -573,6 +579,8 @@ class AdminDesk(ClientDesk):
             values = {**values, "own_labels": own, "labels": {**configured, **own}}
         try:
             record = from_wire(_RECORDS[kind], {**present, **values, "name": name})
+            if isinstance(record, Policy):
+                policies.check(record)
         except JmpError as error:
             raise BadValue(error.message) from None
         engine.put(record, self.now)

@@ -15,10 +15,10 @@ from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
+from jmp.controller import policies
 from jmp.controller.kubernetes_api import GROUP, VERSION, Object
 from jmp.controller.store import Key, Record
 from jmp.errors import JmpError, LabError
-from jmp.wire import selector
 from jmp.wire.records import Client, Exporter, Lease, Policy, Presence, Replica, Token, from_wire, to_wire
 
 NAME: Final = f"{GROUP}/name"
@@ -320,8 +320,7 @@ def read(resource: Resource, item: Object) -> Record:
     record: Record = _record(resource.cls, values, what)
     if isinstance(record, Policy):
         try:
-            selector.parse(record.clients)
-            selector.parse(record.exporters)
+            policies.check(record)
         except JmpError as error:
             raise LabError(f"{what}.{GROUP} counts for nothing: {error}") from error
     return record

@@ -256,9 +256,13 @@ class Engine:
         elif kind == "exporter":
             self._presence.pop(name, None)
             self._free.discard(name)
+            why = f"exporter {name} was deleted"
             if (id := self._held.get(name)) is not None:
-                self.end(id, f"exporter {name} was deleted", now)
+                self.end(id, why, now)
                 self._device(self.leases[id], name, Phase.IDLE, now)
+            for *_, id in list(self._queue):
+                if any(want.exporter == name for want in self.leases[id].wants):
+                    self.end(id, why, now)
         elif kind == "client" and (new is None or new.disabled is not None):
             why = "deleted" if new is None else f"disabled: {new.disabled}"
             self._end_those_of(name, f"client {name} was {why}", now)
@@ -294,6 +298,8 @@ class Engine:
             raise BadValue("a request waits for 0 seconds or more")
         if begin is not None and not math.isfinite(begin):
             raise BadValue("a lease begins at a certain time, or at once")
+        if not all(tags):
+            raise BadValue("a tag has one character at least")
         highest = self._check_request(client, wants, duration, priority, idle_limit, allow_disabled)
         self._number += 1
         lease = Lease(
@@ -402,6 +408,16 @@ class Engine:
         lease = replace(lease, duration=duration, ends=ends)
         self._set("lease", id, lease)
         self._note_due(lease, now)
+
+    def keep(self, id: str, by: str | None) -> None:
+        """Let a lease that is tied to its holder go on without one, until it ends for another reason."""
+        lease = self._lease(id)
+        self._check_right(lease, by, "keep")
+        if lease.state not in ACTIVE and lease.state is not State.QUEUED:
+            raise Refused(f"lease {id} has ended: {lease.reason}")
+        self._absent.pop(id, None)
+        self._vanished.discard(id)
+        self._set("lease", id, replace(lease, tied=False))
 
     def transfer(self, id: str, to: str, by: str | None, now: float) -> None:
         """Hand a lease over. Its exporters' epochs rise: whoever used them until now is refused from this moment on."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from jmp.wire import selector
+from jmp.wire import actions, selector
 from jmp.wire.records import Client, Exporter, Policy
 
 
@@ -27,6 +27,14 @@ class Access:
 
 
 NONE: Final = Access()
+
+
+def check(policy: Policy) -> None:
+    """Raise ``BadValue`` for selectors and patterns that cannot be read."""
+    selector.parse(policy.clients)
+    selector.parse(policy.exporters)
+    for pattern in (*policy.allow, *policy.deny):
+        actions.check(pattern)
 
 
 def access(policies: Iterable[Policy], client: Client, exporter: Exporter) -> Access:

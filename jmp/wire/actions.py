@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterable
 from functools import cache
 
+from jmp.errors import BadValue
+
 
 def allowed(allow: Iterable[str], deny: Iterable[str], action: str) -> bool:
     """Whether ``action``, the path of a driver, a dot and the name of a method, is allowed: ``deny`` wins.
@@ -16,6 +18,12 @@ def allowed(allow: Iterable[str], deny: Iterable[str], action: str) -> bool:
     return any(_matcher(pattern)(action) for pattern in allow) and not any(
         _matcher(pattern)(action) for pattern in deny
     )
+
+
+def check(pattern: str) -> None:
+    """Raise ``BadValue`` for what no method can match: a misspelt ``deny`` would forbid nothing."""
+    if re.fullmatch(r"[\w.*-]+", pattern) is None:
+        raise BadValue(f"{pattern!r} is no pattern of methods: write it as power.*, storage.write or storage")
 
 
 @cache

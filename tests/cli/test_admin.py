@@ -159,6 +159,7 @@ def test_a_client_is_no_admin(lab: ServedLab) -> None:
         (["create", "client", "x", "--token-days", "9999"], 64, "9999.0 is not in the range 0.001<=x<=3650"),
         (["create", "policy", "x", "--clients", "a=="], 0, ""),
         (["create", "policy", "y", "--clients", "a=("], 64, "selector 'a=(', character 3"),
+        (["create", "policy", "y", "--deny", "power on"], 64, "'power on' is no pattern of methods"),
         (["create", "policy", "y", "--longest", "4"], 64, "'4' is no duration"),
         (["create", "token", "carol"], 64, "whose token? client/NAME"),
         (["create", "token", "client/nobody"], 64, "there is no client 'nobody'"),

@@ -49,6 +49,16 @@ def test_joining_says_who_one_is_and_keeps_it_to_oneself(lab: ServedLab, joining
     assert json.loads(lab.ok(name, "whoami", "-o", "json"))["role"] == "client"
 
 
+def test_a_file_that_others_can_read_is_made_private(lab: ServedLab, joining: dict[str, str]) -> None:
+    name = joining["name"]
+    lab.ok(name, "config", "client", "create", name, *arguments(joining), JMP_TOKEN=joining["token"])
+    file = folder(lab, name) / "clients" / f"{name}.yaml"
+    file.chmod(0o644)
+    done = lab.run(name, "whoami")
+    assert (done.returncode, done.stderr.count("\n"), "its token may be known" in done.stderr) == (0, 1, True)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
 def test_the_first_lab_is_in_use_until_another_is_chosen(lab: ServedLab, joining: dict[str, str]) -> None:
     user, token = "several", joining["token"]
     lab.ok(user, "config", "client", "create", "one", *arguments(joining), JMP_TOKEN=token)

@@ -86,6 +86,21 @@ def test_a_request_is_taken_back_by_a_signal(lab: ServedLab, number: signal.Sign
     assert lab.ok("bob", "lease", "list") == ""
 
 
+def test_a_request_is_its_programs_until_the_lease_is_told(lab: ServedLab) -> None:
+    """So a program that is killed in the queue gets nothing that nobody knows of; what was told outlives its program."""
+    first = acquire(lab, "alice", "-l", "board=solo")
+    assert "tied" not in lab.ok("alice", "lease", "show", first)
+    with lab.program("bob", "lease", "acquire", "-l", "board=solo") as waiting:
+        id = waiting.until(r"lease (\w+) \(board=solo\) is queued: .*\n")[1]
+        assert "tied\tyes" in lab.ok("bob", "lease", "show", id)
+        waiting.process.kill()
+        waiting.finish()
+    lab.ok("alice", "lease", "release", first)
+    third = acquire(lab, "alice", "-l", "board=solo", "--no-wait")  # though the one who was killed is before her
+    lab.ok("alice", "lease", "release", third)
+    lab.ok("bob", "lease", "release", id)
+
+
 def test_a_line_on_a_terminal_is_renewed(lab: ServedLab) -> None:
     first = acquire(lab, "alice", "-l", "board=solo", "--for", "20m")
     arguments = [*JMP, "lease", "acquire", "-l", "board=solo", "--for", "5m"]
@@ -198,6 +213,8 @@ def test_a_policy_is_heeded_and_said(lab: ServedLab) -> None:
         (["acquire", "--name", "sole"], 64, "there is no exporter 'sole' (did you mean 'solo'?)"),
         (["acquire", "-l", "board", "--for", "10"], 64, "'10' is no duration"),
         (["acquire", "-l", "board", "--at", "noon"], 64, "'noon' is no time"),
+        (["acquire", "-l", "board", "--at", "2020-01-01T00:00"], 64, "--at 2020-01-01T00:00 is over"),
+        (["acquire", "-l", "board", "--tag", ""], 64, "a tag has one character at least"),
         (["acquire", "-l", "board", "--no-wait", "--wait", "1m"], 64, "--no-wait says what --wait"),
         (["acquire", "-l", "board", "--context", "x"], 64, "--context takes NAME=VALUE, not 'x'"),
         (["acquire", "-l", "board", "--priority", "5"], 77, "priority 5 is more than the policies let alice ask for"),
@@ -360,6 +377,8 @@ def test_bare_shell_without_a_lease_says_how_to_get_one(lab: ServedLab) -> None:
         assert terminal.end() == 64
     done = lab.run("alice", "shell")
     assert (done.returncode, done.stderr.count("\n"), "--lease ID" in done.stderr) == (64, 1, True)
+    done = lab.run("alice", "shell", "--exporter", "solo", "--", "true")  # which is the lab's
+    assert (done.returncode, done.stderr.count("\n"), "is leased by --name" in done.stderr) == (64, 1, True)
 
 
 def test_shell_as_another_client(lab: ServedLab) -> None:

@@ -514,6 +514,21 @@ def test_a_lease_that_is_not_tied_needs_no_holder() -> None:
     assert lab.state(lease) is State.READY
 
 
+def test_a_tied_lease_that_is_to_be_kept_needs_its_holder_no_more() -> None:
+    lab = Lab("x")
+    lease = lab.use(tied=True)
+    lab.engine.holder(lease.id, True, T)
+    with pytest.raises(Refused, match="bob may not keep lease"):
+        lab.engine.keep(lease.id, "bob")
+    lab.engine.keep(lease.id, "ada")
+    lab.engine.holder(lease.id, False, T)
+    lab.wait(300)
+    assert lab.state(lease) is State.READY
+    lab.engine.release(lease.id, "ada", "done", lab.now)
+    with pytest.raises(Refused, match="has ended: done"):
+        lab.engine.keep(lease.id, "ada")
+
+
 def test_nothing_is_granted_to_somebody_who_has_vanished() -> None:
     lab = Lab("x")
     first, gone, third = lab.use(), lab.request("bob", tied=True), lab.request("ada")
@@ -703,6 +718,16 @@ def test_a_lease_ends_with_its_exporter() -> None:
     lease = lab.use()
     lab.engine.drop("exporter", "x", T)
     assert (lab.state(lease), lab.at(lease).reason) == (State.ENDED, "exporter x was deleted")
+
+
+def test_a_request_for_an_exporter_by_name_ends_with_it_and_others_wait_on() -> None:
+    lab = Lab("x", "y")
+    lab.use(duration=60)
+    lab.use(duration=60)
+    named, any_ = lab.request("bob", Want(exporter="x")), lab.request("bob")
+    lab.engine.drop("exporter", "x", T)
+    assert (lab.state(named), lab.at(named).reason) == (State.ENDED, "exporter x was deleted")
+    assert lab.state(any_) is State.QUEUED
 
 
 def test_a_policy_that_comes_later_lets_a_request_go_on() -> None:

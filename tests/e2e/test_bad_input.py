@@ -75,6 +75,23 @@ def test_of_jmp(bench: Path, command: tuple[str, ...], code: int, message: str) 
     is_one_line(jmp(*command), code, message)
 
 
+@pytest.mark.parametrize("command", [("version",), ("driver", "list"), ("exporter", "example", "virtual-board")])
+def test_output_that_goes_nowhere(bench: Path, command: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(argv(*command), stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    done.stdout = ""
+    is_one_line(done, 64, "standard output cannot be written: No space left on device")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as broken:
+        done = subprocess.run(argv(*command), stdout=broken, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (141, "")
+    closed = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *argv(*command)], stderr=subprocess.PIPE, text=True, check=False, timeout=60
+    )
+    assert (closed.returncode, closed.stderr) == (0, "")
+
+
 @pytest.fixture
 def host(bench: Path) -> Iterator[str]:
     with serving(bench / "bench.yaml") as served, session(served) as host:

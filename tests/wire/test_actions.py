@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jmp.wire.actions import allowed
+from jmp.errors import BadValue
+from jmp.wire.actions import allowed, check
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,12 @@ from jmp.wire.actions import allowed
 )
 def test_patterns(pattern: str, action: str, matches: bool) -> None:
     assert allowed([pattern], [], action) is matches
+
+
+@pytest.mark.parametrize("pattern", ["", "power on", "power,console", "power.on\n", "power:on"])
+def test_what_no_method_can_match_is_no_pattern(pattern: str) -> None:
+    with pytest.raises(BadValue, match="is no pattern of methods"):
+        check(pattern)
 
 
 def test_nothing_is_allowed_unless_a_pattern_says_so() -> None:
