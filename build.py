@@ -4,8 +4,9 @@
     python3 build.py zipapp     dist/jmp: one executable file for CPython 3.11 to 3.14 of one platform
     python3 build.py test       everything that the tests need, then pytest (further arguments go there)
     python3 build.py check      ruff and mypy
+    python3 build.py bench      how fast it is; with --peers beside Jumpstarter and labgrid (docs/performance.md)
     python3 build.py venv       the virtual environment to develop in
-    python3 build.py lock       renew requirements*.lock, which pin all that is downloaded, by hash
+    python3 build.py lock       renew requirements*.lock and those of the benches, which pin all that is downloaded, by hash
     python3 build.py clean      remove what this script made
 
 Everything it makes is below build/ and dist/. How the zipapp comes about: the wheels of requirements.lock, for each
@@ -54,6 +55,19 @@ BUNDLED = ("pytest>=8",)
 ZIPAPP_TOOLS = ("shiv", "click", "packaging", "pip", "setuptools")
 """What `zipapp` needs of the development environment."""
 
+PEERS = {
+    "jumpstarter": (
+        "jumpstarter==0.9.0",
+        "jumpstarter-cli==0.9.0",
+        "jumpstarter-driver-composite==0.9.0",
+        "jumpstarter-driver-network==0.9.0",
+        "jumpstarter-driver-opendal==0.9.0",
+        "jumpstarter-driver-power==0.9.0",
+    ),
+    "labgrid": ("labgrid==26.0.1",),
+}
+"""What the benches compare with, each in an environment of its own."""
+
 PURE_ENOUGH = ("pyyaml",)
 """Distributions with a compiled half that jmp does without: it is bigger than it is useful for short configurations."""
 
@@ -81,7 +95,7 @@ PYGMENTS_KEPT = ("__init__", "_mapping", "python", "diff", "special", "default",
 
 def main() -> None:
     options, rest = arguments().parse_known_args()
-    if rest and options.run is not test:
+    if rest and options.run not in (test, bench):
         arguments().error(f"unrecognized arguments: {' '.join(rest)}")
     os.chdir(ROOT)
     options.rest = rest
@@ -108,6 +122,15 @@ def arguments() -> argparse.ArgumentParser:
     command(demo)
     command(test, add_help=False)
     command(check)
+    added = command(bench)
+    added.add_argument(
+        "--peers", action="store_true", help="measure Jumpstarter and labgrid (from PyPI) in turn with it"
+    )
+    added.usage = "build.py bench [--peers] [ROW...] [--json FILE] [--short] [--rounds N]"
+    added.epilog = (
+        "ROW: one or more rows, or groups of them, as the table and docs/performance.md name them; default: all but the"
+        " largest. --short: only to see that all of it works. --json: write medians, figures and verdicts, too."
+    )
     command(venv)
     command(lock).add_argument("--upgrade", action="store_true", help="also take newer versions of what is in there")
     command(clean)
@@ -150,6 +173,17 @@ def check(options: argparse.Namespace) -> None:
         fail(f"not as it should be: {', '.join(failed)}")
 
 
+def bench(options: argparse.Namespace) -> None:
+    """Measure how fast it is."""
+    python = development()
+    zipapp(argparse.Namespace(target=native_target(), out=None))
+    peers: list[str | Path] = []
+    for name in PEERS if options.peers else ():
+        requirements = [block for _, block in pins(ROOT / f"tests/bench/{name}.lock")]
+        peers += [f"--{name}", environment(f"peer-{name}", requirements)]
+    raise SystemExit(subprocess.run([python, "-m", "tests.bench", *peers, *options.rest]).returncode)
+
+
 def venv(options: argparse.Namespace) -> None:
     """Make the virtual environment to develop in."""
     say(f"ready: . {shown(development().with_name('activate'))}")
@@ -167,11 +201,12 @@ def lock(options: argparse.Namespace) -> None:
         LOCK: [*needed, *BUNDLED],
         DEV_LOCK: [*needed, *BUNDLED, *tools, *metadata[0]["dependency-groups"]["dev"], "pip"],
     }
+    wanted |= {ROOT / f"tests/bench/{name}.lock": list(requirements) for name, requirements in PEERS.items()}
     for path, requirements in wanted.items():
         say(f"{shown(path)}")
         given = BUILD / path.with_suffix(".in").name
         given.write_text("\n".join(sorted(set(requirements))) + "\n")
-        bound = ("--constraints", LOCK) if path != LOCK else ()
+        bound = ("--constraints", LOCK) if path == DEV_LOCK else ()
         how = ("--universal", "--python-version", PYTHONS[0], "--generate-hashes", "--no-header", "--no-annotate")
         run(uv, "pip", "compile", "--quiet", *how, *upgrade, *bound, "--output-file", path, given)
         path.write_text("# Made by `python3 build.py lock`.\n" + re.sub(r"^#.*\n", "", path.read_text(), flags=re.M))

@@ -113,6 +113,12 @@ class ServedLab:
         )
         self.port = int(self._controller.until(r"ready at wss://localhost:(\d+)")[1])
 
+    @property
+    def pid(self) -> int:
+        """The controller's process."""
+        assert self._controller is not None
+        return self._controller.process.pid
+
     def kill(self) -> None:
         """Kill the controller."""
         assert self._controller is not None
@@ -173,13 +179,15 @@ class ServedLab:
         """A client, who has joined."""
         self.run_join(name, self.ok("admin", "admin", "create", "client", name, *options))
 
-    def add_exporter(self, name: str, board: str = "mock") -> None:
+    def add_exporter(self, name: str, board: str = "mock", config: str = MOCK_POWER, **more: str) -> Program:
         """An exporter that has joined, and serves from now on."""
         self.run_join(name, self.ok("admin", "admin", "create", "exporter", name))
         folder = self.directory / "home" / name / "config" / "jmp" / "exporters"
         folder.mkdir(parents=True)
-        (folder / f"{name}.yaml").write_text(MOCK_POWER.format(name=name, board=board))
-        self._stack.enter_context(self.program(name, "exporter", "serve", name)).until("connected to the controller")
+        (folder / f"{name}.yaml").write_text(config.format(name=name, board=board))
+        program = self._stack.enter_context(self.program(name, "exporter", "serve", name, **more))
+        program.until("connected to the controller")
+        return program
 
 
 @contextmanager

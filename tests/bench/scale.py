@@ -1,16 +1,15 @@
-"""A large lab: `JMP_BENCH_EXPORTERS=1000 python -m pytest -s tests/bench/bench_scale.py`. No part of the test suite.
+"""A large lab: many exporters over real links, all in this process; the controller is one of its own.
 
-The controller is a process of its own, the exporters are all in this one, over real links; twice as many leases are asked for as
-there are devices. Both share the machine, so the controller alone does better than this shows.
+Twice as many leases are asked for as there are devices. Both processes share the machine, so a controller alone does better.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, Final
 
@@ -23,40 +22,43 @@ from jmp.exporter import config as configuration
 from jmp.exporter.lab import LabExporter, Memory
 from jmp.link import websocket
 from jmp.wire.records import State, Want
+from tests.bench.lab import resident
+from tests.bench.worker import Figures, Span
 from tests.fakes.lab import MOCK_POWER, ServedLab, served_lab
 
-EXPORTERS: Final = int(os.environ.get("JMP_BENCH_EXPORTERS", "50"))
 ABREAST: Final = 32
 """How many calls are under way at once."""
 LISTINGS: Final = 30
 ANY: Final = [Want(selector="board=mock")]
 
 
-def test_large(tmp_path: Path) -> None:
-    with served_lab(tmp_path) as lab:
+def measure(span: Span, exporters: int) -> Figures:
+    with TemporaryDirectory() as folder, served_lab(Path(folder)) as lab:
         lab.add_client("alice")
-        print(f"\n{EXPORTERS} exporters, {os.cpu_count()} cores")
-        trio.run(bench, lab, joined(lab, "admin"), joined(lab, "alice"))
+        return trio.run(_measure, lab, joined(lab, "admin"), joined(lab, "alice"), span.size(exporters, 5))
 
 
 def joined(lab: ServedLab, user: str) -> ClientConfig:
     return Store(lab.directory / "home" / user / "config/jmp/clients", "Client").load(user)
 
 
-async def bench(served: ServedLab, admin: ClientConfig, alice: ClientConfig) -> None:
+async def _measure(served: ServedLab, admin: ClientConfig, alice: ClientConfig, count: int) -> Figures:
+    figures: Figures = {}
     async with trio.open_nursery() as exporters:
-        await in_use(served, admin, alice, exporters)
+        await _in_use(served, admin, alice, exporters, count, figures)
         began = perf_counter()
         served.kill()
         await trio.to_thread.run_sync(served.start)
-        print(f"controller killed and started again: {perf_counter() - began:.2f} s")
         async with open_lab_trio(admin) as again:
-            await connected(again)
-        print(f"all connected again: {perf_counter() - began:.2f} s")
+            await _connected(again)
+        figures["again"] = perf_counter() - began
         exporters.cancel_scope.cancel()
+    return figures
 
 
-async def in_use(served: ServedLab, admin: ClientConfig, alice: ClientConfig, exporters: trio.Nursery) -> None:
+async def _in_use(
+    served: ServedLab, admin: ClientConfig, alice: ClientConfig, exporters: trio.Nursery, count: int, figures: Figures
+) -> None:
     tokens: dict[str, str] = {}
     async with open_lab_trio(admin) as by_admin, open_lab_trio(alice) as lab:
 
@@ -65,26 +67,20 @@ async def in_use(served: ServedLab, admin: ClientConfig, alice: ClientConfig, ex
             await by_admin.call("create", "exporter", name, {})
             tokens[name] = (await by_admin.call("issue", name, "exporter"))["token"]
 
-        await abreast("exporters added", add, range(EXPORTERS))
-        began = perf_counter()
+        await abreast(add, range(count))
+        before = resident(served.pid)
         for name, token in tokens.items():
             exporters.start_soon(exporter(served, admin, name, token).run)
-        await connected(lab)
-        print(f"all connected: {perf_counter() - began:.2f} s")
-        memory(served, "with all connected")
+        await _connected(lab)
+        figures["exporter"] = (resident(served.pid) - before) / 1024 / count
 
         async def acquire(_: int) -> None:
             await lab.acquire(ANY, 3600.0)
 
-        began = perf_counter()
-
-        await abreast("leases asked for, and durable", acquire, range(2 * EXPORTERS))
-        while sum(lease["state"] == "ready" for lease in await lab.call("leases")) < EXPORTERS:  # noqa: ASYNC110
+        figures["acquire"] = await abreast(acquire, range(2 * count))
+        while sum(lease["state"] == "ready" for lease in await lab.call("leases")) < count:  # noqa: ASYNC110
             await trio.sleep(0.1)
-        print(f"half of them ready: {perf_counter() - began:.2f} s after the first was asked for")
-        for what in ("exporters", "leases"):
-            await listing(lab, what)
-        memory(served, "with all queued")
+        figures["listing"] = await listing(lab, "exporters")
 
         async def ready(lease: str) -> None:
             async with aclosing(lab.watch(lease)) as watching:
@@ -100,8 +96,7 @@ async def in_use(served: ServedLab, admin: ClientConfig, alice: ClientConfig, ex
             await lab.release(held[number])
             await ready(queued[number]["id"])
 
-        await abreast("released, and the next in line ready", turn, range(EXPORTERS))
-        memory(served, "at the end")
+        figures["turn"] = await abreast(turn, range(count))
 
 
 def exporter(served: ServedLab, admin: ClientConfig, name: str, token: str) -> LabExporter:
@@ -115,47 +110,34 @@ def exporter(served: ServedLab, admin: ClientConfig, name: str, token: str) -> L
     return LabExporter(config, Memory.load(served.directory / f"{name}.json"), dial, endpoint=admin.endpoint)
 
 
-async def connected(lab: Lab) -> None:
+async def _connected(lab: Lab) -> None:
     while any(one["state"] == "offline" for one in await lab.call("exporters")):  # noqa: ASYNC110  # answers are in seconds
         await trio.sleep(0.1)
 
 
-async def abreast(what: str, do: Callable[[Any], Awaitable[None]], items: Any) -> None:
-    """Do it for all, some at a time; print the rate and how long one took."""
+async def abreast(do: Callable[[Any], Awaitable[None]], items: Any) -> float:
+    """Do it for all, some at a time; how many a second."""
     waiting = iter(items)
-    taken: list[float] = []
+    done = 0
 
     async def work() -> None:
+        nonlocal done
         for item in waiting:
-            began = perf_counter()
             await do(item)
-            taken.append(perf_counter() - began)
+            done += 1
 
     began = perf_counter()
     async with trio.open_nursery() as nursery:
         for _ in range(ABREAST):
             nursery.start_soon(work)
-    seconds = perf_counter() - began
-    print(
-        f"{what}: {len(taken) / seconds:.0f}/s, p50 {at(taken, 50):.1f} ms, p99 {at(taken, 99):.1f} ms, n={len(taken)}"
-    )
+    return done / (perf_counter() - began)
 
 
-async def listing(lab: Lab, what: str) -> None:
+async def listing(lab: Lab, what: str) -> float:
+    """Median milliseconds."""
     taken = []
     for _ in range(LISTINGS):
         began = perf_counter()
-        found = await lab.call(what)
+        await lab.call(what)
         taken.append(perf_counter() - began)
-    print(f"listing of {len(found)} {what}: p50 {at(taken, 50):.1f} ms, p99 {at(taken, 99):.1f} ms")
-
-
-def at(seconds: list[float], percent: int) -> float:
-    return statistics.quantiles(seconds, n=100)[percent - 1] * 1000
-
-
-def memory(served: ServedLab, when: str) -> None:
-    assert served._controller is not None
-    status = Path(f"/proc/{served._controller.process.pid}/status").read_text()
-    kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
-    print(f"controller's memory {when}: {kib / 1024:.0f} MiB")
+    return statistics.median(taken) * 1e3

@@ -1,4 +1,4 @@
-"""How fast the lease engine is: `python -m pytest -s tests/bench/bench_leases.py` prints it. Not part of the test suite."""
+"""How fast the lease engine is, as the lab and its queue grow."""
 
 from __future__ import annotations
 
@@ -8,36 +8,42 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import pytest
-
 from jmp.controller.leases import Engine
 from jmp.wire.records import Client, Exporter, Lease, Phase, Policy, State, Want
+from tests.bench.worker import Figures, Span
 
-EXPORTERS = QUEUED = 1000
-EVENTS = 200
 MODELS = 20
 """Kinds of boards; a request is for one of a kind, of a rack, by name, or for two at once."""
 
 
 class Lab:
-    def __init__(self) -> None:
+    """All exporters in use, and a queue as long."""
+
+    def __init__(self, exporters: int) -> None:
         self.now = 1_000_000.0
         self.random = random.Random(7)
+        self._exporters = exporters
         self.engine = Engine()
         self.engine.put(Policy(name="all", longest=86400.0), self.now)
         for number in range(100):
             self.engine.put(Client(name=f"client-{number}", labels={"team": str(number % 10)}), self.now)
-        for number in range(EXPORTERS):
+        for number in range(exporters):
             labels = {"model": str(number % MODELS), "rack": str(number // 50)}
             self.engine.put(Exporter(name=f"board-{number}", labels=labels), self.now)
         for name in self.engine.exporters:
             self.engine.online(name, self.now)
             self.engine.observed(name, None, 0, Phase.IDLE, "", self.now)
+        for name in self.engine.exporters:
+            self.engine.request("client-0", [Want(exporter=name)], 3600.0, self.now)
+        self.get_ready()
+        while self.queued() < exporters:
+            self.request()
+        self.engine.take_changes()
 
     def request(self) -> Lease:
         model = Want(selector=f"model={self.random.randrange(MODELS)}")
-        rack = Want(selector=f"rack={self.random.randrange(EXPORTERS // 50)}")
-        name = Want(exporter=f"board-{self.random.randrange(EXPORTERS)}")
+        rack = Want(selector=f"rack={self.random.randrange(max(self._exporters // 50, 1))}")
+        name = Want(exporter=f"board-{self.random.randrange(self._exporters)}")
         wants = self.random.choices([(model,), (rack,), (name,), (Want(),), (model, rack)], [60, 20, 5, 10, 5])[0]
         client = f"client-{self.random.randrange(100)}"
         return self.engine.request(client, wants, float(self.random.randrange(600, 7200)), self.now)
@@ -67,48 +73,20 @@ class Lab:
         return sum(lease.state is State.QUEUED for lease in self.engine.leases.values())
 
 
-@pytest.fixture(scope="module")
-def lab() -> Lab:
-    """All exporters in use, and a long queue."""
-    lab = Lab()
-    for name in lab.engine.exporters:
-        lab.engine.request("client-0", [Want(exporter=name)], 3600.0, lab.now)
-    lab.get_ready()
-    while lab.queued() < QUEUED:
-        lab.request()
-    lab.engine.take_changes()
-    return lab
-
-
-def shown(what: str, times: list[float]) -> None:
-    ordered = sorted(times)
-    print(f"\n{what}: median {statistics.median(ordered):.2f} ms, p99 {ordered[len(ordered) * 99 // 100]:.2f} ms")
-
-
-def test_events(lab: Lab) -> None:
-    times: dict[str, list[float]] = {"request": [], "release": [], "idle": []}
-    for _ in range(EVENTS):
+def turnovers(exporters: int, events: int) -> float:
+    """Median microseconds in which a lease is released, and the next in line has its exporter."""
+    lab = Lab(exporters)
+    taken = []
+    for _ in range(events):
         lab.now += 1.0
         lab.turnover()
-        lab.timed("request", lab.request)
-        for what, took in lab.times.items():
-            times[what].append(took)
-    for what, taken in times.items():
-        shown(what, taken)
+        lab.request()
+        lab.engine.take_changes()
+        taken.append(lab.times["release"] + lab.times["idle"])
+    return statistics.median(taken) * 1e3
 
 
-def test_events_while_an_exporter_is_free(lab: Lab) -> None:
-    """One that nobody in the queue may have."""
-    lab.engine.put(Exporter(name="odd", labels={"model": "odd"}, disabled="fan"), lab.now)
-    lab.engine.online("odd", lab.now)
-    lab.engine.observed("odd", None, 0, Phase.IDLE, "", lab.now)
-    test_events(lab)
-
-
-def test_standing(lab: Lab) -> None:
-    times = []
-    for _ in range(20):
-        began = time.perf_counter()
-        lab.engine.standing(lab.now)
-        times.append((time.perf_counter() - began) * 1e3)
-    shown("standing", times)
+def measure(span: Span) -> Figures:
+    large = turnovers(span.size(1000, 40), span.size(200, 5))
+    small = turnovers(span.size(100, 20), span.size(200, 5))
+    return {"release": large, "growth": large / small}
