@@ -18,6 +18,9 @@ from typing import Any, Final
 
 log = logging.getLogger("jmp.audit")
 
+STDOUT: Final = Path("-")
+"""In place of a file: standard output, whose lines somebody else keeps."""
+
 _TOKEN: Final = re.compile(r"\beyJ[\w-]*\.[\w-]*\.[\w-]*")
 _SECRET: Final = frozenset({"token", "passphrase", "password", "secret"})
 
@@ -69,6 +72,9 @@ class Audit:
             self._file = None
 
     def _append(self, path: Path, line: bytes) -> None:
+        if path == STDOUT:
+            os.write(1, line)
+            return
         if self._file is not None:
             here = os.fstat(self._file)
             if not _is_at(here, path):

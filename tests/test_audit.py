@@ -131,3 +131,11 @@ def test_without_a_file(tmp_path: Path) -> None:
     note(audit)
     audit.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_standard_output_is_somebody_elses_to_keep(capfd: pytest.CaptureFixture[str]) -> None:
+    audit = Audit(Path("-"))
+    note(audit, token=TOKEN)
+    [line] = capfd.readouterr().out.splitlines()
+    assert json.loads(line)["action"] == "release"
+    assert TOKEN not in line

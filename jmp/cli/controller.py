@@ -109,6 +109,12 @@ def serve(
             metavar="NAME", help="What this controller is called among those that share the store (default: hostname)."
         ),
     ] = None,
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where it is kept who did what: a file, - for standard output (default: in --data)."
+        ),
+    ] = None,
     log_level: LogLevel = "info",
     log_format: LogFormat = "text",
 ) -> int:
@@ -123,11 +129,12 @@ def serve(
             raise UsageError(f"--url {url}: a controller is reached by wss://HOST:PORT")
         names = list(dict.fromkeys([known.host, *(names or [])]))
     names, data = names or own_names(), data_directory(data)
+    log = Audit(audit or data / "audit.jsonl")
     if store is Where.sqlite:
-        return trio.run(_serve, address, names, url, data, router, http, _embedded(data, names))
+        return trio.run(_serve, address, names, url, data, router, http, log, _embedded(data, names))
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     kept = _shared(data, names, kubeconfig, namespace, replica or socket.gethostname())
-    return trio.run(_serve, address, names, url, data, router, http, kept)
+    return trio.run(_serve, address, names, url, data, router, http, log, kept)
 
 
 @dataclass
@@ -180,12 +187,13 @@ async def _serve(
     data: Path,
     with_router: bool,
     http: str,
+    audit: Audit,
     keeping: AbstractAsyncContextManager[Kept],
 ) -> int:
     async with keeping as kept:
         keys = kept.keys
         listeners = await listen(address)
-        lab = Lab(Engine(), kept.store, keys, Audit(data / "audit.jsonl"), name=kept.name)
+        lab = Lab(Engine(), kept.store, keys, audit, name=kept.name)
         await lab.load()
         url = url or f"wss://{names[0]}:{address_of(listeners[0]).rpartition(':')[2]}"
         router = Router() if with_router else None
