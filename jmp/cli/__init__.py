@@ -41,7 +41,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "admin": Command("jmp.cli.admin", "Administer a lab: create, get, update, delete, disable, rotate."),
     "router": Command("jmp.cli.router", "Join clients and exporters that cannot reach each other."),
     "scan": Command("jmp.cli.scan", "What is plugged in, as an exporter's configuration."),
-    "driver": Command("jmp.cli.driver", "What drivers there are and how they are configured."),
+    "driver": Command("jmp.cli.driver", "What drivers there are, how they are configured; a new one."),
     "demo": Command("jmp.cli.demo", "Boot the virtual board, log in, run a command, power off."),
     "version": Command("jmp.cli.version", "Print the version."),
 }

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jmp.cli import output
 from jmp.cli.typed import Output, new_app
+from jmp.client.connect import RESERVED
 from jmp.driver.plugins import driver_class, driver_names, driver_package
 from jmp.driver.schema import config_schema, describe
 from jmp.errors import JmpError
 
-app = new_app("What drivers there are.")
+app = new_app("What drivers there are, and a new one.")
 
 
 @app.command("list")
@@ -49,3 +51,16 @@ def show(name: Annotated[str, typer.Argument(metavar="TYPE")], form: Output = "t
         )
         rows.append((key, describe(item), default, item.get("description", "")))
     output.print_table(("key", "type", "default", "what"), rows, empty="it has no configuration")
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is to be called, as in bench-fan.")],
+    directory: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where its folder is made.")] = Path(),
+) -> None:
+    """Make a package with a driver, its test and an exporter's configuration: to be changed into yours."""
+    from jmp.exporter import template
+
+    made = template.create(name, directory, taken=driver_names(), reserved=RESERVED)
+    sys.stdout.writelines(f"{path}\n" for path in made)
+    output.note(f"\nInstall it where exporters run: pip install --editable {made[0].parent}")
