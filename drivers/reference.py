@@ -54,6 +54,10 @@ TESTED = {
     "udp": ("UDP sockets", "bounds of datagrams both ways, nobody there yet"),
     "unix": ("Unix sockets", "bytes and each side's end both ways, refusal"),
     "virtual-board": ("none: it is a device", "boot, login, console, flashing, network ports, power"),
+    "vnc": (
+        "TigerVNC's X server; QEMU's for the driver qemu",
+        "pixels, changes, keys, buttons, passwords, impostors, loss and return; pictures held against Pillow",
+    ),
     "wake-on-lan": ("the program wakeonlan", "the same bytes as its packet; the commands for the rest"),
 }
 """Driver → the counterpart in its tests, and what they assert."""

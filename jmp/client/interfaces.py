@@ -23,6 +23,8 @@ BUILTIN: Final[Mapping[str, str]] = {
     "jmp.network/v1": "jmp.client.network:NetworkClient",
     "jmp.ssh/v1": "jmp.client.ssh:SshClient",
     "jmp.storage/v1": "jmp.client.storage:StorageClient",
+    "jmp.video/v1": "jmp.client.video:VideoClient",
+    "jmp.vnc/v1": "jmp.client.video:VncClient",
 }
 ALLOWED: Final = "JMP_CLIENT_PACKAGES"
 

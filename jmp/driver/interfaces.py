@@ -157,6 +157,67 @@ class Ssh(Network):
         """
 
 
+class Video(Driver):
+    """What can be seen of a device: its screen, or a camera that looks at it."""
+
+    interface: ClassVar[str | None] = "jmp.video/v1"
+
+    @export
+    @abstractmethod
+    def screenshot(self) -> bytes | Awaitable[bytes]:
+        """What is to be seen now, as a PNG or JPEG file."""
+
+    @export
+    @abstractmethod
+    def frames(self, interval: float = 0.2) -> AsyncIterator[bytes]:
+        """What is to be seen now, and again whenever it has changed, as PNG or JPEG files; at most one in interval seconds."""
+
+    @export
+    @abstractmethod
+    def size(self) -> list[int] | Awaitable[list[int]]:
+        """Width and height in pixels."""
+
+
+class Vnc(Video, Network):
+    """A screen with keyboard and pointer, which is a VNC server too: connect is a connection to that one."""
+
+    interface: ClassVar[str | None] = "jmp.vnc/v1"
+
+    @export
+    @abstractmethod
+    def type(self, text: str, interval: float = 0.02) -> Awaitable[None] | None:
+        """Type a text, with so many seconds from one key to the next."""
+
+    @export
+    @abstractmethod
+    def press(self, *keys: str, hold: float = 0.05) -> Awaitable[None] | None:
+        """Press keys one after the other, each for so many seconds: enter, f2, ctrl+alt+delete."""
+
+    @export
+    @abstractmethod
+    def move(self, x: int, y: int) -> Awaitable[None] | None:
+        """Put the pointer there."""
+
+    @export
+    @abstractmethod
+    def click(
+        self, x: int, y: int, button: Literal["left", "middle", "right"] = "left", count: int = 1
+    ) -> Awaitable[None] | None:
+        """Click there; with count 2, twice in a row."""
+
+    @export
+    @abstractmethod
+    def drag(
+        self, x: int, y: int, to_x: int, to_y: int, button: Literal["left", "middle", "right"] = "left"
+    ) -> Awaitable[None] | None:
+        """Press a button at x, y and let it go at to_x, to_y."""
+
+    @export
+    @abstractmethod
+    def scroll(self, steps: int) -> Awaitable[None] | None:
+        """Turn the pointer's wheel: down by so many steps, or up if they are negative."""
+
+
 class Datagram(Driver):
     """A port that takes and sends datagrams, such as UDP."""
 

@@ -20,6 +20,7 @@ from jmp_drivers.qemu.machines import Arch, Hardware
 from jmp_drivers.qemu.nbd import CHUNK, Nbd
 from jmp_drivers.qemu.picture import png
 from jmp_drivers.qemu.vm import Vm
+from jmp_drivers.vnc import VncScreen
 
 
 @dataclass(kw_only=True)
@@ -217,13 +218,13 @@ class VmStorage(Storage):
         return digest.hexdigest()
 
 
-class VmVnc(Network):
-    """The machine's screen and keyboard, as a VNC server."""
+class VmVnc(VncScreen):
+    """The machine's screen, keyboard and pointer, as a VNC server too."""
 
     _vm: Vm
 
-    async def connect(self, stream: Stream) -> None:
-        await join(stream, await self._vm.running().open_vnc(), await self.address())
+    async def _open_stream(self) -> trio.abc.Stream:
+        return await self._vm.running().open_vnc()
 
     async def address(self) -> str:
         """It has none: nobody but clients of this driver can connect."""

@@ -29,7 +29,7 @@ DEFAULTS: Mapping[Arch, Defaults] = {
     # Not "max": its pointer authentication makes emulation slow, and its 52-bit addresses stop older kernels and U-Boot.
     "arm64": Defaults("qemu-system-aarch64", "qemu-system-arm", "virt", "cortex-a57", "ttyAMA0", _VIRTIO_SCREEN),
     # Not "q35": U-Boot finds no Ethernet device on it.
-    "x86_64": Defaults("qemu-system-x86_64", "qemu-system-x86", "pc", "max", "ttyS0", ("VGA",)),
+    "x86_64": Defaults("qemu-system-x86_64", "qemu-system-x86", "pc", "max", "ttyS0", ("VGA", "virtio-tablet-pci")),
     "riscv64": Defaults("qemu-system-riscv64", "qemu-system-misc", "virt", "rv64", "ttyS0", _VIRTIO_SCREEN),
 }
 

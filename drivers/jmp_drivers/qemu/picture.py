@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import struct
-import zlib
 
 from jmp.errors import DeviceError
+from jmp_drivers import _png
 
 
 def png(ppm: bytes) -> bytes:
@@ -15,15 +14,6 @@ def png(ppm: bytes) -> bytes:
     if header is None:
         raise DeviceError("QEMU's screendump is no PPM picture")
     width, height = int(header[1]), int(header[2])
-    row = 3 * width
-    if len(ppm) != header.end() + row * height:
+    if len(ppm) != header.end() + 3 * width * height:
         raise DeviceError("QEMU's screendump is incomplete")
-    # Each row of a PNG begins with the number of its filter; 0 is none.
-    rows = b"".join(b"\0" + ppm[start : start + row] for start in range(header.end(), len(ppm), row))
-    properties = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB, the standard's only methods
-    parts = [(b"IHDR", properties), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in parts)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return _png.png(width, height, ppm[header.end() :])
