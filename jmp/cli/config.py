@@ -144,22 +144,25 @@ def login(
 ) -> None:
     """Become somebody in a lab, and use that lab from now on; or give a new token to one that you use.
 
-    The token is in a file, comes by standard input or the environment, or is asked for on a terminal. The controller is asked
-    who you are before anything is kept.
+    The token is in a file, comes by standard input or the environment, or is asked for on a terminal; with nothing but a new CA
+    for the lab in use, it is the one that is kept. The controller is asked who you are before anything is kept.
     """
     store = clients()
     endpoint = endpoint or os.environ.get(ENDPOINT) or None
+    kept: str | None = None
     if endpoint is None:
         name = name or os.environ.get(CHOICE) or store.current()
         if name is None or name not in store.names():
             raise UsageError(
                 "which lab? jmp login --endpoint wss://HOST:PORT --ca-fingerprint HEX; its admin knows both"
             )
-        endpoint = store.load(name).endpoint
+        known = store.load(name)
+        endpoint, kept = known.endpoint, known.token if ca or ca_fingerprint else None
     if name is not None:
         store.path(name)  # raises for what is no name, before anything is asked
     parse(endpoint)
-    token = _ask_token() if token_file is None and not os.environ.get(TOKEN) else read_token(token_file)
+    given = token_file is not None or bool(os.environ.get(TOKEN))
+    token = read_token(token_file) if given else kept or _ask_token()
     says = tokens.peek(token)
     _check_role(store, says)
     name = name or says["name"]

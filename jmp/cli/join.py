@@ -64,7 +64,9 @@ async def serve_in_lab(
     ]
 
     async def dial() -> websocket.WebSocketLink:
-        return await websocket.connect(lab.endpoint, token=lab.token, ca=lab.tls.ca)
+        # Read anew: an exporter whose token was replaced while it runs goes on with the new one.
+        token = lab.token if config.endpoint is not None else credentials().load(name).token
+        return await websocket.connect(lab.endpoint, token=token, ca=lab.tls.ca)
 
     state = state_directory(name)
     exporter = LabExporter(

@@ -94,6 +94,7 @@ class ServedLab:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.port = 0
+        self.fingerprint = ""
         self._stack = ExitStack()
         self._controller: Program | None = None
 
@@ -111,7 +112,8 @@ class ServedLab:
                 self.directory,
             )
         )
-        self.port = int(self._controller.until(r"ready at wss://localhost:(\d+)")[1])
+        ready = self._controller.until(r"ready at wss://localhost:(\d+), CA fingerprint ([0-9a-f]+)")
+        self.port, self.fingerprint = int(ready[1]), ready[2]
 
     @property
     def pid(self) -> int:
