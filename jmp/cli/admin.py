@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from jmp.cli import labs, output
+from jmp.cli import install, labs, output
 from jmp.cli.labs import CLIENT, EXPORTER, POLICY, TOKEN, Client, Kind
 from jmp.cli.output import Wide
 from jmp.cli.typed import Output, WideOutput, new_app
@@ -24,6 +24,7 @@ disable = new_app("Lock a client out, or keep an exporter for maintenance.")
 enable = new_app("Undo what disable did.")
 rotate = new_app("Make a new key or token in place of the present one.")
 revoke = new_app("Let a token be good for nothing.")
+app.add_typer(install.app, name="install")
 for _name, _group in {
     "create": create,
     "update": update,

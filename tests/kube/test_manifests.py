@@ -31,10 +31,17 @@ FOREIGN = ("gateway.networking.k8s.io/", "monitoring.coreos.com/")
 VARIANTS = {
     "sqlite": ("sqlite",),
     "replicated": ("replicated",),
-    "sqlite, all": ("sqlite", "ingress/controller", "gateway/controller", "monitoring"),
+    "sqlite, all": ("sqlite", "ingress/controller", "gateway/controller", "monitoring", "loadbalancer"),
     "replicated, all": (
         "replicated",
-        *("ingress/controller", "ingress/routers", "gateway/controller", "gateway/routers", "monitoring"),
+        *(
+            "ingress/controller",
+            "ingress/routers",
+            "gateway/controller",
+            "gateway/routers",
+            "monitoring",
+            "loadbalancer",
+        ),
     ),
 }
 """Overlays, by themselves and with all components that can be added to them."""
