@@ -51,6 +51,11 @@ TESTED = {
         "curl and tftp-hpa's program",
         "content, block sizes, windows, numbers that begin again, loss, refusals; nothing is left after a session",
     ),
+    "u-boot": (
+        "U-Boot under QEMU",
+        "the countdown stopped, commands and their status, values of all kinds in the environment, files and a Linux by TFTP; "
+        "a line that loses characters carries nothing out",
+    ),
     "udp": ("UDP sockets", "bounds of datagrams both ways, nobody there yet"),
     "unix": ("Unix sockets", "bytes and each side's end both ways, refusal"),
     "virtual-board": ("none: it is a device", "boot, login, console, flashing, network ports, power"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Final
 
 from jmp.driver.proxy import ByteStream, DriverClient, verb
@@ -12,6 +12,7 @@ from jmp.errors import UsageError
 if TYPE_CHECKING:
     from jmp.client.adapters.expect import Expecting
     from jmp.client.adapters.pty import Pty
+    from jmp.client.uboot import UBoot
 
 taps: Final[list[Callable[[str, bytes], None]]] = []
 """Called with the driver's path and every piece of output that consoles of this process receive, in the receiving thread."""
@@ -55,6 +56,15 @@ class ConsoleClient(DriverClient):
         from jmp.client.adapters.expect import Expecting
 
         return Expecting(self, replay=replay, timeout=timeout, prompt=prompt, encoding=encoding, errors=errors)
+
+    def u_boot(self, **settings: Any) -> AbstractAsyncContextManager[UBoot]:
+        """U-Boot on this console, for a block: ``with dut.console.u_boot() as u: u.interrupt(); u.run("version")``.
+
+        The settings are those of :class:`jmp.client.uboot.Settings`. Where the exporter has a driver ``u-boot``, it knows them.
+        """
+        from jmp.client.uboot import Settings, attached
+
+        return attached(self, Settings(**settings))
 
     @verb
     def pty(self, *, link: str | None = None, replay: bool = False) -> Pty:

@@ -25,6 +25,7 @@ BUILTIN: Final[Mapping[str, str]] = {
     "jmp.storage/v1": "jmp.client.storage:StorageClient",
     "jmp.video/v1": "jmp.client.video:VideoClient",
     "jmp.vnc/v1": "jmp.client.video:VncClient",
+    "jmp.u-boot/v1": "jmp.client.uboot:UBootClient",
 }
 ALLOWED: Final = "JMP_CLIENT_PACKAGES"
 

@@ -70,6 +70,20 @@ class Console(Driver):
         """Send to the device, whoever is attached."""
 
 
+class BootLoader(Driver):
+    """U-Boot on a console: what clients have to know to talk to it. The talking is theirs.
+
+    Its children are the board's ``console`` (``jmp.console/v1``) and, if there are any, ``power`` and ``tftp`` (``jmp.files/v1``).
+    """
+
+    interface: ClassVar[str | None] = "jmp.u-boot/v1"
+
+    @export
+    @abstractmethod
+    def settings(self) -> dict[str, Any] | Awaitable[dict[str, Any]]:
+        """The prompt and the like; keys that a client does not know are to be ignored."""
+
+
 class Storage(Driver):
     """A device's storage medium: bytes at offsets."""
 

@@ -258,6 +258,10 @@ def build(
 # ---- the same without an event loop
 
 
+class Asynchronous:
+    """What a client class hands out and whose methods are coroutines: :class:`Blocking` gives it with plain ones."""
+
+
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """The result of a coroutine that waits for nothing but a backend that blocks."""
     try:
@@ -327,7 +331,7 @@ def _blocking(value: Any) -> Any:
         return _blocking(run(value))
     if (
         callable(value)
-        or isinstance(value, DriverClient)
+        or isinstance(value, DriverClient | Asynchronous)
         or any(hasattr(value, name) for name in ("__aiter__", "__aenter__", "receive_some"))
     ):
         return Blocking(value)
