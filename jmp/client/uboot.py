@@ -1,7 +1,8 @@
 """U-Boot on a console: its prompt, commands with their status, its environment, files and kernels by TFTP.
 
-Written once, over the console's client: a blocking client uses it through :class:`~jmp.driver.proxy.Blocking`. A command is typed, compared with its echo, and only then entered, so that one that suffered on the line is never carried out;
-its status is asked for with a line of its own, after the prompt has come back.
+Written once, over the console's client: a blocking client uses it through :class:`~jmp.driver.proxy.Blocking`. A command is
+typed, compared with its echo, and only then entered, so that one that suffered on the line is never carried out; its status is
+asked for with a line of its own, after the prompt has come back.
 """
 # ruff: noqa: ASYNC109  # time-outs are those of the console's expect
 

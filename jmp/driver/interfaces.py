@@ -73,7 +73,7 @@ class Console(Driver):
 class BootLoader(Driver):
     """U-Boot on a console: what clients have to know to talk to it. The talking is theirs.
 
-    Its children are the board's ``console`` (``jmp.console/v1``) and, if there are any, ``power`` and ``tftp`` (``jmp.files/v1``).
+    Its children are the board's ``console`` (``jmp.console/v1``) and, if there are any, ``power`` and ``tftp``.
     """
 
     interface: ClassVar[str | None] = "jmp.u-boot/v1"
