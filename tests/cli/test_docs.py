@@ -32,6 +32,18 @@ def test_help_blocks_are_what_the_program_prints() -> None:
         assert run(*arguments.split()).stdout == printed
 
 
+def test_tests_that_are_named_are_there() -> None:
+    named = {
+        match
+        for page in (ROOT / "docs").rglob("*.md")
+        for match in re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text())
+    }
+    assert named
+    for file, name in named:
+        assert (ROOT / file).is_file(), file
+        assert not name or re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(), re.MULTILINE), name
+
+
 def test_every_command_of_a_lab_is_there() -> None:
     section = (ROOT / "docs/cli.md").read_text().partition("\n## A lab\n")[2].partition("\n## ")[0]
     commands = re.findall(r"`jmp ([a-z ]*[a-z])(?=[ `])", section)
