@@ -65,7 +65,12 @@ class Hook:
 
     script: str | None = field(default=None, metadata={"doc": "what to run, as text"})
     file: Path | None = field(default=None, metadata={"doc": "what to run, as a file; either this or `script`"})
-    interpreter: str = field(default="/bin/sh", metadata={"doc": "the program that runs it"})
+    interpreter: str | None = field(
+        default=None,
+        metadata={
+            "doc": "the program that runs it; if not given, the one that a first line `#!…` names, else `/bin/sh`"
+        },
+    )
     timeout: timedelta = field(
         default=timedelta(seconds=120), metadata={"doc": "after this time it is ended and has failed"}
     )

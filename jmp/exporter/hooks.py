@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 import trio
@@ -36,18 +36,24 @@ async def run_hook(name: str, hook: Hook, environ: Mapping[str, str], output: Pr
     hook runs on: its whole process group gets TERM, and KILL once it has ended or 5 seconds later. It is at its end when the
     process that was started is, whatever that has left in the background.
     """
-    argv = [hook.interpreter, str(hook.file)] if hook.file is not None else [hook.interpreter, "-c", hook.script or ""]
-    try:
-        process = await trio.lowlevel.open_process(
-            argv,
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise HookFailed(f"hook {name} cannot be run: {hook.interpreter}: {error.strerror}", hook) from error
+    with ExitStack() as stack:
+        program = "/bin/sh"
+        try:
+            argv, passed = _command(hook, stack)
+            program = argv[0]
+            process = await trio.lowlevel.open_process(
+                argv,
+                env=dict(environ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=passed,
+            )
+        except OSError as error:
+            raise HookFailed(
+                f"hook {name} cannot be run: {error.filename or program}: {error.strerror}", hook
+            ) from error
     assert process.stdout is not None
     try:
         with trio.move_on_after(hook.timeout.total_seconds()) as scope:
@@ -61,6 +67,31 @@ async def run_hook(name: str, hook: Hook, environ: Mapping[str, str], output: Pr
         raise HookFailed(f"hook {name} did not end within {hook.timeout.total_seconds():g} s", hook)
     if process.returncode:
         raise HookFailed(f"hook {name} failed with exit status {process.returncode}", hook)
+
+
+def _command(hook: Hook, stack: ExitStack) -> tuple[list[str], tuple[int, ...]]:
+    """What to start, and the descriptors that it gets; those are open as long as ``stack``. Raises ``OSError``."""
+    if hook.file is not None:
+        with hook.file.open("rb") as file:
+            first = file.readline(256).decode("utf-8", "replace")
+        return [*_interpreter(hook, first), str(hook.file)], ()
+    script = hook.script or ""
+    found = _interpreter(hook, script.partition("\n")[0])
+    if hook.interpreter is not None or not script.startswith("#!"):
+        return [*found, "-c", script], ()
+    # Not every interpreter has an option for that, and all can read a file.
+    descriptor = os.memfd_create("hook")
+    stack.callback(os.close, descriptor)
+    with open(descriptor, "w", closefd=False) as file_of_script:
+        file_of_script.write(script)
+    return [*found, f"/proc/self/fd/{descriptor}"], (descriptor,)
+
+
+def _interpreter(hook: Hook, first: str) -> list[str]:
+    if hook.interpreter is not None:
+        return [hook.interpreter]
+    words = first.removeprefix("#!").split(maxsplit=1) if first.startswith("#!") else []
+    return [word.strip() for word in words] or ["/bin/sh"]
 
 
 async def _print(name: str, printed: trio.abc.ReceiveStream, output: Print) -> None:

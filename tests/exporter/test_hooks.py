@@ -90,6 +90,18 @@ async def test_output_comes_as_it_is_printed() -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("first", [f"#!{sys.executable}", f"#!/usr/bin/env {os.path.basename(sys.executable)}"])
+async def test_the_interpreter_is_found_in_the_first_line(tmp_path: Path, first: str) -> None:
+    environ = {**ENVIRON, "PATH": f"{os.path.dirname(sys.executable)}:/usr/bin"}
+    for indirect in (False, True):
+        said = Said()
+        text = f"{first}\nimport os\nprint(6 * 7, os.environ['JMP_HOOK'])\n"
+        if indirect:
+            (tmp_path / "hook").write_text(text)
+        await run_hook("h", Hook(file=tmp_path / "hook") if indirect else Hook(script=text), environ, said.take)
+        assert said.data == b"42 beforeLease\n"
+
+
 @pytest.mark.parametrize(
     ("hook", "said"),
     [
