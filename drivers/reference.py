@@ -27,6 +27,10 @@ TESTED = {
     "http-power": ("an HTTP server", "requests, answers, passwords that no message shows, refusal, silence, impostors"),
     "http-server": ("curl", "content, ranges, several requests on a connection, refusals"),
     "mock-power": ("none: it is one", "state and cycles"),
+    "mqtt-power": (
+        "mosquitto, and a relay on it",
+        "orders, confirmation, measurements, silence, credentials, a broker that goes",
+    ),
     "outlets": ("switches worked by commands", "the order, the delay, what a failing one does to the others"),
     "qemu": (
         "QEMU with U-Boot, and with Linux",
@@ -45,6 +49,10 @@ TESTED = {
     "ssh": (
         "OpenSSH's server, its programs, and Fabric",
         "commands, files and folders with and without SFTP, tunnels, a terminal; keys, passwords, impostors, refusal",
+    ),
+    "tasmota": (
+        "mosquitto, and a plug on it that speaks as Tasmota does",
+        "orders, measurements, its button; absent, unplugged, back",
     ),
     "tcp": ("TCP servers", "bytes and each side's end both ways, refusal, reset, silence"),
     "tftp": (

@@ -69,7 +69,7 @@ class CommandPower(Power):
     cwd: Path | None = field(default=None, metadata={"doc": "folder in which the commands run"})
 
     def __post_init__(self) -> None:
-        self._reading = _Reading(self.on_pattern, self.off_pattern)
+        self._reading = StatePatterns(self.on_pattern, self.off_pattern)
         self._ordered: PowerState = "unknown"
         for name in ("on", "off", "state", "cycle"):
             if getattr(self, f"{name}_command") in ("", []):
@@ -152,7 +152,7 @@ class HttpPower(Power):
     timeout: float = field(default=10.0, metadata={"doc": "seconds that an answer may take"})
 
     def __post_init__(self) -> None:
-        self._reading = _Reading(self.on_pattern, self.off_pattern)
+        self._reading = StatePatterns(self.on_pattern, self.off_pattern)
         self._ordered: PowerState = "unknown"
         self._requests: dict[str, Request] = {}
         for name in ("on", "off", "state"):
@@ -206,11 +206,11 @@ class HttpPower(Power):
         return text
 
 
-class _Reading:
+class StatePatterns:
     """How a state is read from a text."""
 
     def __init__(self, on: str, off: str) -> None:
-        self._on, self._off = _regex("on_pattern", on), _regex("off_pattern", off)
+        self._on, self._off = regex("on_pattern", on), regex("off_pattern", off)
 
     def of(self, text: str) -> PowerState:
         """Unknown if both patterns are found or none."""
@@ -223,7 +223,8 @@ class _Reading:
                 return "unknown"
 
 
-def _regex(name: str, pattern: str) -> re.Pattern[str]:
+def regex(name: str, pattern: str) -> re.Pattern[str]:
+    """A regular expression of the configuration's. Raises `ConfigError`, which names its key."""
     try:
         return re.compile(pattern)
     except re.error as error:
@@ -232,7 +233,7 @@ def _regex(name: str, pattern: str) -> re.Pattern[str]:
 
 def _checked(name: str, request: Request) -> Request:
     if request.expect is not None:
-        _regex(f"{name}.expect", request.expect)
+        regex(f"{name}.expect", request.expect)
     try:
         parts = urlsplit(request.url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 import secrets
-from collections.abc import AsyncIterator
 from dataclasses import field
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import trio
 
-from jmp.driver import BadValue, ConfigError, DeviceError, export
+from jmp.driver import ConfigError, DeviceError, export
 from jmp.driver.interfaces import Power, PowerState
 from jmp_drivers import _http
 from jmp_drivers._digest import authorization
+from jmp_drivers._readings import Metered
 
 _MEASURED = {"voltage": "voltage", "current": "current", "apower": "power"}
 
 
-class Shelly(Power):
+class Shelly(Metered, Power):
     """A Shelly of the second generation or later: one of its switches, and what it measures.
 
     Opening it asks for the switch, so a relay that is not there, or lacks the switch, degrades the driver.
@@ -70,17 +69,6 @@ class Shelly(Power):
         if not measured:
             raise DeviceError(f"the Shelly at {self.host} measures nothing: this model has no meter")
         return measured
-
-    @export
-    async def readings(self, interval: float = 1.0) -> AsyncIterator[dict[str, float]]:
-        """What it measures, again and again: one reading every so many seconds."""
-        if not 0 < interval < math.inf:
-            raise BadValue(f"interval must be more than 0 seconds, not {interval:g}")
-        due = trio.current_time()
-        while True:
-            yield await self.reading()
-            due = max(due + interval, trio.current_time())
-            await trio.sleep_until(due)
 
     async def _call(self, method: str, **parameters: str) -> dict[str, Any]:
         what = f"{method} at {self.host}"

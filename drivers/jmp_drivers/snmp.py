@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import PIPE
@@ -14,9 +13,10 @@ from typing import Literal
 
 import trio
 
-from jmp.driver import BadValue, ConfigError, DeviceError, export
+from jmp.driver import ConfigError, DeviceError, export
 from jmp.driver.interfaces import Power, PowerState
 from jmp_drivers._process import leashed, relay
+from jmp_drivers._readings import Metered
 
 _OID = re.compile(r"\.?\d+(\.\d+)+")
 _PLAIN = re.compile(r"[^\s\"#\\]+(?: [^\s\"#\\]+)*")  # what the configuration file of net-snmp can hold within quotes
@@ -30,7 +30,7 @@ class Measure:
     scale: float = field(default=1.0, metadata={"doc": "what the PDU's number is multiplied by"})
 
 
-class SnmpPower(Power):
+class SnmpPower(Metered, Power):
     """An outlet of a PDU that speaks SNMP, worked by `snmpset` and `snmpget` (Debian's package snmp).
 
     Setting `oid` to the integer `on_value` or `off_value` switches the outlet. `state_oid` (`oid` itself unless given) tells
@@ -123,17 +123,6 @@ class SnmpPower(Power):
         return {
             name: round(await self._number(measure.oid) * measure.scale, 6) for name, measure in self.measures.items()
         }
-
-    @export
-    async def readings(self, interval: float = 1.0) -> AsyncIterator[dict[str, float]]:
-        """What it measures, again and again: one reading every so many seconds."""
-        if not 0 < interval < math.inf:
-            raise BadValue(f"interval must be more than 0 seconds, not {interval:g}")
-        due = trio.current_time()
-        while True:
-            yield await self.reading()
-            due = max(due + interval, trio.current_time())
-            await trio.sleep_until(due)
 
     async def _number(self, oid: str) -> float:
         text = (await self._run("snmpget", oid)).strip().strip('"')
