@@ -20,6 +20,7 @@ from jmp.driver.machine import Machine, Suggestion
 from jmp.driver.schema import Parameter, Schema, parameters_of, result_of
 from jmp.errors import Cancelled
 from jmp.rpc.messages import Kind
+from jmp.rpc.serve import waits_for_nothing
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,6 +68,8 @@ class Export:
     doc: str
     parameters: tuple[Parameter, ...]
     returns: Schema
+    at_once: bool = False
+    """It waits for nothing (:func:`jmp.rpc.serve.waits_for_nothing`)."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class _Marked:
     doc: str
     parameters: tuple[Parameter, ...]
     returns: Schema
+    at_once: bool
 
 
 def _marked(cls: type[Driver]) -> tuple[_Marked, ...]:
@@ -111,7 +115,8 @@ def _describe(cls: type, attribute: str, name: str, *, stream: bool) -> _Marked:
     parameters = tuple(parameters_of(function, stream=stream, owner=cls))
     docs = (vars(base)[attribute].__doc__ for base in cls.__mro__ if attribute in vars(base))
     doc = inspect.cleandoc(next(filter(None, docs), ""))
-    return _Marked(attribute, name, kind, threaded, doc, parameters, {} if stream else result_of(function, owner=cls))
+    returns = {} if stream else result_of(function, owner=cls)
+    return _Marked(attribute, name, kind, threaded, doc, parameters, returns, waits_for_nothing(function))
 
 
 def export_of(name: str, function: Callable[..., Any], *, doc: str = "") -> Export:
@@ -186,6 +191,7 @@ class Driver(_Configured):
                 marked.doc,
                 marked.parameters,
                 marked.returns,
+                marked.at_once,
             )
             for marked in _marked(type(self))
         }

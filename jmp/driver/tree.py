@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -334,7 +334,8 @@ class _Keeper:
 
     async def reset(self) -> None:
         """Reset the driver; fails if it is lost meanwhile."""
-        await self._guarded(self.hook, "reset")
+        with self._guard():
+            await self.hook("reset")
 
     async def hook(self, name: str) -> None:
         function = getattr(self._driver, name)
@@ -366,10 +367,10 @@ class _Keeper:
         function = partial(export.function, *args, **kwargs)
         if export.kind is Kind.CALL:
             call = partial(in_thread, function, limiter=self._threads) if export.threaded else function
-            return Method(export.kind, partial(self._guarded, call))
+            return Method(export.kind, call, self._guard, export.at_once)
         if export.kind is Kind.ITEMS:
             items = partial(_steps, function, self._threads) if export.threaded else function
-            return Method(export.kind, partial(self._guarded_items, items))
+            return Method(export.kind, items, self._guard)
 
         def use(stream: trio.abc.HalfCloseableStream) -> Awaitable[None]:
             if export.threaded:
@@ -377,27 +378,20 @@ class _Keeper:
             result: Awaitable[None] = export.function(stream, *args, **kwargs)
             return result
 
-        return Method(export.kind, partial(self._guarded, use))
+        return Method(export.kind, use, self._guard)
 
-    async def _guarded(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Carry out a call, which fails if the device is lost meanwhile."""
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Surrounds a call, which fails if the device is lost meanwhile."""
         with trio.CancelScope() as scope:
             self._calls.add(scope)
             try:
-                return await function(*args)
+                yield
             finally:
                 self._calls.discard(scope)
                 self._calls_over.unpark_all()
-        raise self._failure()
-
-    async def _guarded_items(self, function: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
-        async with aclosing(function()) as items:
-            while True:
-                try:
-                    item = await self._guarded(items.__anext__)
-                except StopAsyncIteration:
-                    return
-                yield item
+        if scope.cancelled_caught:
+            raise self._failure()
 
     def _failure(self) -> JmpError:
         return DeviceError(f"{self._node.path or 'the driver'} was lost: {self._reason or 'it is being closed'}")

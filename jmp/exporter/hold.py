@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import trio
@@ -286,7 +286,10 @@ class Visit:
         try:
             with self._scope:
                 async with multiplex(
-                    link, Role.LISTENER, serve=partial(self._handle, serve(self._resolve, note=self._note)), watch=True
+                    link,
+                    Role.LISTENER,
+                    serve=serve(self._resolve, note=self._note, around=self._around),
+                    watch=True,
                 ) as connection:
                     self._connection = connection
                     async with trio.open_nursery() as nursery:
@@ -323,12 +326,13 @@ class Visit:
             scope.cancel()  # first: the driver is cancelled, and does not fail for a stream that was closed under it
             stream.reset(Reset.FAILED, detail)
 
-    async def _handle(self, answer: Callable[[MuxStream], Any], stream: MuxStream) -> None:
+    @contextmanager
+    def _around(self, stream: MuxStream) -> Iterator[None]:
         task = trio.lowlevel.current_task()
         with trio.CancelScope() as scope, logs.about(self._hold.subject if self._hold is not None else {}):
             self._calls[task] = scope, stream
             try:
-                await answer(stream)
+                yield
             finally:
                 self._calls.pop(task, None)
 

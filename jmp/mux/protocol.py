@@ -34,6 +34,10 @@ MAX_STREAMS: Final = 1024
 """Streams that the other side may have open at once; more are reset as REFUSED."""
 
 
+_OPEN: Final = int(Kind.OPEN)  # plain numbers, for what there is much of: they compare several times as fast
+_DATA: Final = int(Kind.DATA)
+
+
 class Role(Enum):
     """Which side of the link this is: it decides the numbers of the streams it opens."""
 
@@ -121,7 +125,7 @@ class Mux:
     """One side's state of one link. Not thread-safe: the caller sees to it."""
 
     def __init__(self, role: Role, *, agent: str = "jmp", max_streams: int = MAX_STREAMS) -> None:
-        self._role = role
+        self._own = role.value & 1
         self._next = role.value
         self._last_peer = 0
         self._streams: dict[int, _Stream] = {}
@@ -145,23 +149,21 @@ class Mux:
         the caller then closes it.
         """
         events: list[Event] = []
-        for frame in unpack(message):
+        for kind, number, a, b in unpack(message):
             if not self._greeted:
-                self._greet(frame.kind, frame.a)
-                continue
-            kind, number = frame.kind, frame.stream
-            if kind == Kind.DATA:
-                self._on_data(events, self._known(number), number, frame.a, frame.b)
-            elif kind == Kind.OPEN:
-                self._on_open(events, number, frame.a, frame.b)
+                self._greet(kind, a)
+            elif kind == _DATA:
+                self._on_data(events, self._known(number), number, a, b)
+            elif kind == _OPEN:
+                self._on_open(events, number, a, b)
             elif number:
-                self._on_stream(events, kind, number, frame.a, frame.b)
+                self._on_stream(events, kind, number, a, b)
             elif kind == Kind.PING:
-                self._queue(pack(Kind.PONG, 0, frame.a))
+                self._queue(pack(Kind.PONG, 0, a))
             elif kind == Kind.PONG:
-                events.append(Pong(frame.a))
+                events.append(Pong(a))
             elif kind == Kind.GOAWAY:
-                events.append(GoingAway(frame.a, frame.b))
+                events.append(GoingAway(a, b))
         if self.outgoing_bytes > MAX_QUEUED:
             raise ProtocolViolation("the other side asks for answers without reading them")
         return events
@@ -188,7 +190,7 @@ class Mux:
         return stream
 
     def _is_peers(self, number: int) -> bool:
-        return number % 2 != self._role.value % 2
+        return number & 1 != self._own
 
     def _on_open(self, events: list[Event], number: int, data: bytes, end: bool) -> None:
         if not self._is_peers(number) or number <= self._last_peer:
@@ -257,7 +259,7 @@ class Mux:
         stream.credit -= len(data)
         if end:
             stream.outbound = Side.ENDED
-        self._queue(*pack_data(Kind.OPEN, number, data, end))
+        self._queue(*pack_data(_OPEN, number, data, end))
         return number
 
     def credit(self, number: int) -> int:
@@ -275,7 +277,7 @@ class Mux:
             return
         assert len(data) <= min(stream.credit, MAX_DATA)
         stream.credit -= len(data)
-        self._queue(*pack_data(Kind.DATA, number, data, end))
+        self._queue(*pack_data(_DATA, number, data, end))
         if end:
             stream.outbound = Side.ENDED
             self._forget_if_over(stream, number)
@@ -339,7 +341,8 @@ class Mux:
 
     def _queue(self, *frame: bytes | memoryview) -> None:
         self._out.append(frame)
-        self.outgoing_bytes += sum(map(len, frame))
+        for part in frame:
+            self.outgoing_bytes += len(part)
 
     def _forget_if_over(self, stream: _Stream, number: int) -> None:
         if stream.inbound is Side.ENDED and stream.outbound is Side.ENDED:

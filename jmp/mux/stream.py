@@ -104,6 +104,7 @@ class MuxStream(trio.abc.HalfCloseableStream):
         self._readable = _Signal()
         self._writable = _Signal()
         self._sending = False
+        self._unsent = b""
         self._front = b""
         self.scope: trio.CancelScope | None = None
         """Cancelled when the stream breaks: set it to end, with the stream, work that does not itself wait for the stream."""
@@ -133,6 +134,11 @@ class MuxStream(trio.abc.HalfCloseableStream):
     def _on_ended(self) -> None:
         self._ended = True
         self._readable.wake()
+
+    def _on_credited(self) -> None:
+        if self._unsent:
+            self._push()
+        self._writable.wake()
 
     def _on_stopped(self) -> None:
         self._stopped = True
@@ -174,6 +180,12 @@ class MuxStream(trio.abc.HalfCloseableStream):
                 raise self._broken()
             await self._readable.wait()
 
+    def take_whole(self) -> bytes | None:
+        """All that the other side ever sends, if that came in one piece with its end; None if it did not."""
+        if not self._ended or len(self._chunks) != 1 or self._front or self._error is not None:
+            return None
+        return self._chunks.popleft()
+
     def _take(self, max_bytes: int | None) -> bytes:
         data = self._chunks.popleft()
         if max_bytes is not None and len(data) > max_bytes:
@@ -188,6 +200,42 @@ class MuxStream(trio.abc.HalfCloseableStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._send(data, end=False)
 
+    def send_nowait(self, data: bytes, *, end: bool = False) -> bool:
+        """Send ``data``, and the end of input if ``end``, if that takes no waiting; False: nothing was done.
+
+        Raises as :meth:`send_all`.
+        """
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._check_sending()
+        room = min(self._mux.credit(self.number), MAX_DATA)
+        if len(data) > room or self._unsent or self._mux.outgoing_bytes > HIGH_WATER:
+            return False
+        self._mux.send(self.number, data, end=end)
+        self._sent_end = end
+        self._connection.used = trio.current_time()
+        self._connection._flush()
+        return True
+
+    def send_soon(self, data: bytes) -> None:
+        """Send ``data`` without waiting: what there is no credit for goes as soon as there is, and before all that follows.
+
+        Meant for what one waits for nothing after, such as the last words before a pause. Raises as :meth:`send_all`.
+        """
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._check_sending()
+        self._unsent += data
+        self._push()
+
+    def _push(self) -> None:
+        """Send what :meth:`send_soon` has left behind, as far as there is credit."""
+        while self._unsent and (size := min(len(self._unsent), self._mux.credit(self.number), MAX_DATA)):
+            self._mux.send(self.number, self._unsent[:size])
+            self._unsent = self._unsent[size:]
+            self._connection.used = trio.current_time()
+        self._connection._flush()
+
     async def send_last(self, data: bytes | bytearray | memoryview) -> None:
         """``send_all`` and ``send_eof`` in one message."""
         await self._send(data, end=True)
@@ -197,6 +245,8 @@ class MuxStream(trio.abc.HalfCloseableStream):
         self._enter_sending()
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
+            if self._unsent:
+                data, self._unsent = self._unsent + data, b""
             rest = memoryview(data if isinstance(data, bytes) else bytes(data))
             while True:
                 self._check_sending()
@@ -271,11 +321,15 @@ class MuxStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         """End sending and reading. What was sent still arrives."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """:meth:`aclose`, which waits for nothing, without its checkpoint."""
         if not self._closed:
             self._mux.end(self.number)
             self._mux.stop(self.number)
             self._leave()
-        await trio.lowlevel.checkpoint()
 
     def reset(self, code: int = Reset.CANCELLED, detail: bytes = b"") -> None:
         """End the stream at once, both ways; what was sent and has not arrived may be lost."""
@@ -293,13 +347,16 @@ class MuxStream(trio.abc.HalfCloseableStream):
 
 
 Serve = Callable[[MuxStream], Awaitable[None]]
+AtOnce = Callable[[MuxStream], Serve | None]
+"""Called in the turn in which a stream was opened: serves it then and there (None), or gives what does that in a task."""
 
 
 class Connection:
     """A link with streams on it; made by :func:`multiplex`."""
 
-    def __init__(self, link: Link, role: Role, serve: Serve | None) -> None:
+    def __init__(self, link: Link, role: Role, serve: Serve | None, at_once: AtOnce | None) -> None:
         self.link = link
+        self._at_once = at_once
         self._mux = Mux(role)
         self._serve = serve
         self._streams: dict[int, MuxStream] = {}
@@ -350,8 +407,11 @@ class Connection:
                     message = await self.link.receive()
                     self._heard = trio.current_time()
                     self._direct = True
+                    opened: list[MuxStream] = []
                     for event in self._mux.receive(message):
-                        self._act(event, handlers)
+                        self._act(event, opened)
+                    for stream in opened:
+                        self._begin(stream, handlers)
                     self._flush()
             except (LinkLost, ProtocolViolation) as error:
                 self._end(error)
@@ -361,33 +421,40 @@ class Connection:
                         await self.link.aclose(1002, error.message)
             handlers.cancel_scope.cancel()
 
-    def _act(self, event: Event, handlers: trio.Nursery) -> None:
-        match event:
-            case Received(number, data):
-                self.used = self._heard
-                if (stream := self._streams.get(number)) is not None:
-                    stream._on_received(data)
-            case Opened(number):
-                self.used = self._heard
-                if self._serve is None:
-                    self._mux.reset(number, Reset.REFUSED, b"")
-                else:
-                    stream = self._streams[number] = MuxStream(self, number)
-                    handlers.start_soon(self._serve, stream)
-            case Ended(number):
-                if (stream := self._streams.get(number)) is not None:
-                    stream._on_ended()
-            case Credited(number):
-                if (stream := self._streams.get(number)) is not None:
-                    stream._writable.wake()
-            case Stopped(number):
-                if (stream := self._streams.get(number)) is not None:
-                    stream._on_stopped()
-            case WasReset(number, code, detail):
-                if (stream := self._streams.pop(number, None)) is not None:
-                    stream._on_broken(StreamReset(code, detail))
-            case Pong() | GoingAway():
-                pass
+    def _act(self, event: Event, opened: list[MuxStream]) -> None:
+        kind = type(event)
+        if kind is Pong or kind is GoingAway:
+            return
+        number: int = event.stream  # type: ignore[union-attr]  # of all others
+        if kind is Opened:
+            self.used = self._heard
+            if self._serve is None:
+                self._mux.reset(number, Reset.REFUSED, b"")
+            else:
+                opened.append(MuxStream(self, number))
+                self._streams[number] = opened[-1]
+            return
+        stream = self._streams.get(number)
+        if isinstance(event, Received):
+            self.used = self._heard
+            if stream is not None:
+                stream._on_received(event.data)
+        elif stream is None:
+            pass
+        elif kind is Ended:
+            stream._on_ended()
+        elif kind is Credited:
+            stream._on_credited()
+        elif kind is Stopped:
+            stream._on_stopped()
+        elif isinstance(event, WasReset):
+            del self._streams[number]
+            stream._on_broken(StreamReset(event.code, event.detail))
+
+    def _begin(self, stream: MuxStream, handlers: trio.Nursery) -> None:
+        serve = self._serve if self._at_once is None else self._at_once(stream)
+        if serve is not None:
+            handlers.start_soon(serve, stream)
 
     def _flush(self) -> None:
         """Send what waits: at once if that takes no waiting, else by the writer."""
@@ -454,11 +521,12 @@ async def multiplex(
 ) -> AsyncIterator[Connection]:
     """Run streams over ``link`` for as long as the block lasts; closes the link at its end.
 
-    ``serve`` is called, in a task of its own, with each stream that the other side opens; it is cancelled when the link ends.
-    Without it such streams are refused. ``watch``: give the link up when the other side falls silent for 15 s.
+    ``serve`` is called, in a task of its own, with each stream that the other side opens; it is cancelled when the link ends. If
+    it has an attribute ``at_once`` (:data:`AtOnce`), that is asked first. Without it such streams are refused.
+    ``watch``: give the link up when the other side falls silent for 15 s.
     The end of the link does not end the block: streams raise ``BrokenResourceError``, and :meth:`Connection.wait_over` returns.
     """
-    connection = Connection(link, role, serve)
+    connection = Connection(link, role, serve, getattr(serve, "at_once", None))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection._read)
         nursery.start_soon(connection._write)

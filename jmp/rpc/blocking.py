@@ -58,12 +58,13 @@ class BlockingCaller:
             answer = _Answer(stream)
             while True:
                 with _translated(name):
-                    reply, value = answer.next()
-                if reply is Reply.END:
-                    return
-                if reply is not Reply.ITEM:
-                    raise ProtocolViolation(f"{name} answered with {reply.name}, not with items")
-                yield value
+                    answer.more()
+                for reply, value in answer.ready():
+                    if reply is Reply.END:
+                        return
+                    if reply is not Reply.ITEM:
+                        raise ProtocolViolation(f"{name} answered with {reply.name}, not with items")
+                    yield value
 
     @asynccontextmanager
     async def open(
@@ -143,12 +144,20 @@ class _Answer:
 
     def next(self) -> tuple[Reply, Any]:
         while True:
-            for value in self._decoder:
-                return messages.read(value)
-            data = self._stream.receive_some(deadline=_deadline.get())
-            if not data:
-                raise ProtocolViolation("an answer ended before its time")
-            self._decoder.feed(data)
+            for reply in self.ready():
+                return reply
+            self.more()
+
+    def more(self) -> None:
+        """Wait for what :meth:`ready` can be made of."""
+        data = self._stream.receive_some(deadline=_deadline.get())
+        if not data:
+            raise ProtocolViolation("an answer ended before its time")
+        self._decoder.feed(data)
+
+    def ready(self) -> Iterator[tuple[Reply, Any]]:
+        """The replies that have come."""
+        return map(messages.read, self._decoder)
 
     def rest(self) -> bytes:
         """The raw bytes that came with the last reply."""

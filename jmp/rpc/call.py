@@ -34,9 +34,12 @@ class Caller:
     async def call(self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value that a unary method returns."""
         name = f"{target}.{method}"
-        async with self._begin(target, method, args, kwargs, end=True) as stream:
+        stream = await self._open(target, method, args, kwargs, end=True)
+        try:
             with self._translated(name):
                 reply, value = await _Answer(stream).next()
+        finally:
+            stream.reset()  # does nothing to a stream that is over
         if reply is not Reply.RESULT:
             raise ProtocolViolation(f"{name} answered with {reply.name}, not with one result")
         return value
@@ -50,12 +53,13 @@ class Caller:
             answer = _Answer(stream)
             while True:
                 with self._translated(name):
-                    reply, value = await answer.next()
-                if reply is Reply.END:
-                    return
-                if reply is not Reply.ITEM:
-                    raise ProtocolViolation(f"{name} answered with {reply.name}, not with items")
-                yield value
+                    await answer.more()
+                for reply, value in answer.ready():
+                    if reply is Reply.END:
+                        return
+                    if reply is not Reply.ITEM:
+                        raise ProtocolViolation(f"{name} answered with {reply.name}, not with items")
+                    yield value
 
     @asynccontextmanager
     async def open(
@@ -82,18 +86,29 @@ class Caller:
         self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, end: bool
     ) -> AsyncIterator[MuxStream]:
         """A stream with the request sent; reset if the block leaves it open."""
-        left = trio.current_effective_deadline() - trio.current_time()
-        request = Request(target, method, args, kwargs, None if left == math.inf else max(left, 0)).encode()
-        whole = len(request) <= MAX_DATA
-        stream = self.connection.open_stream(request[:MAX_DATA], end=end and whole)
+        stream = await self._open(target, method, args, kwargs, end=end)
         try:
-            if not whole:
-                with self._translated(f"{target}.{method}"):
-                    send = stream.send_last if end else stream.send_all
-                    await send(request[MAX_DATA:])
             yield stream
         finally:
             stream.reset()  # does nothing to a stream that is over
+
+    async def _open(
+        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, end: bool
+    ) -> MuxStream:
+        """A stream with the request sent."""
+        left = trio.current_effective_deadline() - trio.current_time()
+        request = Request(target, method, args, kwargs, None if left == math.inf else max(left, 0)).encode()
+        if len(request) <= MAX_DATA:
+            return self.connection.open_stream(request, end=end)
+        stream = self.connection.open_stream(request[:MAX_DATA])
+        try:
+            with self._translated(f"{target}.{method}"):
+                send = stream.send_last if end else stream.send_all
+                await send(request[MAX_DATA:])
+        except BaseException:
+            stream.reset()
+            raise
+        return stream
 
     @contextmanager
     def _translated(self, name: str) -> Iterator[None]:
@@ -144,12 +159,20 @@ class _Answer:
 
     async def next(self) -> tuple[Reply, Any]:
         while True:
-            for value in self._decoder:
-                return messages.read(value)
-            data = await self._stream.receive_some()
-            if not data:
-                raise ProtocolViolation("an answer ended before its time")
-            self._decoder.feed(data)
+            for reply in self.ready():
+                return reply
+            await self.more()
+
+    async def more(self) -> None:
+        """Wait for what :meth:`ready` can be made of."""
+        data = await self._stream.receive_some()
+        if not data:
+            raise ProtocolViolation("an answer ended before its time")
+        self._decoder.feed(data)
+
+    def ready(self) -> Iterator[tuple[Reply, Any]]:
+        """The replies that have come."""
+        return map(messages.read, self._decoder)
 
     def rest(self) -> bytes:
         """The raw bytes that came with the last reply."""

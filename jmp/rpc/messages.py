@@ -117,12 +117,12 @@ _ARRAY_OF_TWO: Final = b"\x92"  # put together here so that an error names the p
 
 def read(value: object) -> tuple[Reply, Any]:
     """One reply's kind and its value, if it has one."""
-    if isinstance(value, list) and value and type(value[0]) is int and value[0] in _REPLIES:
-        return Reply(value[0]), value[1] if len(value) > 1 else None
+    if isinstance(value, list) and value and type(value[0]) is int and (reply := _REPLIES.get(value[0])) is not None:
+        return reply, value[1] if len(value) > 1 else None
     raise ProtocolViolation("an answer is no reply")
 
 
-_REPLIES: Final = frozenset(Reply)
+_REPLIES: Final[dict[int, Reply]] = {int(reply): reply for reply in Reply}
 
 
 def describe(problem: BaseException, *, tracebacks: bool = True) -> bytes:

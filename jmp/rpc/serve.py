@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextvars import copy_context
+from dis import get_instructions
+from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 import trio
 
 from jmp.errors import BadValue, Cancelled, DriverError, JmpError, ProtocolViolation, Timeout
-from jmp.mux.stream import MuxStream, StreamStopped
+from jmp.mux.stream import MuxStream, Serve, StreamStopped
 from jmp.rpc import messages
 from jmp.rpc.messages import Kind, Request
 from jmp.wire import codec
-from jmp.wire.frames import Reset
+from jmp.wire.frames import MAX_DATA, Reset
 
 log = logging.getLogger("jmp.rpc")
 
@@ -29,6 +33,18 @@ class Method(NamedTuple):
 
     kind: Kind
     function: Callable[..., Any]
+    guard: Callable[[], AbstractContextManager[object]] = nullcontext
+    """What surrounds the function from its beginning to its end, however long its items or bytes take."""
+    at_once: bool = False
+    """It is a coroutine function that waits for nothing (:func:`waits_for_nothing`), so it needs no task."""
+
+
+def waits_for_nothing(function: Callable[..., Any]) -> bool:
+    """Whether ``function`` is a coroutine function whose code holds no ``await`` in any form: it cannot be suspended."""
+    code = getattr(function, "__code__", None)
+    if code is None or not inspect.iscoroutinefunction(function):
+        return False
+    return not any(instruction.opname == "SEND" for instruction in get_instructions(code))
 
 
 Resolve = Callable[[Request], Method]
@@ -40,82 +56,210 @@ Note = Callable[[Request, str, float], None]
 """Told of each call that is over: the request, how it ended ("ok", "cancelled", or its error's code and text), the seconds."""
 
 
+Around = Callable[[MuxStream], AbstractContextManager[object]]
+"""What surrounds the answer to a stream."""
+
+
+def _nothing(_: MuxStream) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+class Answering:
+    """Answers streams; made by :func:`serve`."""
+
+    def __init__(self, resolve: Resolve, tracebacks: bool, note: Note | None, around: Around) -> None:
+        self._resolve = resolve
+        self._tracebacks = tracebacks
+        self._note = note
+        self._around = around
+
+    async def __call__(self, stream: MuxStream) -> None:
+        await self._in_task(_Call(stream, self._resolve))
+
+    def at_once(self, stream: MuxStream) -> Serve | None:
+        """Answer a call that came whole, of a method that waits for nothing; for others, give what answers in a task."""
+        call = _Call(stream, self._resolve)
+        try:
+            if not call.prepare_whole():
+                return self
+            assert call.method is not None
+            if call.method.at_once:
+                # In a context of its own, as a task has: what the method sets there ends with it.
+                copy_context().run(self._now, call)
+                if call.reply is None:
+                    self._over(call, OK)
+                    return None
+        except Exception as error:  # noqa: BLE001  # a call's root, see below
+            self._over(call, self._failed(call, error))
+            return None
+        return lambda _: self._in_task(call)
+
+    def _now(self, call: _Call) -> None:
+        with self._around(call.stream):
+            call.run_now()
+
+    async def _in_task(self, call: _Call) -> None:
+        result = CANCELLED
+        try:
+            with self._around(call.stream):
+                result = await call.run()
+        except Exception as error:  # noqa: BLE001  # a call's root: whatever a driver raises is the caller's answer
+            result = self._failed(call, error)
+        finally:
+            self._over(call, result)
+
+    def _failed(self, call: _Call, error: Exception) -> str:
+        stream = call.stream
+        gone = (trio.BrokenResourceError, trio.ClosedResourceError) if stream.broken else StreamStopped
+        return CANCELLED if _only_of(gone, error) else call.fail(_only(error), self._tracebacks)
+
+    def _over(self, call: _Call, result: str) -> None:
+        call.stream.reset(Reset.CANCELLED, _SESSION_OVER)  # does nothing once the stream is closed
+        if self._note is not None and call.request is not None:
+            self._note(call.request, result, trio.current_time() - call.begun)
+
+
 def serve(
-    resolve: Resolve, *, tracebacks: bool = True, note: Note | None = None
-) -> Callable[[MuxStream], Awaitable[None]]:
-    """A handler for :func:`jmp.mux.stream.multiplex` that answers each stream as one call.
+    resolve: Resolve, *, tracebacks: bool = True, note: Note | None = None, around: Around = _nothing
+) -> Answering:
+    """A handler for :func:`jmp.mux.stream.multiplex` that answers each stream as one call, inside of ``around(stream)``.
 
     A caller that resets its stream, or whose link ends, cancels the method; one that closes it learns nothing more of what
     becomes of the method. When the handler itself is cancelled, the caller learns that the session is over.
+
+    What takes no waiting takes no task either: a call that came whole, of a method that waits for nothing, is answered in the
+    turn in which it came.
     """
-
-    async def handle(stream: MuxStream) -> None:
-        call = _Call(stream)
-        begun = trio.current_time()
-        result = CANCELLED
-        try:
-            result = await call.run(resolve)
-        except Exception as error:  # noqa: BLE001  # a call's root: whatever a driver raises is the caller's answer
-            if not _only_of(
-                (trio.BrokenResourceError, trio.ClosedResourceError) if stream.broken else StreamStopped, error
-            ):
-                result = call.fail(_only(error), tracebacks)
-        finally:
-            stream.reset(Reset.CANCELLED, _SESSION_OVER)  # does nothing once the stream is closed
-            if note is not None and call.request is not None:
-                note(call.request, result, trio.current_time() - begun)
-
-    return handle
+    return Answering(resolve, tracebacks, note, around)
 
 
 OK: Final = "ok"
 CANCELLED: Final = "cancelled"
 _SESSION_OVER: Final = messages.describe(Cancelled("the session ended before the call did"))
+_GATHERED: Final = MAX_DATA
+"""Bytes of items that leave together at most."""
+_GATHER_SECONDS: Final = 0.005
+"""How long an item may be kept for others to leave with it; it is not kept while its method waits for anything."""
 
 
 class _Call:
     """One stream being answered."""
 
-    def __init__(self, stream: MuxStream) -> None:
-        self._stream = stream
-        self._name = "a call"
-        self._ready = False
+    def __init__(self, stream: MuxStream, resolve: Resolve) -> None:
+        self.stream = stream
+        self.begun = trio.current_time()
         self.request: Request | None = None
+        self.method: Method | None = None
+        self.reply: bytes | None = None
+        """An answer that has still to be sent."""
+        self._resolve = resolve
+        self._name = "a call"
 
-    async def run(self, resolve: Resolve) -> str:
+    def prepare_whole(self) -> bool:
+        """Find what carries out a call that came whole; False: it did not. Raises what is wrong with it."""
+        whole = self.stream.take_whole()
+        if whole is None:
+            return False
+        try:
+            value = codec.decode(whole)
+        except ProtocolViolation:
+            self.stream.unread(whole)  # bytes may follow the request
+            return False
+        self._prepare(value)
+        return True
+
+    def _prepare(self, value: object) -> Method:
+        self.request = Request.decode(value)
+        self._name = f"{self.request.target}.{self.request.method}"
+        self.method = self._resolve(self.request)
+        return self.method
+
+    def run_now(self) -> None:
+        """Carry out a call whose method waits for nothing."""
+        assert self.method is not None
+        with self.method.guard():
+            coroutine = self.method.function()
+            try:
+                coroutine.send(None)
+            except StopIteration as done:
+                value = done.value
+            else:
+                coroutine.close()
+                raise RuntimeError(f"{self._name} waited, other than its code said")
+        self.reply = self._encoded(messages.result, value)
+        if self.stream.send_nowait(self.reply, end=True):
+            self.stream.close()
+            self.reply = None
+
+    async def run(self) -> str:
         """How it ended."""
-        self.request = request = await self._request()
-        self._name = f"{request.target}.{request.method}"
-        timeout = math.inf if request.timeout is None else request.timeout
-        self._stream.scope = scope = trio.CancelScope(deadline=trio.current_time() + timeout)
+        if self.reply is not None:
+            await self._answer(self.reply)
+            return OK
+        method = self.method or self._prepare(await self._request())
+        assert self.request is not None
+        timeout = math.inf if self.request.timeout is None else self.request.timeout
+        self.stream.scope = scope = trio.CancelScope(deadline=self.begun + timeout)
         with scope:
-            method = resolve(request)
+            with method.guard():
+                if method.kind is Kind.CALL:
+                    value = await method.function()
+                    self.stream.scope = None  # it has happened: the answer is to be sent
+                elif method.kind is Kind.ITEMS:
+                    async with aclosing(method.function()) as items:
+                        value = await self._send_items(items)
+                else:
+                    await self.stream.send_all(messages.READY)
+                    await method.function(self.stream)
             if method.kind is Kind.CALL:
-                value = await method.function()
-                self._stream.scope = None  # it has happened: the answer is to be sent
                 await self._answer(self._encoded(messages.result, value))
             elif method.kind is Kind.ITEMS:
-                async with aclosing(method.function()) as items:
-                    async for value in items:
-                        await self._stream.send_all(self._encoded(messages.item, value))
-                await self._answer(messages.END)
+                await self._answer(value + messages.END)
             else:
-                await self._stream.send_all(messages.READY)
-                self._ready = True
-                await method.function(self._stream)
-                await self._stream.aclose()
-        if scope.cancelled_caught and not self._stream.broken:
+                await self.stream.aclose()
+        if scope.cancelled_caught and not self.stream.broken:
             raise Timeout(f"{self._name} did not finish within {timeout:g} s")
         return CANCELLED if scope.cancelled_caught else OK
 
-    async def _request(self) -> Request:
+    async def _request(self) -> object:
         decoder = codec.Decoder(messages.MAX_VALUE)
-        while data := await self._stream.receive_some():
+        while data := await self.stream.receive_some():
             decoder.feed(data)
             for value in decoder:
-                self._stream.unread(decoder.tail())
-                return Request.decode(value)
+                self.stream.unread(decoder.tail())
+                return value
         raise ProtocolViolation("a stream ended before its request did")
+
+    async def _send_items(self, items: AsyncGenerator[object, None]) -> bytes:
+        """Send items as they come; those that come without any waiting leave together. Returns what is left to be sent."""
+        gathered = bytearray()
+        first = 0.0
+        try:
+            while True:
+                step = items.__anext__()
+                try:
+                    try:
+                        trap = step.send(None)
+                    except StopIteration as done:
+                        value = done.value
+                    else:
+                        self.stream.send_soon(bytes(gathered))
+                        gathered.clear()
+                        value = await _Resumed(step, trap)
+                except StopAsyncIteration:
+                    return bytes(gathered)
+                now = perf_counter()
+                if not gathered:
+                    first = now
+                gathered += self._encoded(messages.item, value)
+                if len(gathered) >= _GATHERED or now - first > _GATHER_SECONDS:
+                    data = bytes(gathered)
+                    gathered.clear()
+                    await self.stream.send_all(data)
+        except BaseException:
+            if not self.stream.broken:
+                self.stream.send_soon(bytes(gathered))  # these did come
+            raise
 
     def _encoded(self, reply: Callable[[Any], bytes], value: object) -> bytes:
         try:
@@ -124,15 +268,37 @@ class _Call:
             raise DriverError(f"{self._name} has a result that is none: {error.message}") from error
 
     async def _answer(self, reply: bytes) -> None:
-        await self._stream.send_last(reply)
-        await self._stream.aclose()
+        if not self.stream.send_nowait(reply, end=True):
+            await self.stream.send_last(reply)
+        self.stream.close()
 
     def fail(self, error: BaseException, tracebacks: bool) -> str:
         """Let the caller know; nothing waits here, since the error may be that of a caller who does not read."""
         if not isinstance(error, JmpError):
             log.error("%s raised %s", self._name, type(error).__name__, exc_info=error)
-        self._stream.reset(Reset.FAILED, messages.describe(error, tracebacks=tracebacks))
+        self.stream.reset(Reset.FAILED, messages.describe(error, tracebacks=tracebacks))
         return f"{error.code}: {error.message}" if isinstance(error, JmpError) else f"{type(error).__name__}: {error}"
+
+
+class _Resumed:
+    """Awaits what has been begun by hand, and waits for ``trap``."""
+
+    def __init__(self, step: Any, trap: object) -> None:
+        self._step = step
+        self._trap = trap
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        trap = self._trap
+        while True:
+            try:
+                try:
+                    sent = yield trap
+                except BaseException as error:  # noqa: BLE001  # passed on, whatever it is
+                    trap = self._step.throw(error)
+                else:
+                    trap = self._step.send(sent)
+            except StopIteration as done:
+                return done.value
 
 
 def _only_of(kinds: type[Exception] | tuple[type[Exception], ...], error: Exception) -> bool:

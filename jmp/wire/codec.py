@@ -72,33 +72,47 @@ class Decoder:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._buffer = bytearray()
-        self._scanner = _scanner()
-        self._scanned = 0  # bytes of the values given out
+        self._buffer: bytes | bytearray = b""
+        self._scanner: msgpack.Unpacker | None = None
+        self._scanned = 0  # bytes of the values given out since the scanner began
+        self._position = 0  # where the next value begins
 
     def feed(self, data: bytes) -> None:
         """Add ``data``. Then take out the values that it completes, before the next call."""
+        if self._position == len(self._buffer):
+            self._buffer = data
+        elif isinstance(self._buffer, bytearray):
+            del self._buffer[: self._position]
+            self._buffer += data
+        else:
+            self._buffer = bytearray(memoryview(self._buffer)[self._position :])
+            self._buffer += data
+        self._position = 0
+        if self._scanner is None:
+            self._scanner = _scanner()
         self._scanner.feed(data)
-        self._buffer += data
 
     def __iter__(self) -> Iterator[Any]:
         """The values that are complete by now. Raises :class:`~jmp.errors.ProtocolViolation`, also past the limit."""
         return self
 
     def __next__(self) -> Any:
+        if self._scanner is None:
+            raise StopIteration
         try:
             self._scanner.skip()
         except msgpack.OutOfData:
-            self._check(len(self._buffer))
+            self._check(len(self._buffer) - self._position)
             raise StopIteration from None
         except _MALFORMED as error:
             raise ProtocolViolation(f"a value could not be decoded: {_reason(error)}") from error
-        size = int(self._scanner.tell()) - self._scanned
+        end = int(self._scanner.tell())
+        size = end - self._scanned
         self._check(size)
-        self._scanned += size
-        value = bytes(memoryview(self._buffer)[:size])
-        del self._buffer[:size]
-        return decode(value)
+        self._scanned = end
+        begin = self._position
+        self._position += size
+        return decode(bytes(self._buffer[begin : self._position]))
 
     def _check(self, size: int) -> None:
         if size > self._limit:
@@ -106,9 +120,9 @@ class Decoder:
 
     def tail(self) -> bytes:
         """Take out the bytes that follow the last value."""
-        rest = bytes(self._buffer)
-        self._buffer.clear()
-        self._scanner, self._scanned = _scanner(), 0
+        rest = bytes(self._buffer[self._position :])
+        self._buffer = b""
+        self._scanner, self._scanned, self._position = None, 0, 0
         return rest
 
 

@@ -88,24 +88,23 @@ _TYPES: Final[dict[int, tuple[type, ...]]] = {
 }
 _LINK_KINDS: Final = frozenset({Kind.HELLO, Kind.PING, Kind.PONG, Kind.GOAWAY})
 
-_HEAD: Final = struct.Struct(">BBBI")
-"""A msgpack array of four, its first element (a small int) and its second (a 32-bit int)."""
+_HEAD_8, _HEAD_16, _HEAD_32 = struct.Struct(">BBBIBB"), struct.Struct(">BBBIBH"), struct.Struct(">BBBIBI")
+"""A msgpack array of four: its first element (a small int), its second (a 32-bit int), and the head of its third (bytes)."""
 
 
 def pack(kind: Kind, stream: int, *elements: object) -> bytes:
     return msgpack.packb((int(kind), stream, *elements), use_bin_type=True) or b""
 
 
-def pack_data(kind: Kind, stream: int, data: bytes | memoryview, end: bool) -> tuple[bytes, bytes | memoryview, bytes]:
+def pack_data(kind: int, stream: int, data: bytes | memoryview, end: bool) -> tuple[bytes, bytes | memoryview, bytes]:
     """An OPEN or DATA frame in three parts, the middle one being ``data`` itself: no copy is made."""
-    head = _HEAD.pack(0x94, kind, 0xCE, stream)
     size = len(data)
     if size < 0x100:
-        head += b"\xc4" + size.to_bytes(1, "big")
+        head = _HEAD_8.pack(0x94, kind, 0xCE, stream, 0xC4, size)
     elif size < 0x10000:
-        head += b"\xc5" + size.to_bytes(2, "big")
+        head = _HEAD_16.pack(0x94, kind, 0xCE, stream, 0xC5, size)
     else:
-        head += b"\xc6" + size.to_bytes(4, "big")
+        head = _HEAD_32.pack(0x94, kind, 0xCE, stream, 0xC6, size)
     return head, data, b"\xc3" if end else b"\xc2"
 
 
@@ -114,8 +113,43 @@ def unpack(message: bytes) -> list[Frame]:
 
     Raises :class:`~jmp.errors.ProtocolViolation` for anything that is not a whole number of well-formed frames.
     """
-    unpacker = msgpack.Unpacker(raw=False, max_buffer_size=MAX_MESSAGE, max_array_len=16, max_map_len=64, max_ext_len=0)
     frames: list[Frame] = []
+    size = len(message)
+    at = 0
+    while at < size:
+        # OPEN and DATA as they are usually written, which is nearly all that ever comes: read where they lie.
+        if (
+            size - at > _SHORTEST
+            and message[at] == _ARRAY_OF_4
+            and 0 < message[at + 1] < 3
+            and message[at + 2] == _UINT_32
+        ):
+            stream = int.from_bytes(message[at + 3 : at + 7], "big")
+            width = _BIN_WIDTH.get(message[at + 7], 0)
+            begin = at + 8 + width
+            end = begin + int.from_bytes(message[at + 8 : begin], "big")
+            if width and stream and end < size and message[end] in _BOOL:
+                frames.append(Frame(message[at + 1], stream, message[begin:end], message[end] == _TRUE))
+                at = end + 1
+                continue
+        # The rest in one go: a message that mixes them costs no more for that.
+        _unpack_any(message[at:] if at else message, frames)
+        break
+    return frames
+
+
+_ARRAY_OF_4: Final = 0x94
+_UINT_32: Final = 0xCE
+_BIN_WIDTH: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+_TRUE: Final = 0xC3
+_BOOL: Final = frozenset({0xC2, _TRUE})
+_SHORTEST: Final = 9
+"""Bytes of an OPEN or DATA frame before the last of one without data."""
+
+
+def _unpack_any(message: bytes, frames: list[Frame]) -> None:
+    """The frames of a message, whatever their kind and encoding."""
+    unpacker = msgpack.Unpacker(raw=False, max_buffer_size=MAX_MESSAGE, max_array_len=16, max_map_len=64, max_ext_len=0)
     end = 0
     try:
         unpacker.feed(message)
@@ -128,7 +162,6 @@ def unpack(message: bytes) -> list[Frame]:
         raise ProtocolViolation(f"a message holds no valid frames: {str(error) or type(error).__name__}") from error
     if end != len(message):
         raise ProtocolViolation("a message ends inside a frame")
-    return frames
 
 
 def _checked(item: object) -> Frame | None:

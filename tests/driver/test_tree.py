@@ -110,7 +110,9 @@ def parent(driver: Driver, **children: Node | Driver) -> Node:
 
 
 async def call(tree: Tree, path: str, name: str, *args: Any) -> Any:
-    return await tree.method(path, name, args, {}).function()
+    method = tree.method(path, name, args, {})
+    with method.guard():
+        return await method.function()
 
 
 class Watch:
@@ -312,10 +314,16 @@ async def test_a_lost_device_fails_its_calls_is_closed_and_opened_again(autojump
             failures.append(raised.value.message)
 
         async def count() -> None:
-            async with aclosing(tree.method("it", "numbers", (), {}).function()) as items:
-                seen = [await anext(items), await anext(items)]
-                with pytest.raises(DeviceError, match="it was lost: unplugged"):
-                    await anext(items)
+            method = tree.method("it", "numbers", (), {})
+            seen = []
+
+            async def see() -> None:
+                with method.guard():
+                    async for item in method.function():
+                        seen.append(item)
+
+            with pytest.raises(DeviceError, match="it was lost: unplugged"):
+                await see()
             failures.append(str(seen))
 
         nursery.start_soon(wait)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ from jmp.mux.stream import Connection, MuxStream, StreamReset, multiplex
 from jmp.rpc import messages
 from jmp.rpc.call import Caller
 from jmp.rpc.messages import Kind, Reply, Request
-from jmp.rpc.serve import Method, serve
+from jmp.rpc.serve import Method, serve, waits_for_nothing
 from jmp.wire import codec
 from jmp.wire.frames import Reset
 from tests.fakes.connections import connections
@@ -399,3 +400,189 @@ async def test_both_sides_may_call() -> None:
         await here.aclose()
         with pytest.raises(LinkLost):
             await Caller(listener).call("it", "does", (3,), {})
+
+
+# ---- what takes no waiting takes no task
+
+
+async def echoed(value: object) -> object:
+    return value
+
+
+async def refused(value: object) -> None:
+    raise DeviceError(f"not {value}")
+
+
+async def waits(value: object) -> object:
+    await trio.lowlevel.checkpoint()
+    return value
+
+
+async def loops(values: AsyncGenerator[int, None]) -> list[int]:
+    return [value async for value in values]
+
+
+class Blocker:
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def enters(self) -> None:
+        async with self:
+            pass
+
+    async def bound(self) -> str:
+        return "bound"
+
+
+@pytest.mark.parametrize(
+    ("function", "nothing_waited_for"),
+    [
+        (echoed, True),
+        (refused, True),
+        (Blocker().bound, True),
+        (waits, False),
+        (loops, False),
+        (Blocker().enters, False),
+        (len, False),
+        (lambda: 1, False),
+        (partial(echoed, 1), False),
+    ],
+)
+async def test_what_waits_for_nothing(function: Callable[..., Any], nothing_waited_for: bool) -> None:
+    assert waits_for_nothing(function) is nothing_waited_for
+
+
+asked_by: ContextVar[str] = ContextVar("asked_by", default="nobody")
+
+
+@asynccontextmanager
+async def at_once(
+    function: Callable[..., Any], notes: list[tuple[str, str]]
+) -> AsyncIterator[tuple[Connection, Connection, list[str]]]:
+    """Calls of what waits for nothing; and the names of the tasks that carried them out."""
+    tasks: list[str] = []
+
+    @contextmanager
+    def around(_: MuxStream) -> Iterator[None]:
+        tasks.append(trio.lowlevel.current_task().name)
+        yield
+
+    def resolve(request: Request) -> Method:
+        return Method(Kind.CALL, partial(function, *request.args), at_once=True)
+
+    answer = serve(resolve, around=around, note=lambda request, result, _: notes.append((request.method, result)))
+    async with connections(serve=answer) as (dialler, listener):
+        yield dialler, listener, tasks
+
+
+async def test_no_task_is_made_for_what_waits_for_nothing() -> None:
+    notes: list[tuple[str, str]] = []
+    async with at_once(echoed, notes) as (dialler, listener, tasks):
+        assert await Caller(dialler).call("it", "does", ("this",), {}) == "this"
+        assert dialler._mux.streams == listener._mux.streams == 0
+        assert len(tasks) == 1
+        assert "_read" in tasks[0]
+    assert notes == [("does", "ok")]
+
+
+async def test_what_fails_at_once_is_told_as_ever() -> None:
+    notes: list[tuple[str, str]] = []
+    async with at_once(refused, notes) as (dialler, _, _tasks):
+        for _ in range(2):
+            with pytest.raises(DeviceError, match="not this"):
+                await Caller(dialler).call("it", "does", ("this",), {})
+        with pytest.raises(DriverError, match="TypeError"):
+            await Caller(dialler).call("it", "does", (), {})
+    assert notes[0] == ("does", "device: not this")
+    assert len(notes) == 3
+
+
+async def test_what_a_method_sets_in_its_context_stays_there() -> None:
+    async def asks(name: str) -> str:
+        before = asked_by.get()
+        asked_by.set(name)
+        return before
+
+    async with at_once(asks, []) as (dialler, _, _tasks):
+        assert [await Caller(dialler).call("it", "does", (name,), {}) for name in "ab"] == ["nobody", "nobody"]
+
+
+async def test_a_large_result_at_once_waits_for_its_reader_in_a_task() -> None:
+    async def large(size: int) -> bytes:
+        return bytes(size)
+
+    async with at_once(large, []) as (dialler, _, _tasks):
+        assert await Caller(dialler).call("it", "does", (3 * WINDOW,), {}) == bytes(3 * WINDOW)
+
+
+async def test_one_who_says_that_he_waits_for_nothing_and_does() -> None:
+    async with at_once(waits, []) as (dialler, _, _tasks):
+        with pytest.raises(DriverError, match="waited, other than its code said"):
+            await Caller(dialler).call("it", "does", ("this",), {})
+
+
+# ---- items leave together
+
+
+async def test_items_that_are_ready_together_leave_together() -> None:
+    async def numbers() -> AsyncGenerator[int, None]:
+        for number in range(1000):
+            yield number
+
+    async with answered_by(numbers, Kind.ITEMS) as (dialler, _):
+        stream = dialler.open_stream(request(), end=True)
+        pieces = [piece async for piece in stream]
+    assert len(pieces) < 20  # more than one only where the machine was slow
+    values = codec.Decoder(1 << 20)
+    values.feed(b"".join(pieces))
+    assert [messages.read(value) for value in values] == [
+        *((Reply.ITEM, number) for number in range(1000)),
+        (Reply.END, None),
+    ]
+
+
+async def test_no_item_is_kept_while_its_method_waits() -> None:
+    async def numbers() -> AsyncGenerator[int, None]:
+        yield 1
+        yield 2
+        await trio.sleep_forever()
+
+    async with answered_by(numbers, Kind.ITEMS) as (dialler, _):
+        items = Caller(dialler).items("it", "does", (), {})
+        async with aclosing(items):
+            assert [await anext(items), await anext(items)] == [1, 2]
+
+
+async def test_items_before_an_error_arrive() -> None:
+    async def numbers() -> AsyncGenerator[int, None]:
+        yield 1
+        await trio.lowlevel.checkpoint()
+        yield 2
+        raise DeviceError("no more")
+
+    async with answered_by(numbers, Kind.ITEMS) as (dialler, _):
+        items = Caller(dialler).items("it", "does", (), {})
+        assert [await anext(items), await anext(items)] == [1, 2]
+        with pytest.raises(DeviceError, match="no more"):
+            await anext(items)
+
+
+async def test_items_before_a_pause_wait_for_credit_without_their_method() -> None:
+    going_on = trio.Event()
+
+    async def blocks() -> AsyncGenerator[bytes, None]:
+        for _ in range(14):
+            yield bytes(74_000)  # which leaves less credit than the last one takes
+        yield b"z" * 60_000
+        going_on.set()
+        await trio.sleep_forever()
+
+    async with answered_by(blocks, Kind.ITEMS) as (dialler, _):
+        items = Caller(dialler).items("it", "does", (), {})
+        async with aclosing(items):
+            await trio.testing.wait_all_tasks_blocked()
+            assert await anext(items) == bytes(74_000)
+            await going_on.wait()
+            while await anext(items) != b"z" * 60_000:
+                pass
