@@ -19,10 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "drivers.md"
 
 TESTED = {
+    "command-console": (
+        "commands of the system",
+        "every byte both ways, its end and its last words, that it is started again; nothing of it is left",
+    ),
     "command-power": (
         "commands of the system",
         "orders, state, time-out; a command that is given up leaves no process",
     ),
+    "conserver": ("conserver and its client", "every byte both ways, break, a console that is not there"),
     "echo": ("sockets", "what is sent comes back, each side's end too"),
     "http-power": ("an HTTP server", "requests, answers, passwords that no message shows, refusal, silence, impostors"),
     "http-server": ("curl", "content, ranges, several requests on a connection, refusals"),
@@ -54,7 +59,12 @@ TESTED = {
         "mosquitto, and a plug on it that speaks as Tasmota does",
         "orders, measurements, its button; absent, unplugged, back",
     ),
+    "ssh-console": ("OpenSSH's server", "every byte both ways, keys, passwords, impostors, refusal"),
     "tcp": ("TCP servers", "bytes and each side's end both ways, refusal, reset, silence"),
+    "telnet": (
+        "telnetd of busybox and of inetutils, ser2net",
+        "every byte both ways, options, break, raw ports, absence, loss and return",
+    ),
     "tftp": (
         "curl and tftp-hpa's program",
         "content, block sizes, windows, numbers that begin again, loss, refusals; nothing is left after a session",

@@ -87,7 +87,7 @@ class ConsoleClient(DriverClient):
         escape: Annotated[str, "the key that, with Ctrl, begins a command"] = "]",
         idle: Annotated[float, "seconds of silence that end it, once piped input has ended"] = 1.0,
     ) -> None:
-        """Use the console in this terminal. Ctrl-] q quits, Ctrl-] ? helps.
+        """Use the console in this terminal. Ctrl-] q quits, Ctrl-] ? helps: with breaks, and the power.
 
         Input from a pipe or file is sent; output is shown until there has been none for a while. Blocking clients only.
         """
@@ -98,6 +98,13 @@ class ConsoleClient(DriverClient):
         from jmp.client.adapters.terminal import interact
 
         interact(self, watch=watch, take_over=take_over, replay=replay, escape=escape, idle=idle)
+
+    def _power(self) -> str | None:
+        """The path of the switch that belongs to the console: the one beside it, else the device's only one."""
+        beside, _, _ = self._node.path.rpartition(".")
+        switches = [node.path for node in self._node.root.walk() if node.interface == "jmp.power/v1"]
+        near = [path for path in switches if path.rpartition(".")[0] == beside]
+        return next((found[0] for found in (near, switches) if len(found) == 1), None)
 
     @verb
     async def pipe(self, *, replay: Annotated[bool, "begin with what came before"] = True) -> None:

@@ -61,6 +61,19 @@ class Node:
         self.reason: str = str(report.get("reason", ""))
         self.methods = {name: RemoteMethod(name, method) for name, method in report.get("methods", {}).items()}
         self.children: dict[str, Node] = {}
+        self.root = self
+        """Of the tree in which it is."""
+
+    def walk(self) -> Iterator[Node]:
+        """This node and all below it, each once, whatever refs lead there."""
+        seen: set[int] = set()
+        found = [self]
+        while found:
+            node = found.pop()
+            if id(node) not in seen:
+                seen.add(id(node))
+                found += node.children.values()
+                yield node
 
 
 def _name(value: object) -> str | None:
@@ -94,6 +107,8 @@ def read_report(report: Mapping[str, Any]) -> Node:
     try:
         root = _read("", report)
         _resolve(root, root, report)
+        for node in root.walk():
+            node.root = root
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ProtocolViolation(f"the exporter's report cannot be understood: {error}") from error
     return root

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jmp.client.adapters.terminal import Command, Keys
+from jmp.client.console import ConsoleClient
 from jmp.client.interfaces import client_class
 from jmp.driver import serve
+from jmp.driver.proxy import build, read_report
 from jmp.errors import UsageError
 from tests.fakes.bundled import driver_class
 from tests.fakes.terminal import Terminal
@@ -81,6 +84,26 @@ def test_another_escape_key() -> None:
     assert keys.feed(b"\x1d\x01a\x01q") == [b"\x1d\x01", Command.QUIT]
     assert "Ctrl-A a  send Ctrl-A itself" in keys.help(can_break=False)
     assert "break" not in keys.help(can_break=False)
+    assert "power" not in keys.help(can_break=False)
+
+
+def test_the_power_that_belongs_to_a_console() -> None:
+    def node(interface: str | None = None, **children: Any) -> dict[str, Any]:
+        return {"interface": interface, "children": children}
+
+    def found(path: str, **tree: Any) -> str | None:
+        client = build(None, read_report(node(**tree)), client_class)  # type: ignore[arg-type]
+        for step in path.split("."):
+            client = client._children[step]
+        assert isinstance(client, ConsoleClient)
+        return client._power()
+
+    console, power = node("jmp.console/v1"), node("jmp.power/v1")
+    assert found("a", a=console) is None
+    assert found("a", a=console, b=node(p=power)) == "b.p", "the only one"
+    assert found("b.c", a=power, b=node(c=console, p=power)) == "b.p", "the one beside it"
+    assert found("b.c", a=power, b=node(c=console, p=power, q=power)) is None
+    assert found("b.c", b=node(c=console, p=power), power={"ref": "b.p"}, console={"ref": "b.c"}) == "b.p"
 
 
 # ---- on a terminal
@@ -102,6 +125,20 @@ def test_log_in_and_leave_the_terminal_as_it_was(bench: Path) -> None:
         terminal.type("\x1dq")
         terminal.until(r"left 0\n+icanon\necho")
         assert terminal.end() == 0
+
+
+def test_keys_that_switch_the_power(bench: Path) -> None:
+    with on_terminal(bench, "j console; j power state") as terminal:
+        terminal.until("quits")
+        terminal.type("\x1d?")
+        terminal.until("Ctrl-] c  switch the power off and on")
+        terminal.type("\x1d1")
+        terminal.until(r"(?s)\[board.power on\].*login:$")
+        terminal.type("\x1dc")
+        terminal.until(r"(?s)\[board.power cycle\].*login:$")
+        terminal.type("\x1d0\x1dq")
+        terminal.until(r"\[board.power off\]")
+        terminal.until("^off$")
 
 
 def test_one_who_comes_late_sees_what_came_before_unless_it_is_not_wanted(bench: Path) -> None:

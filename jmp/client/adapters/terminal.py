@@ -23,7 +23,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from jmp.client.adapters.expect import control
-from jmp.driver.proxy import Blocking
+from jmp.driver.proxy import Blocking, run
 from jmp.errors import Busy, Cancelled, JmpError
 
 if TYPE_CHECKING:
@@ -40,12 +40,19 @@ class Command(Enum):
 
     QUIT = "q", "quit"
     BREAK = "b", "send a break"
+    ON = "1", "switch the power on"
+    OFF = "0", "switch the power off"
+    CYCLE = "c", "switch the power off and on"
     SUSPEND = "z", "suspend; fg comes back"
     HELP = "?", "this help"
 
     @property
     def key(self) -> bytes:
         return self.value[0].encode()
+
+
+POWER: Final = {Command.ON: "on", Command.OFF: "off", Command.CYCLE: "cycle"}
+"""What the commands ask of the power switch."""
 
 
 class Keys:
@@ -86,13 +93,10 @@ class Keys:
     def name(self) -> str:
         return f"Ctrl-{chr(self.escape[0] + 0x40)}"
 
-    def help(self, *, can_break: bool) -> str:
+    def help(self, *, can_break: bool, has_power: bool = False) -> str:
         """One line per command."""
-        lines = [
-            f"{self.name} {each.value[0]}  {each.value[1]}"
-            for each in Command
-            if can_break or each is not Command.BREAK
-        ]
+        missing = {*(() if can_break else (Command.BREAK,)), *(() if has_power else POWER)}
+        lines = [f"{self.name} {each.value[0]}  {each.value[1]}" for each in Command if each not in missing]
         return "\n".join([*lines, f"{self.name} {self._literal.decode()}  send {self.name} itself"])
 
 
@@ -184,6 +188,7 @@ def _in_pipe(stream: Any, shown: _Shown, idle: float) -> None:
 
 def _at_terminal(client: ConsoleClient, stream: Any, shown: _Shown, keys: Keys, watch: bool) -> None:
     can_break = "send_break" in client._node.methods and not watch
+    power = None if watch else client._power()
     typed = _Typed(stream, shown)
     with raw_terminal(0) as suspend:
         try:
@@ -199,16 +204,29 @@ def _at_terminal(client: ConsoleClient, stream: Any, shown: _Shown, keys: Keys, 
                         return
                     elif each is Command.BREAK and can_break:
                         typed.put(Blocking(client.send_break))
+                    elif each in POWER and power is not None:
+                        typed.put(partial(_switch, client, power, POWER[each]))
                     elif each is Command.SUSPEND:
                         suspend()
                     else:
-                        _say(f"\r\n{keys.help(can_break=can_break)}\n".replace("\n", "\r\n"))
+                        _say(
+                            f"\r\n{keys.help(can_break=can_break, has_power=power is not None)}\n".replace("\n", "\r\n")
+                        )
         finally:
             typed.finish()
             if os.isatty(1):
                 with suppress(OSError):
                     write_all(1, _AS_BEFORE)
             _say("\r\n")
+
+
+def _switch(client: ConsoleClient, power: str, order: str) -> None:
+    """Give the power switch an order. What goes wrong is said, and the console goes on."""
+    _say(f"\r\n[{power} {order}]\r\n")
+    try:
+        run(client._backend.call(power, order, (), {}))
+    except JmpError as error:
+        _say(f"\r\n[{power} {order}: {error.message}]\r\n")
 
 
 class _Typed(threading.Thread):
