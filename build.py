@@ -5,6 +5,7 @@
     python3 build.py test       everything that the tests need, then pytest (further arguments go there)
     python3 build.py check      ruff and mypy
     python3 build.py bench      how fast it is; with --peers beside Jumpstarter and labgrid (docs/performance.md)
+    python3 build.py soak       look for bugs in a simulated lab, with --minutes N for so long (see --help)
     python3 build.py venv       the virtual environment to develop in
     python3 build.py lock       renew requirements*.lock and those of the benches, which pin all that is downloaded, by hash
     python3 build.py clean      remove what this script made
@@ -95,7 +96,7 @@ PYGMENTS_KEPT = ("__init__", "_mapping", "python", "diff", "special", "default",
 
 def main() -> None:
     options, rest = arguments().parse_known_args()
-    if rest and options.run not in (test, bench):
+    if rest and options.run not in (test, bench, soak):
         arguments().error(f"unrecognized arguments: {' '.join(rest)}")
     os.chdir(ROOT)
     options.rest = rest
@@ -122,6 +123,7 @@ def arguments() -> argparse.ArgumentParser:
     command(demo)
     command(test, add_help=False)
     command(check)
+    command(soak, add_help=False)
     added = command(bench)
     added.add_argument(
         "--peers", action="store_true", help="measure Jumpstarter and labgrid (from PyPI) in turn with it"
@@ -162,6 +164,13 @@ def test(options: argparse.Namespace) -> None:
     arguments = options.rest or ["-n", "auto", "--dist", "worksteal"]
     say(f"pytest {' '.join(arguments)}")
     raise SystemExit(subprocess.run([python, "-m", "pytest", *arguments]).returncode)
+
+
+def soak(options: argparse.Namespace) -> None:
+    """Look for bugs in a simulated lab, for as long as asked."""
+    python = development()
+    environ = {**os.environ, "PYTHONHASHSEED": "0"}
+    raise SystemExit(subprocess.run([python, "-m", "tests.sim", *options.rest], env=environ).returncode)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -36,7 +36,8 @@ from jmp.errors import UsageError
 from jmp.exporter.serve import address_of, listen, notify
 from jmp.link import Link, websocket
 from jmp.link.address import parse as parse_url
-from jmp.router.serve import Router, verifier_of
+from jmp.router.serve import Router
+from jmp.rpc.keys import verifier_of
 from jmp.wire.records import Role
 
 app = new_app("A lab's server: who may use what, and when.")
@@ -234,13 +235,13 @@ async def _keep_router(lab: Lab, router: Router, task_status: trio.TaskStatus[No
     """The router in this process: it is where the controller is, and has its keys at first hand."""
     own = lab.routers["controller"] = RouterLink("", None, "")
     with lab.news.listen("keys") as listener:
-        router.verifier = verifier_of({"keys": lab.key_news()})
+        router.verifier = verifier_of(lab.key_news())
         task_status.started()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_count, router, own)
             while True:
                 await listener.wait()
-                router.verifier = verifier_of({"keys": lab.key_news()})
+                router.verifier = verifier_of(lab.key_news())
 
 
 async def _count(router: Router, own: RouterLink) -> None:

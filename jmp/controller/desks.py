@@ -117,7 +117,7 @@ class ExporterDesk(Desk):
             try:
                 keys = desired = None
                 while self.lab.attending.get(name) is attendance and name in self.lab.view.exporter:
-                    if keys != (now := {**self.lab.key_news(), "now": None}):
+                    if keys != (now := {**self.lab.key_news(), "now": self.lab.clock_set}):
                         keys = now
                         yield {"keys": self.lab.key_news()}
                     wish = self.lab.desired(name)

@@ -53,6 +53,9 @@ log = logging.getLogger("jmp.controller")
 QUEUE_NEWS_SECONDS: Final = 1.0
 """Positions and expected starts are told at most this often: with a long queue each grant changes all of them."""
 
+CLOCK_STEP: Final = 5.0
+"""Seconds by which this machine's clock has to be set for those to be told who count on from its time."""
+
 DECIDED: Final = frozenset({"client", "exporter", "policy", "lease"})
 """The kinds of records that are the engine's."""
 
@@ -143,6 +146,8 @@ class Lab:
         self.news = News()
         self.attending: dict[str, Attendance] = {}
         self.routers: dict[str, RouterLink] = {}
+        self.clock_set = 0.0
+        """The clock at the beginning of Trio's: changes when the clock is set."""
         self.grants = 0
         """Leases granted since the start; for the metrics."""
         self.store = store
@@ -362,6 +367,7 @@ class Lab:
         ``ask`` is asked again if others have changed the same things in the meantime, and what came of the first time is void.
         Cancelled, it may or may not be done.
         """
+        self._mind_clock()
         wish = _Wish(ask)
         if self._ask(wish):
             self._wishes.append(wish)
@@ -389,6 +395,13 @@ class Lab:
     def keys_changed(self) -> None:
         """Keys were rotated, or a token revoked."""
         self.news.tell("keys")
+
+    def _mind_clock(self) -> None:
+        """Tell those who verify tokens the time anew if it was set: they took it from here, and count on by themselves."""
+        clock_set = self.clock() - trio.current_time()
+        if abs(clock_set - self.clock_set) > CLOCK_STEP:
+            self.clock_set = clock_set
+            self.keys_changed()
 
     # ---- what others are told
 
@@ -504,6 +517,7 @@ class Lab:
 
     def meet(self, lease: Lease, exporter: str, via: str) -> dict[str, Any]:
         """Let the holder of ``lease`` meet ``exporter``: a token, and where to. Via a router the exporter is sent there, too."""
+        self._mind_clock()
         attendance = self.attending.get(exporter)
         if attendance is None:
             raise LabError(f"exporter {exporter} is offline at present")

@@ -69,6 +69,8 @@ class Hold:
         self.over = trio.Event()
         self._changed = changed
         self._deadline = trio.current_time() + grant.remaining
+        self._began = math.inf
+        """When it got ready."""
         self._used = trio.current_time()
         self._scope = trio.CancelScope()
         self._news = trio.lowlevel.ParkingLot()
@@ -97,8 +99,8 @@ class Hold:
             ) as session:
                 self.session = session
                 self.phase = Phase.READY
-                self._deadline = self._used = trio.current_time()
-                self._deadline += self.grant.duration
+                self._began = self._used = trio.current_time()
+                self._deadline = self._began + self.grant.duration
                 self.ready.set()
                 self._changed()
                 self._news.unpark_all()
@@ -151,7 +153,8 @@ class Hold:
         self.grant, self.epoch = grant, epoch
         self._tell_subject()
         if self.phase in (Phase.PREPARING, Phase.READY):
-            self._deadline = trio.current_time() + grant.remaining
+            # The controller's word came late, or its clock was set back: the duration counts from here.
+            self._deadline = min(trio.current_time() + grant.remaining, self._began + grant.duration)
             self._news.unpark_all()
         if handed_over:
             log.info("lease %s was handed over to %s", grant.lease, grant.client)
@@ -256,8 +259,8 @@ class Host(Protocol):
     def verify(self, token: str) -> SessionClaims:
         """The claims of a session token for this exporter; raises ``Refused``."""
 
-    def hold_for(self, claims: SessionClaims) -> Hold:
-        """The hold that the claims are about; raises ``Refused``."""
+    async def expect(self, claims: SessionClaims) -> Hold:
+        """The hold that the claims are about, also if the controller is just about to tell of it; raises ``Refused``."""
 
 
 class Visit:
@@ -374,7 +377,7 @@ class Visit:
         if hold is None:  # else it is a program on the holder's machine, come over the link of its shell
             try:
                 claims = self._host.verify(token)
-                hold = self._host.hold_for(claims)
+                hold = await self._host.expect(claims)
                 hold.admit(self, claims)
             except Refused as error:
                 log.warning("%s: %s", self._peer, error.message)

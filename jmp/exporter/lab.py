@@ -5,7 +5,8 @@ puts things right. ``_desired`` is what the controller said last. :meth:`LabExpo
 :class:`~jmp.exporter.hold.Hold` and begins, renews or ends that. ``_observed`` is what is; a task tells it to the controller
 whenever it has changed. A controller that is away changes nothing here: a hold goes on until its time is over.
 
-What must outlive this process is in one small file: the newest epoch, and whether an afterLease is owed.
+What must outlive this process is in one small file: the newest epoch, whether an afterLease is owed, and the last lease that is
+over: until the controller has heard of that it still wants it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from jmp.exporter.hold import Hold, Visit
 from jmp.exporter.hooks import HookFailed
 from jmp.link import Link, websocket
 from jmp.rpc.call import Caller
+from jmp.rpc.keys import verifier_of
 from jmp.rpc.reconnect import keep_connected
 from jmp.wire.records import Desired, Grant, Observed, Phase, from_wire, to_wire
 from jmp.wire.tokens import SessionClaims, Verifier
@@ -44,16 +46,20 @@ FAREWELL_SECONDS: Final = 5.0
 """How long a stopping exporter tries to tell its controller how its last lease ended."""
 ROUTER_SECONDS: Final = 20.0
 """How long it tries to reach a router where a client waits."""
+AHEAD_SECONDS: Final = 8.0
+"""How long a holder's link may wait for the controller's word that the lease is theirs: below what a handshake may take."""
 NO_AUDIT: Final = Audit(None)
 
 
 @dataclass
 class Memory:
-    """What an exporter keeps in its state directory: the newest epoch it has heard of, and the lease whose afterLease is owed."""
+    """What an exporter keeps in its state directory: the newest epoch it has heard of, the lease whose afterLease is owed, and
+    the one that was over last."""
 
     file: Path
     epoch: int = 0
     owed: dict[str, str] | None = field(default=None)
+    finished: str = ""
 
     @classmethod
     def load(cls, file: Path) -> Memory:
@@ -66,7 +72,7 @@ class Memory:
             raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
         try:
             value = json.loads(text)
-            return cls(file, int(value["epoch"]), value["owed"])
+            return cls(file, int(value["epoch"]), value["owed"], str(value.get("finished", "")))
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{file} is damaged: remove it once no lease of this exporter runs") from None
 
@@ -76,7 +82,7 @@ class Memory:
             self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             new = self.file.with_name(f".{self.file.name}.{os.getpid()}")
             with new.open("w") as opened:
-                json.dump({"epoch": self.epoch, "owed": self.owed}, opened)
+                json.dump({"epoch": self.epoch, "owed": self.owed, "finished": self.finished}, opened)
                 opened.flush()
                 os.fsync(opened.fileno())
             new.replace(self.file)
@@ -115,11 +121,10 @@ class LabExporter:
         self._ca = ca
         self._wall_clock = wall_clock
         self._desired = Desired(epoch=memory.epoch)
-        self._observed = Observed(epoch=memory.epoch)
+        self._finished = memory.finished
+        self._observed = Observed(epoch=memory.epoch, lease=memory.finished or None, reason=RESTARTED)
         if memory.owed is not None:
             self._observed = replace(self._observed, lease=memory.owed["lease"], phase=Phase.ENDING, reason=RESTARTED)
-        self._finished = ""
-        self._skew = 0.0
         self._verifier: Verifier | None = None
         self._stop: HookFailed | None = None
         self._news = trio.lowlevel.ParkingLot()
@@ -168,7 +173,7 @@ class LabExporter:
         raise self._stop
 
     def _settled(self, hold: Hold) -> None:
-        self._finished = hold.grant.lease
+        self._finished = self._memory.finished = hold.grant.lease
         if isinstance(hold.failure, HookFailed) and hold.failure.hook.on_failure == "exit":
             self._stop = hold.failure
         self._remember(self._memory.epoch, None)
@@ -254,13 +259,10 @@ class LabExporter:
         match item:
             case {"desired": dict(desired)}:
                 self._wish(from_wire(Desired, desired))
-            case {"keys": {"jwks": dict(jwks), "revoked": list(revoked), "now": float(now)}}:
-                self._skew = now - self._wall_clock()
-                if abs(self._skew) > 5:
-                    log.warning(
-                        "this machine's clock is %+.0f s from the controller's, whose time is used", -self._skew
-                    )
-                self._verifier = Verifier(jwks, frozenset(revoked), clock=lambda: self._wall_clock() + self._skew)
+            case {"keys": {"now": float(now)} as keys}:
+                if abs(wrong := self._wall_clock() - now) > 5:
+                    log.warning("this machine's clock is %+.0f s from the controller's, whose time is used", wrong)
+                self._verifier = verifier_of(keys)
             case {"dial": dict(dial)}:
                 assert self._nursery is not None
                 self._nursery.start_soon(self._visit_router, dial)
@@ -280,6 +282,7 @@ class LabExporter:
         hold, grant = self.hold, desired.grant
         if desired.epoch > self._memory.epoch:
             self._remember(desired.epoch, self._memory.owed)
+            self._changes.unpark_all()
         if hold is not None and not hold.over.is_set():
             if grant is not None and grant.lease == hold.grant.lease:
                 hold.renew(grant, desired.epoch)
@@ -309,12 +312,25 @@ class LabExporter:
             raise Refused(f"lease {claims.lease} is not this exporter's present one")
         return self.hold
 
+    async def expect(self, claims: SessionClaims) -> Hold:
+        """The same, waited for if the claims are of a grant or a transfer that the controller has not told yet: its word and
+        the holder come by different ways. Raises ``Refused``."""
+        with trio.move_on_after(AHEAD_SECONDS):
+            while claims.epoch > self._memory.epoch or self._is_to_begin(claims.lease):
+                await self._changes.park()
+        return self.hold_for(claims)
+
+    def _is_to_begin(self, lease: str) -> bool:
+        grant = self._desired.grant
+        begun = self._finished if self.hold is None else self.hold.grant.lease
+        return grant is not None and grant.lease == lease and lease not in (begun, self._finished)
+
     async def authenticate(self, request: websocket.UpgradeRequest) -> SessionClaims:
         """For the exporter's own listener: lets in who shows a session token for the present lease."""
         if request.token is None:
             raise Refused("a session token is needed: use this exporter through its controller")
         claims = self.verify(request.token)
-        self.hold_for(claims).check(claims)
+        (await self.expect(claims)).check(claims)
         return claims
 
     async def serve_link(self, link: Link, _: object = None) -> None:

@@ -20,6 +20,7 @@ from jmp.errors import JmpError, LabError, LinkLost, ProtocolViolation, Refused
 from jmp.link import Link, websocket
 from jmp.router.pairing import Pairing
 from jmp.rpc.call import Caller
+from jmp.rpc.keys import verifier_of
 from jmp.rpc.reconnect import keep_connected
 from jmp.wire.tokens import SessionClaims, Verifier
 
@@ -141,12 +142,12 @@ async def attend(
         try:
             async with trio.open_nursery() as nursery:
                 async with aclosing(caller.items(TARGET, "route", (registration,), {})) as items:
-                    router.verifier = verifier_of(await anext(items))
+                    router.verifier = _verifier(await anext(items))
                     router.connected = True
                     router.changed.unpark_all()
                     nursery.start_soon(_tell_load, router, caller)
                     async for item in items:
-                        router.verifier = verifier_of(item)
+                        router.verifier = _verifier(item)
                 raise LabError("the controller has ended the connection")
         finally:
             router.connected = False
@@ -161,12 +162,8 @@ async def attend(
     await keep_connected(dial, use, told=say)
 
 
-def verifier_of(item: Any) -> Verifier:
-    """What a controller says of its keys. Raises ``ProtocolViolation``."""
-    match item:
-        case {"keys": {"jwks": dict(jwks), "revoked": list(revoked)}}:
-            return Verifier(jwks, frozenset(revoked))
-    raise ProtocolViolation("the controller sent no keys")
+def _verifier(item: Any) -> Verifier:
+    return verifier_of(item.get("keys") if isinstance(item, dict) else None)
 
 
 async def _tell_load(router: Router, caller: Caller) -> None:

@@ -104,7 +104,6 @@ async def spoilt(lab: MemoryLab, token: str, how: str) -> str:
 
 ANYWHERE = {
     "expired": "the token has expired",
-    "not yet valid": "the token is not valid yet",
     "wrong audience": "the token is for something else",
     "the other kind's audience": "the token is for something else",
     "revoked": "the token was revoked",
@@ -112,6 +111,7 @@ ANYWHERE = {
     "HS256 with the public key": "the token is signed in another way than EdDSA, or not at all",
     "tampered": "the token's signature is wrong",
 }
+FOR_SESSIONS = {"not yet valid": "the token is not valid yet"}
 AT_EXPORTERS = {
     "wrong lease": "lease another is not this exporter's present one",
     "wrong exporter": "this token is for exporter another, not for one",
@@ -119,6 +119,7 @@ AT_EXPORTERS = {
 }
 TABLE = [
     *((listener, how, said) for listener in ("controller", "router", "exporter") for how, said in ANYWHERE.items()),
+    *((listener, how, said) for listener in ("router", "exporter") for how, said in FOR_SESSIONS.items()),
     *(("exporter", how, said) for how, said in AT_EXPORTERS.items()),
     *((listener, "good", "") for listener in ("controller", "router", "exporter")),
 ]
@@ -164,7 +165,7 @@ async def test_at_a_listener(
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize(("how", "said"), [*ANYWHERE.items(), *AT_EXPORTERS.items()])
+@pytest.mark.parametrize(("how", "said"), [*ANYWHERE.items(), *FOR_SESSIONS.items(), *AT_EXPORTERS.items()])
 async def test_at_an_exporter_behind_a_router(
     lab: MemoryLab, caplog: pytest.LogCaptureFixture, how: str, said: str
 ) -> None:

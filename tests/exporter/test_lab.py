@@ -128,6 +128,27 @@ async def test_a_transfer_cuts_the_old_holder_off_and_lets_the_new_one_in(lab: M
             await device.lamp.on()
 
 
+async def test_who_is_faster_than_the_controllers_word_of_the_grant_waits_for_it(
+    lab: MemoryLab, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with lab.exporter("one") as exporter, lab.client("alice") as alice, lab.client("bob") as bob:
+        to_exporter = lab.ends["one"]
+        to_exporter.delay = 3.0
+        lease = await alice.acquire(WANT, 60.0)
+        async with lab.visit(alice, exporter, lease.id) as (_, device):  # before the exporter knows of it
+            await device.lamp.on()
+        await alice.call("transfer", lease.id, "bob")
+        async with lab.visit(bob, exporter, lease.id) as (_, device):
+            await device.lamp.on()
+        to_exporter.delay = 30.0
+        await bob.call("transfer", lease.id, "alice")
+        began = trio.current_time()
+        with refused(Refused, "was handed over or granted anew since"):
+            async with lab.visit(alice, exporter, lease.id):
+                pass
+        assert trio.current_time() - began == pytest.approx(8.0)
+
+
 async def test_a_thousand_stale_tokens_are_refused(lab: MemoryLab) -> None:
     async with lab.exporter("one") as exporter, lab.client("alice") as alice:
         lease = await alice.acquire(WANT, 60.0)
@@ -160,6 +181,40 @@ async def test_the_exporter_ends_a_lease_by_its_own_clock_with_the_controller_de
         await exporter.hold.over.wait()
     assert isinstance(lab.store, MemoryStore)
     assert lab.store.records["lease", lease.id].state is State.READY  # the controller could not hear of it
+
+
+async def test_a_lease_is_no_longer_than_its_duration_though_the_controllers_clock_was_set_back(
+    lab: MemoryLab, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with lab.exporter("one") as exporter, lab.client("alice") as alice:
+        lease = await alice.acquire(WANT, 30.0)
+        await lab.wait(lease.id, State.READY)
+        began = trio.current_time()
+        lab.kill_controller()
+        lab.offset -= 3600
+        await lab.start_controller()
+        assert exporter.hold is not None
+        await exporter.hold.over.wait()
+        assert trio.current_time() - began == pytest.approx(30.0, abs=0.1)
+
+
+async def test_what_is_over_does_not_begin_again_though_the_controller_has_not_heard_of_it(
+    lab: MemoryLab, tmp_path: Path
+) -> None:
+    hooks = f"""
+    hooks:
+      beforeLease: {{script: echo before >> {tmp_path}/ran}}
+      afterLease: {{script: echo after >> {tmp_path}/ran}}
+    """
+    async with lab.exporter("one", hooks), lab.client("alice") as alice:
+        lease = await alice.acquire(WANT, 600.0)
+        await lab.wait(lease.id, State.READY)
+        lab.kill_controller()
+    await lab.start_controller()
+    assert lab.lab.view.lease[lease.id].state is State.READY
+    async with lab.exporter("one", hooks):
+        assert (await lab.wait(lease.id, State.ENDED)).reason == "the exporter was restarted"
+        assert (tmp_path / "ran").read_text().split() == ["before", "after"]
 
 
 async def test_a_controller_that_comes_back_finds_the_session_going_on(lab: MemoryLab) -> None:

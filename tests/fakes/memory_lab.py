@@ -27,7 +27,7 @@ from jmp.exporter import config as configuration
 from jmp.exporter.hold import Visit
 from jmp.exporter.lab import LabExporter, Memory
 from jmp.link import Link
-from jmp.link.memory import memory_links
+from jmp.link.memory import MemoryLink, memory_links
 from jmp.mux.protocol import Role
 from jmp.mux.stream import Connection, multiplex
 from jmp.rpc.call import Caller
@@ -43,6 +43,12 @@ class Lamp(Driver):
     """A lamp that remembers."""
 
     lit = False
+
+    async def open(self) -> None:
+        """Without a thread, for which a mocked clock would not wait."""
+
+    async def close(self) -> None:
+        """Likewise."""
 
     @export
     async def on(self) -> None:
@@ -72,7 +78,9 @@ class MemoryLab:
         self.store = store or MemoryStore()
         self.name = name
         self.offset = START
-        self.links: list[Any] = []
+        self.links: list[MemoryLink] = []
+        self.ends: dict[str, MemoryLink] = {}
+        """The controller's end of the newest link of each."""
         self.lab: Lab
         self.door: Door | None = None
         self._scope = trio.CancelScope()
@@ -112,6 +120,7 @@ class MemoryLab:
             raise LabError("connection refused")
         near, far = memory_links()
         self.links.append(near)
+        self.ends[who.name] = far
         self.nursery.start_soon(self._serve, self.door, far, who)
         return near
 

@@ -120,15 +120,20 @@ def test_expired() -> None:
 
 
 def test_not_valid_yet() -> None:
-    made = token()
-    assert verifier(now=NOW - LEEWAY).identity(made)
-    assert refusal(made, using=verifier(now=NOW - LEEWAY - 1)) == "the token is not valid yet: is a clock wrong?"
+    made = token(SESSION)
+    assert verifier(now=NOW - LEEWAY).session(made)
+    refused = refusal(made, session=True, using=verifier(now=NOW - LEEWAY - 1))
+    assert refused == "the token is not valid yet: is a clock wrong?"
+
+
+def test_whose_clock_is_set_back_still_knows_whom_it_knew() -> None:
+    assert verifier(now=NOW - 3600).identity(token())
 
 
 @pytest.mark.parametrize("value", [..., None, "soon", True, [], float("inf"), float("nan"), -1, 10**400])
 @pytest.mark.parametrize("claim", ["exp", "nbf"])
 def test_times_are_numbers(claim: str, value: Any) -> None:
-    assert refusal(token(**{claim: value})) == f"the token does not say its {claim}"
+    assert refusal(token(SESSION, **{claim: value}), session=True) == f"the token does not say its {claim}"
 
 
 # ---- what it is for

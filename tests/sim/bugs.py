@@ -1,0 +1,116 @@
+"""Bugs, to be put into the product from outside for a while: whether the simulated lab would find them.
+
+The first ones are what could be got wrong; the others were there, and are in the table of docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial, partialmethod
+from typing import Any, Final
+
+import trio
+
+from jmp.controller.store import Change, Record, at_version
+from jmp.errors import Refused
+from jmp.exporter import session
+from jmp.exporter.hold import Hold
+from jmp.exporter.lab import LabExporter
+from jmp.router import serve as router
+from jmp.wire.records import Grant, Phase
+from jmp.wire.tokens import SessionClaims, Verifier
+from tests.sim import roles
+from tests.sim.world import PROCESS, Process, replaced
+
+# ---- what could be got wrong
+
+
+def check_lease_only(self: Hold, claims: SessionClaims) -> None:
+    """In place of :meth:`Hold.check`: any epoch will do."""
+    if claims.lease != self.grant.lease or self.reason:
+        raise Refused("this is not the present lease")
+
+
+class HastyDisk(roles.Disk):
+    """Says that it has committed what it is still to commit."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(process)
+        self.queue: deque[list[tuple[Change, Record | None]]] = deque()
+        self.next = self._version[0] + 1
+
+    async def commit(self, changes: Sequence[Change]) -> list[Record | None]:
+        """In place of :meth:`Disk.commit`."""
+        kept = [None if change.new is None else at_version(change.new, self.next) for change in changes]
+        self.next += 1
+        self.queue.append(list(zip(changes, kept, strict=True)))
+        trio.lowlevel.spawn_system_task(self.really_commit)
+        await trio.lowlevel.checkpoint()
+        return kept
+
+    async def really_commit(self) -> None:
+        """Do it, a moment too late."""
+        await trio.sleep(0.1)
+        done = self.queue.popleft()
+        if self.process.alive:
+            self._version[0] += 1
+            for change, record in done:
+                self.records.pop(change.key, None)
+                if record is not None:
+                    self.records[change.key] = record
+
+
+async def twice(original: Callable[..., Any], name: str, *arguments: Any) -> None:
+    """In place of ``session._hook``: afterLease runs once more."""
+    await original(name, *arguments)
+    if name == "afterLease":
+        await original(name, *arguments)
+
+
+# ---- what was got wrong
+
+
+def forget_what_is_over(self: LabExporter, hold: Hold) -> None:
+    """In place of :meth:`LabExporter._settled`: the last lease is kept in memory only."""
+    self._finished = hold.grant.lease
+    self._remember(self._memory.epoch, None)
+    self._hold_changed()
+
+
+def trust_the_remaining_time(self: Hold, original: Callable[..., None], grant: Grant, epoch: int) -> None:
+    """In place of :meth:`Hold.renew`: the end is when the controller says, however late it does."""
+    original(self, grant, epoch)
+    if self.phase in (Phase.PREPARING, Phase.READY):
+        self._deadline = trio.current_time() + grant.remaining
+
+
+async def turn_the_early_away(self: LabExporter, claims: SessionClaims) -> Hold:
+    """In place of :meth:`LabExporter.expect`: whoever is faster than the controller's word is refused."""
+    return self.hold_for(claims)
+
+
+def by_own_clock(keys: dict[str, Any]) -> Verifier:
+    """In place of the router's ``verifier_of``: by the clock of its own machine."""
+    return Verifier(keys["jwks"], frozenset(keys["revoked"]), clock=PROCESS.get().clock)
+
+
+Place = tuple[Any, str, Any]
+BUGS: Final[dict[str, tuple[Place, ...]]] = {
+    "epoch-unchecked": ((Hold, "check", check_lease_only),),
+    "answer-before-commit": ((roles, "Disk", HastyDisk),),
+    "cleanup-twice": ((session, "_hook", partial(twice, session._hook)),),
+    "lease-begins-again": ((LabExporter, "_settled", forget_what_is_over),),
+    "hold-too-long": ((Hold, "renew", partialmethod(trust_the_remaining_time, Hold.renew)),),
+    "early-holder-refused": ((LabExporter, "expect", turn_the_early_away),),
+    "router-by-own-clock": ((router, "verifier_of", by_own_clock),),
+}
+
+
+def planted(name: str) -> AbstractContextManager[object]:
+    """The product has this bug for the length of a block."""
+    stack = ExitStack()
+    for place, what, value in BUGS[name]:
+        stack.enter_context(replaced(place, what, value))
+    return stack
