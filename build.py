@@ -69,8 +69,8 @@ PEERS = {
 }
 """What the benches compare with, each in an environment of its own."""
 
-PURE_ENOUGH = ("pyyaml",)
-"""Distributions with a compiled half that jmp does without: it is bigger than it is useful for short configurations."""
+PURE_ENOUGH = ("pyyaml", "wrapt")
+"""Distributions with a compiled half that jmp does without: it is bigger than it is useful for what jmp does with it."""
 
 UNNEEDED = (
     "*.pyi",

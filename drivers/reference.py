@@ -29,6 +29,14 @@ TESTED = {
     ),
     "conserver": ("conserver and its client", "every byte both ways, break, a console that is not there"),
     "echo": ("sockets", "what is sent comes back, each side's end too"),
+    "gpio": (
+        "the kernel's simulated chip",
+        "names, values, edges, pulses; lines in use, absent; a chip that goes and returns",
+    ),
+    "gpio-power": (
+        "the kernel's simulated chip",
+        "orders, polarity, what a session begins with; a chip that goes and returns",
+    ),
     "http-power": ("an HTTP server", "requests, answers, passwords that no message shows, refusal, silence, impostors"),
     "http-server": ("curl", "content, ranges, several requests on a connection, refusals"),
     "mock-power": ("none: it is one", "state and cycles"),
