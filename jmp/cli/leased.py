@@ -6,7 +6,9 @@ follows how it stands, and comes back when the controller has been away; meanwhi
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from pathlib import Path
@@ -26,6 +28,7 @@ from jmp.mux.protocol import Role
 from jmp.mux.stream import multiplex
 from jmp.rpc.call import Caller
 from jmp.rpc.reconnect import keep_connected
+from jmp.wire.duration import text
 from jmp.wire.records import Lease, State, Want
 
 RELEASE_SECONDS: Final = 10.0
@@ -45,13 +48,20 @@ class Request(NamedTuple):
 class Tenancy:
     """One lease as its holder has it. ``wish`` is a request, or the id of a lease that there is."""
 
-    def __init__(self, config: ClientConfig, wish: Request | str, told: Callable[[Standing], None]) -> None:
+    def __init__(
+        self,
+        config: ClientConfig,
+        wish: Request | str,
+        told: Callable[[Standing], None],
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self.config = config
         self.id = wish if isinstance(wish, str) else None
         self.lease: Lease | None = None
         self.lab: Lab | None = None
         self._wish = wish
         self._told = told
+        self._wall_clock = wall_clock
         self._reached = False
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -78,6 +88,18 @@ class Tenancy:
         while self.lease is None or self.lease.state not in (State.ENDING, State.ENDED):
             await self._changed.park()
         return self.lease
+
+    async def warn(self) -> None:
+        """Tell the holder some time before the lease ends, so that it can still be extended; until cancelled."""
+        while True:
+            left = math.inf if self.lease is None or self.lease.ends is None else self.lease.ends - self._wall_clock()
+            early = next((seconds for seconds in WARN_SECONDS if seconds < left - 1), math.inf)
+            with trio.move_on_after(left - early if left < math.inf and early < math.inf else math.inf) as patience:
+                await self._changed.park()
+            if patience.cancelled_caught:
+                output.note(
+                    f"jmp: lease {self.id} ends in {text(early)}; for more time: jmp lease extend {self.id} 30m"
+                )
 
     async def meet(self, exporter: str) -> tuple[Dial, Link]:
         """A link to a device of the lease. Raises ``LabError`` and what :meth:`Lab.meet` does."""
@@ -163,6 +185,7 @@ async def open_tenancy(
                     places.append(await stack.enter_async_context(_open_place(tenancy, held.exporter, url, own)))
                 async with trio.open_nursery() as inside:
                     inside.start_soon(_until_ended, tenancy, early, inside.cancel_scope)
+                    inside.start_soon(tenancy.warn)
                     yield tenancy, places
                     inside.cancel_scope.cancel()
                 if own:

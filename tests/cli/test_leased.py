@@ -1,0 +1,45 @@
+"""A lease as its holder's shell has it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import trio
+import trio.testing
+
+from jmp.cli.leased import Tenancy
+from jmp.client.config import ClientConfig, Metadata
+from jmp.wire.records import Lease, State
+
+
+async def test_its_end_is_told_in_time_to_extend_it(
+    autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ClientConfig(metadata=Metadata(name="x"), endpoint="wss://lab", token="x")
+    tenancy = Tenancy(config, "abc", lambda standing: None, wall_clock=trio.current_time)
+    lease = Lease(id="abc", client="alice", wants=(), duration=3600.0, created=0.0, number=1, state=State.READY)
+    told: list[tuple[int, str]] = []
+
+    async def watch() -> None:
+        for at in (0, 2999, 3001, 3479, 3481, 3600, 4799, 4801, 5279, 5281):
+            await trio.sleep_until(begun + at)
+            if said := capsys.readouterr().err:
+                told.append((at, said))
+            if at == 3481:  # extended by half an hour
+                tenancy.lease = replace(lease, ends=begun + 5400.0)
+                tenancy._changed.unpark_all()
+
+    begun = trio.current_time()
+    tenancy.lease = replace(lease, ends=begun + 3600.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tenancy.warn)
+        await watch()
+        nursery.cancel_scope.cancel()
+    for_more = "for more time: jmp lease extend abc 30m\n"
+    assert told == [
+        (3001, f"jmp: lease abc ends in 10m; {for_more}"),
+        (3481, f"jmp: lease abc ends in 2m; {for_more}"),
+        (4801, f"jmp: lease abc ends in 10m; {for_more}"),
+        (5281, f"jmp: lease abc ends in 2m; {for_more}"),
+    ]
