@@ -316,20 +316,27 @@ def downloaded_wheels(target: str) -> list[Path]:
         blocks = []
         for _, block in pins(LOCK):
             line, *hashes = (part.strip() for part in block.split("\\\n"))
-            requirement = Requirement(line)
-            if not requirement.marker or any(requirement.marker.evaluate(ideal(target, python)) for python in PYTHONS):
-                blocks.append(" ".join([f"{requirement.name}{requirement.specifier}", *hashes]))
+            blocks.append((Requirement(line), hashes))
         for python in PYTHONS:
-            say(f"downloading {len(blocks)} wheels for {target}, Python {python}")
+            wanted = [
+                " ".join([f"{requirement.name}{requirement.specifier}", *hashes])
+                for requirement, hashes in blocks
+                if not requirement.marker or requirement.marker.evaluate(ideal(target, python))
+            ]
+            say(f"downloading {len(wanted)} wheels for {target}, Python {python}")
             listed = folder / "requirements.txt"
-            listed.write_text("\n".join(blocks) + "\n")
+            listed.write_text("\n".join(wanted) + "\n")
             how = ("-qq", "--no-deps", "--require-hashes", "--only-binary=:all:", "--implementation=cp")
             where = [f"--platform={tag}_{TARGETS[target]}" for tag in MANYLINUX]
             pip = (sys.executable, "-m", "pip", "download", "--disable-pip-version-check")
             run(*pip, *how, *where, f"--python-version={python}", "--dest", folder, "--requirement", listed)
+            have = list(folder.glob("*.whl"))
             compiled = {wheel_name(path) for path in folder.glob(f"*-cp{python.replace('.', '')}-cp3*")}
             if python == PYTHONS[0]:
-                blocks = [block for block in blocks if block.partition("==")[0] in compiled - {*PURE_ENOUGH}]
+                later = {requirement.name for requirement, _ in blocks if requirement.marker} - {
+                    wheel_name(path) for path in have
+                }
+                blocks = [block for block in blocks if block[0].name in (compiled - {*PURE_ENOUGH}) | later]
         complete.write_text(state)
     return sorted(folder.glob("*.whl"))
 

@@ -54,11 +54,15 @@ class _Short(Repr):
 
 
 _short = _Short().repr
+_SECRET: Final = frozenset({"headers", "passphrase", "password", "token"})
 
 
 def described(target: str, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """A call as it would be written. What belongs to the device as a whole (``reset``) has no target."""
-    shown = [*map(_short, args), *(f"{name}={_short(value)}" for name, value in kwargs.items())]
+    shown = [
+        *map(_short, args),
+        *(f"{name}={'***' if name in _SECRET else _short(value)}" for name, value in kwargs.items()),
+    ]
     name = method if target.startswith("@") else f"{target}.{method}"
     return f"{name}({', '.join(shown)})"
 

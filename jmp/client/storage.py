@@ -1,41 +1,33 @@
-"""The client of ``jmp.storage/v1``: images from a file to the medium and back.
+"""The client of ``jmp.storage/v1``: images from a file or a server to the medium and back.
 
 At most three pieces of an image are in memory. They are read, unpacked and hashed in a thread of their own while the one
-before is on its way. Zeros are written like anything else: what the medium held before is not known.
+before is on its way. Zeros are written like anything else, since what the medium held before is not known, unless a block
+map says what is needed.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
-import io
-import lzma
 import os
 import secrets
-import stat
-import sys
-import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from importlib import import_module
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from queue import SimpleQueue
-from typing import IO, Any, Final
+from typing import IO, Annotated, Any, Final, Literal
 
+from jmp.client.bmap import BlockMap, Part, joined, read_bmap
+from jmp.driver.images import MAGIC, PIECE, Ahead, is_url, opened, store
 from jmp.driver.proxy import DriverClient, verb
 from jmp.errors import BadValue, DeviceError, UsageError
-
-PIECE: Final = 1024 * 1024
-"""Bytes read or written at once."""
 
 Progress = Callable[[int, int | None], None]
 """Takes bytes done and bytes in all, if known. For a packed image these are bytes of the file."""
 
-_MAGIC: Final = {b"\x1f\x8b": "gz", b"\xfd7zXZ\0": "xz", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zst"}
-_LONGEST: Final = max(map(len, _MAGIC))
+STRETCH: Final = 64 * PIECE
+"""Bytes whose checksum is asked for at once, to find out how far an interrupted flash came."""
+GAP: Final = 2 * PIECE
+"""Bytes between two parts of a block map that are sent rather than a new stream is opened."""
 
 
 class StorageClient(DriverClient):
@@ -49,49 +41,164 @@ class StorageClient(DriverClient):
         offset: int = 0,
         verify: bool = True,
         decompress: bool = True,
+        bmap: Annotated[Path | str | None, "block map of the image: only what it lists is written"] = None,
+        resume: Annotated[bool, "leave alone what is there already, of a flash that was interrupted"] = False,
+        fetch: Annotated[bool, "let the exporter fetch the URL, instead of this machine"] = False,
+        header: Annotated[list[str] | None, "of the request for a URL: 'NAME: VALUE'"] = None,
+        bearer: Annotated[str | None, "token for a URL; @FILE: what stands there"] = None,
+        power: Annotated[str | None, "power driver of the device, which is switched off before"] = None,
+        then: Annotated[Literal["off", "on"], "what it is to be afterwards, with power"] = "off",
         progress: Progress | None = None,
     ) -> dict[str, Any]:
-        """Write an image to the medium, from byte OFFSET on; - is standard input.
+        """Write an image to the medium, from byte OFFSET on: a file, - for standard input, http(s):// or s3://BUCKET/KEY.
 
-        An image packed with gzip, xz, bzip2 or (Python 3.14) zstd is unpacked on the way, whatever its name,
-        unless decompress is off. Verify compares the medium's own checksum of what was written. The result has
-        the number of bytes written, their sha256, and the seconds that all took.
+        An image packed with gzip, xz, bzip2 or zstd is unpacked on the way, whatever its name, unless decompress is off.
+        Verify compares the medium's own checksum of what was written. A download that breaks off is taken up again. The
+        result has the number of bytes of the image, their sha256, and the seconds that all took; with bmap or resume,
+        also the bytes written.
 
-        A file that cannot be read or unpacked is a UsageError. An image that does not fit is a BadValue, and if
-        its size is known, as that of a plain file is, nothing has been written then. A medium that holds something
-        else afterwards is a DeviceError. A flash that fails or is cancelled leaves what was written until then.
+        A file that cannot be read or unpacked is a UsageError, a server that fails a LabError. An image that does not fit is a
+        BadValue, and if its size is known, as that of a plain file is, nothing has been written then. A medium that holds
+        something else afterwards is a DeviceError. A flash that fails or is cancelled leaves what was written until then, and
+        the device off.
         """
         begin = time.monotonic()
+        headers = _headers(header or [], bearer)
+        if fetch and (bmap or resume):
+            raise UsageError("what the exporter fetches is written as a whole: neither bmap nor resume go with fetch")
+        blocks = read_bmap(Path(bmap)) if bmap is not None else None
+        async with self._switched_off(power, then):
+            if fetch:
+                result = await self._fetch(str(image), offset, headers, decompress, progress)
+                if verify:
+                    await self._verify(result["sha256"], result["bytes"], offset, self._held_else())
+            else:
+                result = await self._stream(
+                    (str(image), decompress, headers), offset, verify, blocks, resume, progress or _nobody
+                )
+        return result | {"seconds": round(time.monotonic() - begin, 3)}
+
+    async def _stream(
+        self,
+        image: tuple[str, bool, dict[str, str]],
+        offset: int,
+        verify: bool,
+        blocks: BlockMap | None,
+        resume: bool,
+        progress: Progress,
+    ) -> dict[str, Any]:
         room = await self._backend.call(self._node.path, "size", (), {}) - offset
-        ahead = await self._backend.run(_Ahead, str(image), decompress)
+        parts: list[Part] | None = None
+        if blocks is not None:
+            parts = joined(await self._missing(blocks, offset) if resume else blocks.parts, GAP)
+        elif resume:
+            parts = [Part(await self._there(image, offset, room), _END)]
+        async with self._pieces(image, blocks) as pieces:
+            source = pieces.source
+            size = source.size if blocks is None else blocks.size
+            if offset < 0 or room < 0 or (size or 0) > room:
+                raise self._does_not_fit(source.name, size, offset, room)
+            written: list[tuple[int, int, Any]] = []
+            for part in parts if parts is not None else [Part(0, _END)]:
+                while pieces.position < part.begin and await pieces.take(part.begin - pieces.position):
+                    progress(source.taken, source.total)
+                checksum = hashlib.sha256() if parts is not None else None
+                written.append(
+                    (part.begin, await self._write(pieces, part, offset, room, checksum, progress), checksum)
+                )
+            while await pieces.take(PIECE):
+                progress(source.taken, source.total)
+            if blocks is not None and pieces.position != blocks.size:
+                raise UsageError(f"{source.name} has {pieces.position} bytes, and its block map is for {blocks.size}")
+        if verify:
+            for place, count, run in written:
+                held = (run or source.checksum).hexdigest()
+                await self._verify(held, count, offset + place, self._held_else())
+        result = {"bytes": pieces.position, "sha256": source.checksum.hexdigest()}
+        return result if parts is None else result | {"written": sum(count for _, count, _ in written)}
+
+    async def _write(
+        self, pieces: _Pieces, part: Part, offset: int, room: int, checksum: Any, progress: Progress
+    ) -> int:
+        """Write a part of the image, or what there is of it; the number of bytes."""
+        refusal: UsageError | None = None
+        count = 0
+        async with self._backend.open(self._node.path, "write", (), {"offset": offset + part.begin}) as stream:
+            try:
+                while piece := await pieces.take(part.end - pieces.position):
+                    if pieces.position > room:
+                        raise self._does_not_fit(pieces.source.name, None, offset, room)
+                    await stream.send_all(piece)
+                    count += len(piece)
+                    if checksum is not None:
+                        await self._backend.run(checksum.update, piece)
+                    progress(pieces.source.taken, pieces.source.total)
+            except UsageError as error:  # the image's fault: the medium is left in order, free for another one
+                refusal = error
+            await stream.send_eof()
+            while await stream.receive_some():  # its end says that everything has been written
+                pass
+        if refusal is not None:
+            raise refusal
+        return count
+
+    async def _fetch(
+        self, url: str, offset: int, headers: dict[str, str], decompress: bool, progress: Progress | None
+    ) -> dict[str, Any]:
+        if not is_url(url):
+            raise UsageError(f"the exporter fetches URLs, and {url} is none")
+        if "fetch" not in self._node.methods:
+            raise UsageError(f"the exporter of {self._node.path} is older than fetch; leave it to this machine")
+        wanted = {"url": url, "offset": offset, "headers": headers, "decompress": decompress}
+        result: dict[str, Any] = {}
+        async for item in self._backend.items(self._node.path, "fetch", (), wanted):
+            if "bytes" in item:
+                result = {"bytes": item["bytes"], "sha256": item["sha256"]}
+            if progress is not None:
+                progress(item["taken"], item["total"])
+        return result
+
+    async def _there(self, image: tuple[str, bool, dict[str, str]], offset: int, room: int) -> int:
+        """How many bytes of the image's beginning the medium holds already, in whole stretches."""
+        if image[0] == "-":
+            raise UsageError("resume reads the image twice, which standard input cannot be: give a file or a URL")
+        async with self._pieces(image, None) as pieces:
+            while pieces.position < room:
+                place, checksum = pieces.position, hashlib.sha256()
+                while left := min(place + STRETCH, room) - pieces.position:
+                    piece = await pieces.take(left)
+                    if not piece:
+                        break
+                    await self._backend.run(checksum.update, piece)
+                size = pieces.position - place
+                if not size or await self._digest(size, offset + place) != checksum.hexdigest():
+                    return place
+        return room
+
+    async def _missing(self, blocks: BlockMap, offset: int) -> list[Part]:
+        """The parts of a map that the medium does not hold yet."""
+        return [
+            part
+            for part in blocks.parts
+            if not part.checksum
+            or await self._digest(part.end - part.begin, offset + part.begin, blocks.algorithm) != part.checksum
+        ]
+
+    @asynccontextmanager
+    async def _pieces(self, image: tuple[str, bool, dict[str, str]], blocks: BlockMap | None) -> AsyncIterator[_Pieces]:
+        ahead = await self._backend.run(Ahead, *image)
         try:
-            source = ahead.source
-            if offset < 0 or room < 0 or (source.size or 0) > room:
-                raise self._does_not_fit(source, offset, room)
-            written = 0
-            refusal: UsageError | None = None
-            async with self._backend.open(self._node.path, "write", (), {"offset": offset}) as stream:
-                try:
-                    while piece := await self._backend.run(ahead.next):
-                        if written + len(piece) > room:
-                            raise self._does_not_fit(source, offset, room)
-                        await stream.send_all(piece)
-                        written += len(piece)
-                        if progress is not None:
-                            progress(source.taken, source.total)
-                except UsageError as error:  # the image's fault: the medium is left in order, free for another one
-                    refusal = error
-                await stream.send_eof()
-                while await stream.receive_some():  # its end says that everything has been written
-                    pass
-            if refusal is not None:
-                raise refusal
+            yield _Pieces(ahead, self._backend.run, _Checker(blocks, ahead.source.name) if blocks is not None else None)
         finally:
             ahead.close()
-        checksum = source.checksum.hexdigest()
-        if verify:
-            await self._verify(checksum, written, offset, f"{self._node.path} does not hold what was written to it")
-        return {"bytes": written, "sha256": checksum, "seconds": round(time.monotonic() - begin, 3)}
+
+    @asynccontextmanager
+    async def _switched_off(self, power: str | None, then: str) -> AsyncIterator[None]:
+        if power is not None:
+            await self._backend.call(power, "off", (), {})
+        yield
+        if power is not None and then == "on":
+            await self._backend.call(power, "on", (), {})
 
     @verb
     async def dump(
@@ -105,7 +212,7 @@ class StorageClient(DriverClient):
     ) -> dict[str, Any]:
         """Read SIZE bytes (default: all) of the medium, from byte OFFSET on, into a file.
 
-        A name that ends in .gz, .xz, .bz2 or (Python 3.14) .zst has it packed. Verify compares the medium's own
+        A name that ends in .gz, .xz, .bz2 or .zst has it packed. Verify compares the medium's own
         checksum. The file appears under its name when it is complete: a dump that fails or is cancelled leaves
         none, or the one that was there. The result has bytes, sha256 (before packing) and seconds.
 
@@ -129,7 +236,7 @@ class StorageClient(DriverClient):
                     pieces.append(data)
                     held += len(data)
                     if held >= PIECE or ended:
-                        await self._backend.run(_store, sink, checksum, pieces)
+                        await self._backend.run(store, sink, checksum, pieces)
                         received += held
                         pieces, held = [], 0
                         if progress is not None:
@@ -144,145 +251,111 @@ class StorageClient(DriverClient):
         return {"bytes": size, "sha256": checksum.hexdigest(), "seconds": round(time.monotonic() - begin, 3)}
 
     async def _verify(self, checksum: str, size: int, offset: int, what: str) -> None:
-        wanted = {"size": size, "offset": offset, "algorithm": "sha256"}
-        there = str(await self._backend.call(self._node.path, "digest", (), wanted)).lower()
+        there = await self._digest(size, offset)
         if there != checksum:
             raise DeviceError(f"{what}: sha256 {there} there, {checksum} here")
 
-    def _does_not_fit(self, source: _Source, offset: int, room: int) -> BadValue:
+    async def _digest(self, size: int, offset: int, algorithm: str = "sha256") -> str:
+        wanted = {"size": size, "offset": offset, "algorithm": algorithm}
+        return str(await self._backend.call(self._node.path, "digest", (), wanted)).lower()
+
+    def _held_else(self) -> str:
+        return f"{self._node.path} does not hold what was written to it"
+
+    def _does_not_fit(self, name: str, size: int | None, offset: int, room: int) -> BadValue:
         there = f"{self._node.path} has {room + offset} bytes" + (
             f", of which {offset} are before it" if offset else ""
         )
         if offset < 0 or room < 0:
             return BadValue(f"offset {offset} is not on the medium: {self._node.path} has {room + offset} bytes")
-        if source.size is not None:
-            return BadValue(f"{source.name} does not fit: it has {source.size} bytes and {there}")
-        return BadValue(f"{source.name} does not fit: {there}; they hold the beginning of it now")
+        if size is not None:
+            return BadValue(f"{name} does not fit: it has {size} bytes and {there}")
+        return BadValue(f"{name} does not fit: {there}; they hold the beginning of it now")
 
 
-class _Source:
-    """An image file, unpacked if need be."""
+_END: Final = 1 << 63
 
-    def __init__(self, image: str, decompress: bool) -> None:
-        self.name = "standard input" if image == "-" else image
-        self.checksum = hashlib.sha256()
-        self.total: int | None = None
-        self.size: int | None = None
-        """Bytes of the image, if known."""
-        self._stack = ExitStack()
-        with ExitStack() as stack, _reading(self.name):
-            if image == "-":
-                self._input: IO[bytes] = io.FileIO(sys.stdin.fileno(), closefd=False)
-            else:
-                self._input = stack.enter_context(open(image, "rb", buffering=0))
-            if stat.S_ISREG(os.fstat(self._input.fileno()).st_mode):
-                self.total = os.fstat(self._input.fileno()).st_size - self._input.tell()
-            self._head = b""
-            while len(self._head) < _LONGEST and (more := self._input.read(_LONGEST - len(self._head))):
-                self._head += more
-            self.taken = 0
-            """Bytes of the file that have been used."""
-            packed = next((name for magic, name in _MAGIC.items() if self._head.startswith(magic)), "")
-            named = image.rpartition(".")[2]
-            if decompress and not packed and named in _MAGIC.values():
-                raise UsageError(f"{image} is no {named} file; --no-decompress writes it as it is")
-            self._content: Any = self
-            if decompress and packed:
-                self._content = stack.enter_context(_opened(packed, self, "rb", self.name))
-            else:
-                self.size = self.total
-            self._stack = stack.pop_all()
 
-    def read(self, size: int = -1) -> bytes:
-        """Packed bytes."""
-        if self._head:
-            data, self._head = self._head[:size], self._head[size:]
-        else:
-            data = self._input.read(size)
-        self.taken += len(data)
+class _Pieces:
+    """An image, as many bytes at a time as one wants."""
+
+    def __init__(self, ahead: Ahead, run: Callable[..., Any], checker: _Checker | None) -> None:
+        self.source = ahead.source
+        self.position = 0
+        """Bytes of the image that have been taken."""
+        self._ahead = ahead
+        self._run = run
+        self._checker = checker
+        self._rest = b""
+
+    async def take(self, limit: int) -> bytes:
+        """At most ``limit`` bytes; ``b""`` at the end of the image, or for a limit of 0."""
+        if limit <= 0:
+            return b""
+        if not self._rest:
+            self._rest = await self._run(self._ahead.next)
+            if self._checker is not None:
+                await self._run(self._checker.feed, self._rest)
+        data = self._rest[:limit]
+        self._rest = self._rest[limit:]
+        self.position += len(data)
         return data
 
-    def piece(self) -> bytes:
-        """The next bytes of the image, a piece or what there is; ``b""`` at its end."""
-        pieces: list[bytes] = []
-        left = PIECE
-        with _reading(self.name):
-            while left and (data := self._content.read(left)):
-                pieces.append(data)
-                left -= len(data)
-        piece = b"".join(pieces)
-        self.checksum.update(piece)
-        return piece
 
-    def close(self) -> None:
-        self._stack.close()
+class _Checker:
+    """Compares an image with its block map while it is read."""
+
+    def __init__(self, blocks: BlockMap, name: str) -> None:
+        self._blocks = blocks
+        self._name = name
+        self._parts = iter(blocks.parts)
+        self._position = 0
+        self._next()
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next bytes. Raises UsageError where they are not those that the map is about."""
+        view = memoryview(piece)
+        while self._part is not None and self._part.begin < self._position + len(view):
+            begin = max(self._part.begin - self._position, 0)
+            end = min(self._part.end - self._position, len(view))
+            self._checksum.update(view[begin:end])
+            if self._part.end > self._position + len(view):
+                break
+            if self._part.checksum and self._checksum.hexdigest() != self._part.checksum:
+                raise UsageError(
+                    f"{self._name} is not the image that its block map is for: bytes {self._part.begin} to "
+                    f"{self._part.end} are others"
+                )
+            self._next()
+        self._position += len(view)
+
+    def _next(self) -> None:
+        self._part: Part | None = next(self._parts, None)
+        self._checksum = hashlib.new(self._blocks.algorithm)
 
 
-class _Ahead:
-    """Reads the next piece of a source in a thread while the last one is being used."""
+def _nobody(done: int, total: int | None) -> None:
+    """Looks at no progress."""
 
-    def __init__(self, image: str, decompress: bool) -> None:
-        self.source = _Source(image, decompress)
-        self._wanted: SimpleQueue[bool] = SimpleQueue()
-        self._pieces: SimpleQueue[bytes | BaseException] = SimpleQueue()
-        # A daemon, since nothing can end a read from standard input.
-        self._thread = threading.Thread(target=self._run, name="jmp-image", daemon=True)
-        self._thread.start()
-        self._wanted.put(True)
 
-    def next(self) -> bytes:
-        piece = self._pieces.get()
-        if isinstance(piece, BaseException):
-            raise piece
-        self._wanted.put(True)
-        return piece
-
-    def close(self) -> None:
-        self._wanted.put(False)
-        if self.source.total is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        while self._wanted.get():
+def _headers(lines: Sequence[str], bearer: str | None) -> dict[str, str]:
+    """Of a request. Raises UsageError, in which no value is shown."""
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip() or "\n" in line or "\r" in line:
+            raise UsageError("a header is 'NAME: VALUE', in one line")
+        headers[name.strip()] = value.strip()
+    if bearer is not None:
+        if bearer.startswith("@"):
             try:
-                self._pieces.put(self.source.piece())
-            except BaseException as error:  # noqa: BLE001  # the thread's root: who asked for the piece gets it
-                self._pieces.put(error)
-        self.source.close()
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise UsageError(f"{name} cannot be unpacked: {error}") from error
-    except OSError as error:
-        if error.errno is None:  # bz2 says so
-            raise UsageError(f"{name} cannot be unpacked: {error}") from error
-        raise UsageError(f"{name} cannot be read: {error.strerror}") from error
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":
-            raise
-        raise UsageError(f"{name} cannot be unpacked: {error}") from error
-
-
-def _opened(packed: str, file: Any, mode: Any, name: str) -> Any:
-    """A file object that packs to, or unpacks from, ``file``."""
-    if packed == "gz":
-        return gzip.GzipFile(filename="", fileobj=file, mode=mode, mtime=0, compresslevel=6)
-    if packed == "xz":
-        return lzma.LZMAFile(file, mode)
-    if packed == "bz2":
-        return bz2.BZ2File(file, mode)
-    try:
-        zstd: Any = import_module("compression.zstd")
-    except ImportError:
-        version = ".".join(map(str, sys.version_info[:2]))
-        raise UsageError(
-            f"{name}: zstd takes Python 3.14, and this is {version}; use the program: zstd -dc IMAGE | j … flash -"
-        ) from None
-    return zstd.ZstdFile(file, mode)
+                bearer = Path(bearer[1:]).read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(
+                    f"the token in {bearer[1:]} cannot be read: {getattr(error, 'strerror', error)}"
+                ) from error
+        headers["Authorization"] = f"Bearer {bearer.strip()}"
+    return headers
 
 
 @contextmanager
@@ -299,8 +372,8 @@ def _replacing(name: str) -> Iterator[IO[bytes]]:
         with _writing(name):
             with raw:
                 packed = base.rpartition(".")[2]
-                if packed in _MAGIC.values():
-                    with _opened(packed, raw, "wb", name) as file:
+                if packed in MAGIC.values():
+                    with opened(packed, raw, "wb", name) as file:
                         yield file
                 else:
                     yield raw
@@ -316,9 +389,3 @@ def _writing(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(f"{name} cannot be written: {error.strerror or error}") from error
-
-
-def _store(sink: IO[bytes], checksum: Any, pieces: list[bytes]) -> None:
-    for piece in pieces:
-        checksum.update(piece)
-        sink.write(piece)

@@ -109,6 +109,19 @@ class Storage(Driver):
     def digest(self, size: int | None = None, offset: int = 0, algorithm: str = "sha256") -> str | Awaitable[str]:
         """Checksum, in hexadecimal, of size bytes (default: all) of the content from offset on."""
 
+    @export
+    async def fetch(
+        self, url: str, offset: int = 0, headers: dict[str, str] | None = None, decompress: bool = True
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Write an image that the exporter itself fetches by HTTP or HTTPS, with these headers, and tell how far it is.
+
+        Items are dicts of taken and total (bytes of the file; None if not known); the last has bytes and sha256 of the image.
+        """
+        from jmp.driver.fetching import fetched
+
+        async for item in fetched(self, url, offset, headers or {}, decompress):
+            yield item
+
 
 class Files(Driver):
     """Files that a device can fetch from the exporter, by TFTP or HTTP say. The names are those that the device asks for."""

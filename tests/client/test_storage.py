@@ -9,22 +9,25 @@ import json
 import lzma
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from jmp.client.bmap import BlockMap, Part, joined, parse_bmap
 from jmp.client.interfaces import client_class
-from jmp.client.storage import PIECE
+from jmp.client.storage import STRETCH
 from jmp.driver import Stream
+from jmp.driver.images import PIECE, s3_request, s3_signature
 from jmp.driver.interfaces import Storage
 from jmp.driver.testing import serve
-from jmp.errors import BadValue, DeviceError, JmpError, UsageError
+from jmp.errors import BadValue, DeviceError, JmpError, LabError, UsageError
 from jmp_drivers.virtual_board.card import Card
 from tests.fakes.sessions import shell_session
 
@@ -94,11 +97,20 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def zstd(data: bytes) -> bytes:
+    return subprocess.run(["zstd", "-qc"], input=data, stdout=subprocess.PIPE, check=True).stdout
+
+
+def unzstd(data: bytes) -> bytes:
+    return subprocess.run(["zstd", "-dqc"], input=data, stdout=subprocess.PIPE, check=True).stdout
+
+
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "img": bytes,
     "img.gz": gzip.compress,
     "img.xz": lzma.compress,
     "img.bz2": bz2.compress,
+    "img.zst": zstd,
 }
 
 
@@ -168,7 +180,7 @@ def test_a_packed_image_that_does_not_fit_ends_the_write(using: Side, card: Card
     using(card, use)
 
 
-@pytest.mark.parametrize("suffix", ["gz", "xz", "bz2"])
+@pytest.mark.parametrize("suffix", ["gz", "xz", "bz2", "zst"])
 def test_what_cannot_be_unpacked(using: Side, card: Card, tmp_path: Path, suffix: str) -> None:
     packed = PACKERS[f"img.{suffix}"](IMAGE)
     (tmp_path / f"short.{suffix}").write_bytes(packed[: len(packed) // 2])
@@ -185,16 +197,6 @@ def test_what_cannot_be_unpacked(using: Side, card: Card, tmp_path: Path, suffix
     using(card, use)
 
 
-def test_zstd_is_unpacked_or_said_to_need_a_newer_python(using: Side, card: Card, tmp_path: Path) -> None:
-    frame = b"\x28\xb5\x2f\xfd\x20\x05\x29\x00\x00hello"  # one raw block
-    (tmp_path / "image.zst").write_bytes(frame)
-    if sys.version_info >= (3, 14):
-        assert using(card, lambda client: client.flash(tmp_path / "image.zst"))["sha256"] == sha256(b"hello")
-    else:
-        with pytest.raises(UsageError, match=r"zstd takes Python 3.14, and this is 3.1\d; use the program: zstd -dc"):
-            using(card, lambda client: client.flash(tmp_path / "image.zst"))
-
-
 def test_files_that_cannot_be_read(using: Side, card: Card, tmp_path: Path) -> None:
     def use(client: Any) -> None:
         with pytest.raises(UsageError, match="none cannot be read: No such file or directory"):
@@ -203,6 +205,270 @@ def test_files_that_cannot_be_read(using: Side, card: Card, tmp_path: Path) -> N
             client.flash(tmp_path)
 
     using(card, use)
+
+
+@contextmanager
+def web(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """A server, and the headers of the requests that came."""
+    asked: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append({name.lower(): value for name, value in self.headers.items()})
+            answer(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def serving(content: bytes, *, breaks: int = 0) -> Callable[[BaseHTTPRequestHandler], None]:
+    """Answers with content, with ranges; breaks off after so many bytes each time."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        if request.path.startswith("/locked") and request.headers["Authorization"] != "Bearer hush":
+            request.send_error(401)
+            return
+        if request.path == "/none":
+            request.send_error(404)
+            return
+        begin = int((request.headers["Range"] or "bytes=0-")[6:].rstrip("-"))
+        request.send_response(206 if begin else 200)
+        request.send_header("Content-Length", str(len(content) - begin))
+        request.send_header("ETag", '"one"')
+        request.end_headers()
+        request.wfile.write(content[begin : begin + breaks] if breaks else content[begin:])
+
+    return answer
+
+
+@pytest.mark.parametrize("fetch", [False, True])
+def test_an_image_from_a_server(using: Side, card: Card, tmp_path: Path, fetch: bool) -> None:
+    """By this machine and by the exporter: packed, with a token that no message shows, at an offset."""
+    (tmp_path / "token").write_text("hush\n")
+    packed = zstd(IMAGE)
+    with web(serving(packed)) as (url, asked):
+
+        def use(client: Any) -> None:
+            shown: list[tuple[int, int | None]] = []
+            result = client.flash(
+                f"{url}/locked?secret=1",
+                offset=512,
+                fetch=fetch,
+                bearer=f"@{tmp_path / 'token'}",
+                header=["X-Who: me"],
+                progress=lambda *at: shown.append(at),
+            )
+            assert (result["bytes"], result["sha256"]) == (len(IMAGE), sha256(IMAGE))
+            assert shown[-1] == (len(packed), len(packed))
+            with pytest.raises(UsageError, match=r"http://127\S+/locked cannot be fetched: 401 Unauthorized; --bearer"):
+                client.flash(f"{url}/locked?secret=1", fetch=fetch)
+            with pytest.raises(UsageError, match="/none cannot be fetched: 404 Not Found"):
+                client.flash(f"{url}/none", fetch=fetch)
+
+        using(card, use)
+    assert asked[0]["authorization"] == "Bearer hush"
+    assert asked[0]["x-who"] == "me"
+    assert (tmp_path / "card").read_bytes()[512 : 512 + len(IMAGE)] == IMAGE
+    with pytest.raises(LabError, match=r"cannot be fetched: .*refused"):
+        using(Card(capacity=SIZE), lambda client: client.flash(f"{url}/image", fetch=fetch))
+
+
+@pytest.mark.parametrize("fetch", [False, True])
+def test_a_download_that_breaks_off_is_taken_up_again(using: Side, card: Card, tmp_path: Path, fetch: bool) -> None:
+    with web(serving(IMAGE, breaks=2 * PIECE)) as (url, asked):
+        result = using(card, lambda client: client.flash(f"{url}/image", fetch=fetch))
+    assert result["sha256"] == sha256(IMAGE)
+    assert [each.get("range") for each in asked] == [None, f"bytes={2 * PIECE}-"]
+    assert asked[1]["if-range"] == '"one"'
+
+
+@pytest.mark.parametrize("fetch", [False, True])
+def test_a_server_that_breaks_off_for_good(using: Side, card: Card, fetch: bool) -> None:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        if "Range" in request.headers:
+            request.send_error(503)
+        else:
+            serving(IMAGE, breaks=PIECE)(request)
+
+    def use(client: Any) -> None:
+        with pytest.raises(LabError, match=f"/image broke off at byte {PIECE}: "):
+            client.flash(f"{url}/image", fetch=fetch)
+
+    with web(answer) as (url, _):
+        using(card, use)
+
+
+def test_what_does_not_go_with_fetch(using: Side, card: Card, tmp_path: Path) -> None:
+    with web(serving(bytes(SIZE + 1))) as (url, _):
+
+        def use(client: Any) -> None:
+            with pytest.raises(UsageError, match="the exporter fetches URLs, and image is none"):
+                client.flash("image", fetch=True)
+            with pytest.raises(UsageError, match="neither bmap nor resume go with fetch"):
+                client.flash(f"{url}/image", fetch=True, resume=True)
+            with pytest.raises(UsageError, match="nothing that an exporter fetches"):
+                list(client.fetch("file:///etc/passwd")) if using is by_threads else client.flash(
+                    "s3://a/b", fetch=True
+                )
+            with pytest.raises(BadValue, match=f"does not fit: it has {SIZE + 1} bytes"):
+                client.flash(f"{url}/image", fetch=True)
+            with pytest.raises(UsageError, match="a header is 'NAME: VALUE'"):
+                client.flash(f"{url}/image", header=["secret"])
+
+        using(card, use)
+    assert (tmp_path / "card").read_bytes() == bytes(SIZE)
+
+
+def test_an_object_of_an_s3(using: Side, card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server checks the signature as Amazon's does."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        given = request.headers["Authorization"]
+        names = given.partition("SignedHeaders=")[2].partition(",")[0].split(";")
+        headers = {name: request.headers[name] for name in names}
+        if given != s3_signature("/lab/images/a%20b.img", headers, "me", "hush", "eu-north-1"):
+            request.send_error(403)
+        else:
+            serving(IMAGE)(request)
+
+    with web(answer) as (url, _):
+        for name, value in {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "me",
+            "AWS_SECRET_ACCESS_KEY": "hush",
+            "AWS_REGION": "eu-north-1",
+            "AWS_SESSION_TOKEN": "token",
+        }.items():
+            monkeypatch.setenv(name, value)
+        assert using(card, lambda client: client.flash("s3://lab/images/a b.img"))["sha256"] == sha256(IMAGE)
+
+
+def test_signature_of_amazon_s_own_example() -> None:
+    """From "Authenticating Requests: Signature Version 4", example GET Object."""
+    headers = {
+        "host": "examplebucket.s3.amazonaws.com",
+        "range": "bytes=0-9",
+        "x-amz-content-sha256": sha256(b""),
+        "x-amz-date": "20130524T000000Z",
+    }
+    secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+    signed = s3_signature("/test.txt", headers, "AKIAIOSFODNN7EXAMPLE", secret, "us-east-1")
+    assert signed.endswith("=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41")
+    assert s3_request("s3://b/k", {}) == ("https://b.s3.amazonaws.com/k", {})
+    assert s3_request("s3://b/k/l", {"AWS_REGION": "eu-west-3"})[0] == "https://b.s3.eu-west-3.amazonaws.com/k/l"
+    with pytest.raises(UsageError, match="s3://b names no object"):
+        s3_request("s3://b", {})
+
+
+class Watched(Card):
+    """Notes where it was written."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.writes: list[int] = []
+
+    async def write(self, stream: Stream, offset: int = 0) -> None:
+        self.writes.append(offset)
+        await super().write(stream, offset)
+
+
+def sparse_image(tmp_path: Path) -> tuple[Path, bytes]:
+    """An image with a hole, and its map by bmaptool."""
+    path = tmp_path / "image"
+    with path.open("wb") as file:
+        file.write(os.urandom(PIECE))
+        file.seek(6 * PIECE)
+        file.write(os.urandom(PIECE + 1234))
+    subprocess.run(["bmaptool", "create", "-o", tmp_path / "image.bmap", path], check=True)
+    return path, path.read_bytes()
+
+
+def test_only_what_a_block_map_lists_is_written(using: Side, tmp_path: Path) -> None:
+    path, content = sparse_image(tmp_path)
+    (tmp_path / "image.zst").write_bytes(zstd(content))
+    (tmp_path / "card").write_bytes(b"\xff" * SIZE)
+    card = Watched(capacity=SIZE, image=tmp_path / "card")
+
+    def use(client: Any) -> None:
+        result = client.flash(tmp_path / "image.zst", bmap=tmp_path / "image.bmap")
+        assert (result["bytes"], result["sha256"]) == (len(content), sha256(content))
+        assert 2 * PIECE + 1234 <= result["written"] < 3 * PIECE
+        again = client.flash(path, bmap=tmp_path / "image.bmap", resume=True)
+        assert again["written"] == 0
+
+    using(card, use)
+    assert card.writes == [0, 6 * PIECE]
+    held = (tmp_path / "card").read_bytes()
+    assert held[:PIECE] == content[:PIECE]
+    assert held[PIECE : 5 * PIECE] == b"\xff" * 4 * PIECE, "the hole is left as it was"
+    assert held[6 * PIECE : len(content)] == content[6 * PIECE :]
+
+
+def test_an_image_and_a_map_that_do_not_belong_together(using: Side, card: Card, tmp_path: Path) -> None:
+    path, content = sparse_image(tmp_path)
+    other = bytearray(content)
+    other[5] ^= 1
+    (tmp_path / "other").write_bytes(other)
+    (tmp_path / "short").write_bytes(content[: 6 * PIECE])
+    (tmp_path / "no.bmap").write_text("<html/>")
+
+    def use(client: Any) -> None:
+        with pytest.raises(UsageError, match="other is not the image that its block map is for: bytes 0 to"):
+            client.flash(tmp_path / "other", bmap=tmp_path / "image.bmap")
+        with pytest.raises(UsageError, match=f"short has {6 * PIECE} bytes, and its block map is for {len(content)}"):
+            client.flash(tmp_path / "short", bmap=tmp_path / "image.bmap")
+        with pytest.raises(UsageError, match=r"no.bmap is no block map: it begins with <html>"):
+            client.flash(path, bmap=tmp_path / "no.bmap")
+        with pytest.raises(UsageError, match=r"none.bmap cannot be read"):
+            client.flash(path, bmap=tmp_path / "none.bmap")
+
+    using(card, use)
+
+
+def test_block_maps() -> None:
+    text = (
+        b"<bmap version='2.0'><ImageSize> 10000 </ImageSize><BlockSize>4096</BlockSize><BlockMap>%b</BlockMap></bmap>"
+    )
+    ranges = b"<Range sha1='AB'> 0 </Range><Range> 2-2 </Range>"
+    blocks = parse_bmap(text % ranges)
+    assert blocks == BlockMap(10000, "sha1", [Part(0, 4096, "ab"), Part(8192, 10000)])
+    assert joined(blocks.parts, 4095) == [Part(0, 4096), Part(8192, 10000)]
+    assert joined(blocks.parts, 4096) == [Part(0, 10000)]
+    for bad, why in {
+        b"<Range>1</Range><Range>0</Range>": "out of order",
+        b"<Range>x</Range>": "not known",
+        b"<Range>3</Range>": "out of order",
+    }.items():
+        with pytest.raises(ValueError, match=why):
+            parse_bmap(text % bad)
+
+
+def test_an_interrupted_flash_goes_on_where_it_was(using: Side, tmp_path: Path) -> None:
+    content = os.urandom(PIECE) * (2 * STRETCH // PIECE) + b"the end"
+    (tmp_path / "image.zst").write_bytes(zstd(content))
+    (tmp_path / "card").write_bytes(content[: STRETCH + 3 * PIECE])
+    card = Watched(capacity=3 * STRETCH, image=tmp_path / "card")
+
+    def use(client: Any) -> None:
+        result = client.flash(tmp_path / "image.zst", resume=True)
+        assert (result["sha256"], result["written"]) == (sha256(content), STRETCH + 7)
+        assert client.flash(tmp_path / "image.zst", resume=True)["written"] == 0
+        with pytest.raises(UsageError, match="resume reads the image twice"):
+            client.flash("-", resume=True)
+
+    using(card, use)
+    assert card.writes[0] == STRETCH
+    assert (tmp_path / "card").read_bytes()[: len(content)] == content
 
 
 class Liar(Card):
@@ -240,6 +506,7 @@ UNPACKERS: dict[str, Callable[[bytes], bytes]] = {
     "img.gz": gzip.decompress,
     "img.xz": lzma.decompress,
     "img.bz2": bz2.decompress,
+    "img.zst": unzstd,
 }
 
 
@@ -316,6 +583,9 @@ def test_on_the_command_line(tmp_path: Path) -> None:
         assert (code, err, (tmp_path / "copy.img").read_bytes() == image) == (0, "", True)
         assert out.startswith(f"bytes: {len(image)}\nsha256: {sha256(image)}\nseconds: ")
         assert j("power", "on")[0] == 0
+        for then in ("off", "on"):
+            assert j("storage", "flash", "demo.img.xz", "--power", "board.power", "--then", then)[0] == 0
+            assert j("power", "state")[1] == f"{then}\n"
         assert j("storage", "flash", "none.img") == (
             64,
             "",
