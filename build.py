@@ -2,6 +2,7 @@
 
     python3 build.py            dist/jmp, then its demonstration on the virtual board
     python3 build.py zipapp     dist/jmp: one executable file for CPython 3.11 to 3.14 of one platform
+    python3 build.py image      dist/jmp-image.tar: an OCI archive that holds it, made without a container engine
     python3 build.py test       everything that the tests need, then pytest (further arguments go there)
     python3 build.py check      ruff and mypy
     python3 build.py bench      how fast it is; with --peers beside Jumpstarter and labgrid (docs/performance.md)
@@ -120,6 +121,9 @@ def arguments() -> argparse.ArgumentParser:
         added = command(run)
         added.add_argument("--target", choices=TARGETS, default=native_target(), help="default: this machine's")
         added.add_argument("--out", type=Path, help="default: dist/jmp, or dist/jmp-TARGET for another platform")
+    added = command(image)
+    added.add_argument("--target", choices=TARGETS, default=native_target(), help="default: this machine's")
+    added.add_argument("--mirror", help="where Debian packages come from (default: Debian's own mirrors)")
     command(demo)
     command(test, add_help=False)
     command(check)
@@ -154,6 +158,23 @@ def zipapp(options: argparse.Namespace) -> None:
     python = environment("zipapp", [block for name, block in pins(DEV_LOCK) if name in ZIPAPP_TOOLS])
     out = ("--out", options.out) if options.out else ()
     run(python, "-I", ROOT / "build.py", "pack", "--target", options.target, *out)
+
+
+def image(options: argparse.Namespace) -> None:
+    """Write dist/jmp-image.tar, an OCI archive that holds dist/jmp."""
+    native = options.target == native_target()
+    zipapp(argparse.Namespace(target=options.target, out=None))
+    suffix = "" if native else f"-{options.target}"
+    out, program = DIST / f"jmp-image{suffix}.tar", DIST / f"jmp{suffix}"
+    say(f"writing {shown(out)}")
+    mirror = ("--mirror", options.mirror) if options.mirror else ()
+    version = re.search(r'^__version__ = "(.*)"', (ROOT / "jmp/__init__.py").read_text(), re.MULTILINE)
+    assert version is not None
+    how = ("--target", options.target, "--jmp", program, "--version", version[1], "--out", out, *mirror)
+    run(sys.executable, "-I", ROOT / "deploy" / "container" / "image.py", *how)
+    print(
+        f"{out.stat().st_size / 1000:9.1f} kB  {shown(out)}: for podman load, docker load, ctr image import, skopeo copy"
+    )
 
 
 def test(options: argparse.Namespace) -> None:
