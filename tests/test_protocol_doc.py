@@ -19,7 +19,7 @@ from jmp.driver.tree import State
 from jmp.errors import BY_CODE
 from jmp.exporter import config as configuration
 from jmp.exporter import hold, serve, session
-from jmp.link import rfc6455, websocket
+from jmp.link import resumable, resume, rfc6455, websocket
 from jmp.mux.protocol import VERSION
 from jmp.rpc import messages
 from jmp.wire import codec, frames
@@ -44,6 +44,14 @@ def rows(*head: str) -> Iterator[list[str]]:
 )
 def test_numbers(head: str, enum: type[IntEnum]) -> None:
     assert {name: int(number) for name, number, *_ in rows(head, "#")} == {item.name: int(item) for item in enum}
+
+
+def test_what_ends_say_of_their_session() -> None:
+    told = {name: int(number) for name, number, *_ in rows("before a message", "#")}
+    assert told == {name: getattr(resume, name) for name in ("RESUME", "ACK")}
+    assert not told.keys() & frames.Kind.__members__.keys()
+    assert {*range(10, 12)} == {*told.values()}
+    assert {int(code) for code in re.findall(r"`(10\d\d)`", TEXT)} == resumable.PASSING_CODES
 
 
 def test_elements_of_frames() -> None:
@@ -95,6 +103,7 @@ def test_http_statuses_and_close_codes() -> None:
         for name in (
             "jmp.link.rfc6455",
             "jmp.link.websocket",
+            "jmp.link.sessions",
             "jmp.mux.stream",
             "jmp.exporter.hold",
             "jmp.router.serve",
@@ -103,7 +112,7 @@ def test_http_statuses_and_close_codes() -> None:
     assert {row[0] for row in rows("status", "meaning")} == {
         *re.findall(r'"(4\d\d|503) [A-Z]', inspect.getsource(websocket))
     }
-    assert {row[0] for row in rows("close code")} == {"1000", *re.findall(r"\b(10(?:0[1-9]|1[1-3]))\b", sources)} - {
+    assert {row[0] for row in rows("close code")} == {"1000", *re.findall(r"\b(10(?:0[1-9]|1[1-4]))\b", sources)} - {
         *("1004", "1005", "1006")  # never sent
     }
 

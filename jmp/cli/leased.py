@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,11 +20,12 @@ import trio
 from jmp.cli import output
 from jmp.cli.labs import Narrator, record_of
 from jmp.client.config import ClientConfig
-from jmp.client.connect import TARGET, Device, Dial, device_of, dial_trio
-from jmp.client.lab import Lab, Standing, ended, find_way
+from jmp.client.connect import TARGET, Device, Dial, device_of, dial_on, dial_trio
+from jmp.client.lab import Lab, Standing, ended, find_way, open_lab_trio
 from jmp.client.relay import relay
 from jmp.errors import JmpError, Timeout
 from jmp.link import Link, websocket
+from jmp.link.resumable import Onward, lasting
 from jmp.mux.protocol import Role
 from jmp.mux.stream import multiplex
 from jmp.rpc.call import Caller
@@ -111,6 +113,16 @@ class Tenancy:
 
         found: tuple[Dial, Link] = await find_way(self.lab, self.config, self.id, exporter, attempt)
         return found
+
+    async def meet_again(self, exporter: str, before: Dial) -> Onward:
+        """The next link of a session that had one to ``before``. Raises as :meth:`meet`.
+
+        The way to the controller may have broken with the other, and nobody knows yet: it is asked over a new one.
+        """
+        assert self.id is not None
+        async with open_lab_trio(self.config) as lab:
+            found: Onward = await find_way(lab, self.config, self.id, exporter, dial_on, first=before.way)
+            return found
 
     async def release(self) -> None:
         """End the lease, as far as the controller can be told within some seconds."""
@@ -206,8 +218,12 @@ async def _until_ended(tenancy: Tenancy, early: list[Lease], scope: trio.CancelS
 
 @asynccontextmanager
 async def _open_place(tenancy: Tenancy, exporter: str, url: str, own: bool) -> AsyncIterator[Place]:
-    dial, link = await tenancy.meet(exporter)
-    async with multiplex(link, Role.DIALLER, watch=True) as connection:
+    dial, first = await tenancy.meet(exporter)
+    again = partial(tenancy.meet_again, exporter, dial)
+    async with (
+        lasting(first, again, output.link_status) as link,
+        multiplex(link, Role.DIALLER, watch=True) as connection,
+    ):
         caller = Caller(connection)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_show_output, caller)

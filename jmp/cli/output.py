@@ -126,6 +126,17 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
+def link_status(lost: Exception | None, seconds: float) -> None:
+    """On a terminal, one line about a link that was lost, and about the session that goes on; nothing elsewhere.
+
+    The terminal may be anybody's now, in raw mode even: hence the returns.
+    """
+    if sys.stderr.isatty():
+        said = "link lost, resuming…" if lost is not None else f"resumed after {seconds:.1f} s\r\n"
+        sys.stderr.write(f"\r\x1b[Kjmp: {said}")
+        sys.stderr.flush()
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on standard error, if that is a terminal; the function takes bytes done and bytes in all, if known.

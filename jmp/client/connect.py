@@ -17,7 +17,7 @@ from contextlib import (
 from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from jmp.client.calls import watched
 from jmp.client.interfaces import client_class
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from jmp.link import Link
     from jmp.link.blocking import BlockingLink
+    from jmp.link.resumable import Onward, Told
     from jmp.mux.stream import Connection
 
 T = TypeVar("T")
@@ -74,6 +75,8 @@ class Dial:
     leased: bool = False
     seconds: float | None = None
     """How long it may take until the listener has let this side in; None: as long as it takes."""
+    way: Literal["direct", "router"] = "direct"
+    """Whether the listener is the exporter itself."""
 
     @property
     def is_local(self) -> bool:
@@ -256,6 +259,13 @@ def dial_blocking(dial: Dial) -> BlockingLink:
     return dial_link(dial.url, token=dial.passphrase, fingerprint=dial.fingerprint, ca=dial.ca, timeout=dial.seconds)
 
 
+async def dial_on(dial: Dial) -> Onward:
+    """The next link of a session to the same place. Raises as :func:`dial_blocking` does."""
+    from jmp.link.resumable import Onward
+
+    return Onward(await dial_trio(dial), dial.passphrase if dial.leased else None)
+
+
 async def dial_trio(dial: Dial) -> Link:
     """A link to ``dial``, under Trio. Raises as :func:`dial_blocking` does."""
     import trio
@@ -286,14 +296,22 @@ def open_blocking(dial: Dial, *, wait: float | None = 0.0, link: BlockingLink | 
 
 @asynccontextmanager
 async def open_session(
-    dial: Dial, *, wait: float | None = 0.0, link: Link | None = None
+    dial: Dial, *, wait: float | None = 0.0, link: Link | None = None, told: Told | None = None
 ) -> AsyncIterator[tuple[Connection, Device]]:
-    """A connection to ``dial`` that holds a session, and its device, under Trio; over ``link`` if that is there."""
+    """A connection to ``dial`` that holds a session, and its device, under Trio; over ``link`` first if that is there.
+
+    Over a network it goes on over another link when one breaks; ``told`` hears of that.
+    """
+    from functools import partial
+
+    from jmp.link.resumable import lasting
     from jmp.mux.protocol import Role
     from jmp.mux.stream import multiplex
     from jmp.rpc.call import Caller
 
-    async with multiplex(link or await dial_trio(dial), Role.DIALLER, watch=not dial.is_local) as connection:
+    link = link or await dial_trio(dial)
+    lasts = nullcontext(link) if dial.is_local else lasting(link, partial(dial_on, dial), told)
+    async with lasts as link, multiplex(link, Role.DIALLER, watch=not dial.is_local) as connection:
         caller = Caller(connection)
         report = await caller.call(TARGET, "begin", (), dial.introduction(wait))
         yield connection, device_of(watched(caller), report)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from jmp.client.config import ClientConfig
 from jmp.driver.proxy import Backend, Blocking
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jmp.client.connect import Dial
 
 TARGET: Final = "@lab"
+Way = Literal["direct", "router"]
 DIRECT_SECONDS: Final = 3.0
 """How long to try an exporter's own address before going through a router: it may be behind a firewall that drops packets."""
 
@@ -131,27 +132,46 @@ RELEASE_SECONDS: Final = 10.0
 
 
 async def find_way(
-    lab: Lab, config: ClientConfig, lease: str, exporter: str | None, attempt: Callable[[Dial], Any]
+    lab: Lab,
+    config: ClientConfig,
+    lease: str,
+    exporter: str | None,
+    attempt: Callable[[Dial], Any],
+    *,
+    first: Way = "direct",
 ) -> Any:
     """What ``attempt`` returns for the first place at which the exporter answers: its own addresses, then a router.
 
-    ``attempt`` connects; it raises ``LabError`` where nothing answers. Raises the router's error if none does.
+    ``first``: begin with this, because it was the way before. ``attempt`` connects; it raises ``LabError`` where nothing answers.
+    Raises the last place's error if none does.
     """
     from jmp.client.connect import Dial
 
-    def way(answer: Mapping[str, Any], endpoint: Mapping[str, Any], seconds: float | None) -> Dial:
+    def dial(way: Way, answer: Mapping[str, Any], endpoint: Mapping[str, Any], seconds: float | None) -> Dial:
         fingerprint = endpoint.get("fingerprint")
         url = endpoint.get("url") or config.endpoint  # none is named: where the controller is
-        return Dial(url, answer["token"], fingerprint, None if fingerprint else config.tls.ca, True, seconds)
+        return Dial(url, answer["token"], fingerprint, None if fingerprint else config.tls.ca, True, seconds, way)
 
-    direct = await lab.meet(lease, exporter, "direct")
-    for endpoint in direct.get("endpoints", []):
+    async def routed() -> Any:
+        answer = await lab.meet(lease, exporter, "router")
+        return await attempt(
+            dial("router", answer, answer["endpoints"][0], DIRECT_SECONDS if first == "router" else None)
+        )
+
+    if first == "router":
         try:
-            return await attempt(way(direct, endpoint, DIRECT_SECONDS))
-        except (LabError, Timeout):
-            continue
-    routed = await lab.meet(lease, exporter, "router")
-    return await attempt(way(routed, routed["endpoints"][0], None))
+            return await routed()
+        except (LabError, Timeout) as error:
+            problem = error
+    answer = await lab.meet(lease, exporter, "direct")
+    for endpoint in answer.get("endpoints", []):
+        try:
+            return await attempt(dial("direct", answer, endpoint, DIRECT_SECONDS))
+        except (LabError, Timeout) as error:
+            problem = error
+    if first == "router":
+        raise problem
+    return await routed()
 
 
 def ended(lease: Lease) -> JmpError:

@@ -259,6 +259,9 @@ class Host(Protocol):
     def verify(self, token: str) -> SessionClaims:
         """The claims of a session token for this exporter; raises ``Refused``."""
 
+    def hold_for(self, claims: SessionClaims) -> Hold:
+        """The hold that the claims are about; raises ``Refused``."""
+
     async def expect(self, claims: SessionClaims) -> Hold:
         """The hold that the claims are about, also if the controller is just about to tell of it; raises ``Refused``."""
 
@@ -273,7 +276,6 @@ class Visit:
         self._connection: Connection | None = None
         self._calls: dict[trio.lowlevel.Task, tuple[trio.CancelScope, MuxStream]] = {}
         self._introduced = trio.Event()
-        self._peer = ""
         self._listeners = 0
         self._listeners_left = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
@@ -285,7 +287,6 @@ class Visit:
 
     async def serve_link(self, link: Link, _: object = None) -> None:
         """Serve the link until it ends, or until the lease is over here."""
-        self._peer = link.peer
         try:
             with self._scope:
                 async with multiplex(
@@ -302,6 +303,19 @@ class Visit:
         finally:
             if self._hold is not None:
                 self._hold.leave(self)
+
+    def check_again(self, token: str | None) -> None:
+        """Whether who shows this token may go on with the visit over another link. Raises ``Refused``."""
+        claims = self._host.verify(token or "")
+        hold = self._host.hold_for(claims)
+        hold.check(claims)
+        if self._claims is not None and (hold is not self._hold or claims.client != self._claims.client):
+            raise Refused(f"this session is not one of {claims.client} under lease {claims.lease}")
+
+    @property
+    def _peer(self) -> str:
+        """Where it comes from at present."""
+        return "" if self._connection is None else self._connection.link.peer
 
     async def _until_over(self) -> None:
         with trio.move_on_after(INTRODUCE_SECONDS):

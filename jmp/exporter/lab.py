@@ -32,6 +32,7 @@ from jmp.exporter.config import ExporterConfig
 from jmp.exporter.hold import Hold, Visit
 from jmp.exporter.hooks import HookFailed
 from jmp.link import Link, websocket
+from jmp.link.sessions import Sessions
 from jmp.rpc.call import Caller
 from jmp.rpc.keys import verifier_of
 from jmp.rpc.reconnect import keep_connected
@@ -131,6 +132,7 @@ class LabExporter:
         self._changes = trio.lowlevel.ParkingLot()
         self._told: Observed | None = None
         self._nursery: trio.Nursery | None = None
+        self._sessions = Sessions()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part in the lab until cancelled; then the present lease is ended in order, and the controller told.
@@ -334,8 +336,9 @@ class LabExporter:
         return claims
 
     async def serve_link(self, link: Link, _: object = None) -> None:
-        """Serve one link of a client."""
-        await Visit(self).serve_link(link)
+        """Serve one link of a client: its first one, or the next one of a visit that there is."""
+        visit = Visit(self)
+        await self._sessions.serve(link, visit.serve_link, visit.check_again)
 
     async def _visit_router(self, dial: Mapping[str, Any]) -> None:
         """Meet a client at a router."""
@@ -353,4 +356,7 @@ class LabExporter:
         except JmpError as error:
             log.warning("router %s: %s", url, error)
             return
-        await self.serve_link(link)
+        try:
+            await self.serve_link(link)
+        finally:
+            await link.aclose()

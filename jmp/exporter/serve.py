@@ -1,7 +1,8 @@
 """Offers an exporter's device on listening sockets, to one user at a time.
 
 Whoever connects asks for a session (``@session.begin``) and holds the device until its link ends, however it ends; then the
-next one in line gets it, with new drivers. Others can be connected meanwhile, but use nothing.
+next one in line gets it, with new drivers. Others can be connected meanwhile, but use nothing. Over a network a link that breaks
+is not the end of it: its client may come back with another one (:mod:`jmp.link.sessions`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from jmp.errors import Busy, LabError, ProtocolViolation, Refused
 from jmp.exporter.config import ExporterConfig
 from jmp.exporter.hooks import HookFailed
 from jmp.exporter.session import TARGET, Session, open_session
-from jmp.link import websocket
+from jmp.link import Link, websocket
+from jmp.link.sessions import Sessions
 from jmp.mux.protocol import Role
 from jmp.mux.stream import multiplex
 from jmp.rpc.messages import Request
@@ -49,6 +51,7 @@ class Exporter:
         self._first_over = trio.Event()
         self._stopped = trio.Event()
         self._failure: HookFailed | None = None
+        self._sessions = Sessions()
 
     async def wait_first_over(self) -> None:
         """Wait until a first session has ended."""
@@ -62,9 +65,15 @@ class Exporter:
 
     async def serve_link(self, link: websocket.WebSocketLink, _: object = None) -> None:
         """Serve one client until its link ends, and then end its session."""
+        if link.peer.startswith("unix:"):  # the kernel tells when a local peer is gone, and then it is
+            await self._serve_client(link)
+        else:
+            await self._sessions.serve(link, self._serve_client, _no_more_than_the_key)
+
+    async def _serve_client(self, link: Link) -> None:
         async with trio.open_nursery() as nursery:
             visit = _Visit(self, nursery)
-            watch = not link.peer.startswith("unix:")  # the kernel tells when a local peer is gone
+            watch = not link.peer.startswith("unix:")
             async with multiplex(link, Role.LISTENER, serve=serve(visit.resolve), watch=watch) as connection:
                 connection.farewell = STOPPING
                 error = await connection.wait_over()
@@ -106,6 +115,10 @@ class Exporter:
         if isinstance(fatal, HookFailed):
             self._failure = fatal
             self._stopped.set()
+
+
+def _no_more_than_the_key(token: str | None) -> None:
+    """Who knows the passphrase was let in; and who knows the key of a session has begun it."""
 
 
 class _Visit:

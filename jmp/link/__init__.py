@@ -7,6 +7,7 @@
 ``blocking``   the same for a client without an event loop, on blocking sockets
 ``resume``     a session over one link after another, sans-I/O: what is sent again, and what is not
 ``resumable``  the same as a Trio link
+``sessions``   which session a link that was accepted belongs to
 ``memory``     a pair of links in one process, with delay, stall and cut for tests
 """
 
@@ -45,3 +46,11 @@ class Link(ABC):
     @abstractmethod
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Say good-bye with a close code and reason (RFC 6455, section 7.4), then close. May be called again."""
+
+    @abstractmethod
+    def abort(self, reason: str) -> None:
+        """Take the connection for lost, at once and without a good-bye: :meth:`receive` raises ``LinkLost`` with ``reason``."""
+
+    def arrived(self, position: int) -> bool | None:
+        """Whether the first ``position`` bytes of all that was sent have arrived at the other end; None: that is not known."""
+        return None

@@ -97,6 +97,10 @@ class MemoryLink(Link):
             self._finish(LinkLost("this side closed the connection"))
         await trio.lowlevel.checkpoint()
 
+    def abort(self, reason: str) -> None:
+        self._finish(LinkLost(reason))
+        self._other._finish(LinkLost("the other side ended the connection without a good-bye"))
+
     def _arrive(self, arrival: float, message: bytes | Closed) -> None:
         if self._end is not None:
             return  # this end is closed: as into a socket that nobody reads

@@ -1,53 +1,101 @@
 """A Trio link that outlives the links it goes over: the thin half of :mod:`jmp.link.resume`.
 
 Theory of operation. Whoever receives finds the link broken, and gets the next one there and then: it is the one task that is
-always there and waits for no consumer. A task of its own sends what the link did not take at once: after a break what has to go
-again, while the reader reads, since both ends may have much to say; and acknowledgements that nothing else carries.
+always there and waits for no consumer. A message goes to the link from the task that has it, if the link takes it at once.
+A task of its own sends the rest: after a break what has to go again, while the reader reads, since both ends may have much to
+say; and acknowledgements that nothing else carries. It is woken once a second at most while nothing is in its way.
+
+Where the next link comes from is the affair of ``following``: :class:`Redial` for the side that dials,
+:mod:`jmp.link.sessions` for the one that listens.
 """
 
 from __future__ import annotations
 
+import logging
+import math
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Final
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from secrets import token_bytes
+from typing import Final, NamedTuple
 
 import trio
 
-from jmp.errors import JmpError, LinkLost, ProtocolViolation
+from jmp.errors import Busy, JmpError, LabError, LinkLost, ProtocolViolation, Timeout
 from jmp.link import Link
 from jmp.link.resume import Ended, Resume
 from jmp.link.rfc6455 import Buffer, Closed
 
+log = logging.getLogger("jmp.link")
+
 ACK_SECONDS: Final = 1.0
 """After which what was received is acknowledged, however little it is: it is kept at the other side until then."""
-FINAL_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1009, 1011})
-"""Good-byes (RFC 6455, section 7.4) that are meant for the session; after others, a router's, it goes on."""
+RESUME_SECONDS: Final = 45.0
+"""How long a dialler looks for another link: a router restarts, a laptop changes its network, or sleeps for a moment."""
+LISTEN_SECONDS: Final = 60.0
+"""How long a listener waits for that: longer, because the dialler may notice the loss only after 15 s of silence."""
+ANSWER_SECONDS: Final = 5.0
+"""How long the other end may take to answer on a new link; then another one is tried."""
+ATTEMPT_SECONDS: Final = 10.0
+"""How long one attempt to get a link may take."""
+_FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 1.0
+"""Seconds between attempts: doubled from the first to the longest, each drawn at random from the upper half."""
+_GOOD_SECONDS: Final = 0.5
+"""After which a link was a good one: the next attempt is made without a pause again."""
+PASSING_CODES: Final = frozenset({1012, 1013, 1014})
+"""Good-byes (RFC 6455, section 7.4) of who is between the ends; all others are an end's own, and end the session."""
 
-Next = Callable[[LinkLost], Awaitable[Link]]
+
+class Onward(NamedTuple):
+    """A link to go on with."""
+
+    link: Link
+    token: str | None = None
+    """What the dialler shows there."""
+    first: bytes = b""
+    """What has been received on it already."""
+    left: Callable[[], None] = lambda: None
+    """Called when the link is no longer used."""
+
+
+Following = Callable[[LinkLost], Awaitable[Onward]]
 """Gives the link to go on with after the loss of one. Raises ``JmpError`` when there will be none."""
+Told = Callable[[LinkLost | None, float], None]
+"""Hears of a loss, when it is noticed; and then, with None, that the session goes on, and for how many seconds it did not."""
 
 
 class ResumableLink(Link):
     """A link that ends with its session only; made by :func:`resumable`."""
 
-    def __init__(self, link: Link, core: Resume, following: Next) -> None:
-        self.peer = link.peer
-        self._link = link
+    def __init__(self, begin: Onward, core: Resume, following: Following, patience: float, told: Told | None) -> None:
+        self.peer = begin.link.peer
+        self._now = begin
+        self._link = begin.link
+        self._first = begin.first
         self._core = core
         self._following = following
+        self._patience = patience
+        self._told = told
+        self._begins = bool(begin.first)  # what is received next, if anything, is the first of its link
+        self._since = math.inf  # when it was lost, if it does not go on yet
+        self._lost: LinkLost | None = None
+        self._why = ""
         self._unsent: list[Buffer] = []
         self._changed = trio.lowlevel.ParkingLot()
         self._work = trio.Event()
-        self._lost: LinkLost | None = None
+        self._busy = True  # the sending task needs not be woken to acknowledge in time
         self._end: LinkLost | ProtocolViolation | None = None
-        core.attach()
+        self._farewell: tuple[int, str] | None = None
+        core.attach(begin.token)
 
     def send_nowait(self, parts: Sequence[Buffer]) -> bool:
         if self._end is not None:
             raise self._end
-        if self._unsent or (self._core.waiting and self._core.attached) or self._core.full:
+        core = self._core
+        if self._unsent or core.full or (core.waiting and core.attached):
             return False
-        self._core.put(parts)
+        core.put(parts)
         self._send_next()
         return True
 
@@ -57,55 +105,119 @@ class ResumableLink(Link):
             await self._changed.park()
 
     async def receive(self) -> bytes:
+        core = self._core
         while True:
             if self._end is not None:
                 raise self._end
             try:
-                if self._lost is not None:
-                    await self._go_on(self._lost)
-                message = self._core.receive(await self._link.receive())
-            except (Ended, ProtocolViolation) as error:
+                begins = self._begins
+                message = core.receive(await (self._receive_first() if begins else self._link.receive()))
+            except ProtocolViolation as error:
                 self._finish(error)
+            except Ended as error:
+                self._finish(Ended(f"{self._why}; {error.message}"))
             except LinkLost as error:
-                if (isinstance(error, Closed) and error.close_code in FINAL_CODES) or not self._core.detach():
+                passing = not isinstance(error, Closed) or error.close_code in PASSING_CODES
+                if not passing or not core.detach():
                     self._finish(error)
-                self._lost = error
+                self._lost, self._begins = error, True
             else:
-                self._work.set()
+                if begins:
+                    self._go_on()
+                if core.ack_due:
+                    self._send_next()
+                if core.owed and not self._busy:
+                    self._wake()
                 self._changed.unpark_all()
                 if message is not None:
                     return message
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
-        """As in :class:`~jmp.link.Link`: the session is over, on both sides."""
-        self._finish(LinkLost("this side closed the connection"))
-        await self._link.aclose(code, reason)
+        """As in :class:`~jmp.link.Link`: the session is over, on both sides. What was sent before still goes."""
+        farewell = self._farewell = self._farewell or (code, reason)
+        try:
+            while self._end is None and self._core.open and (self._unsent or self._core.waiting):
+                await self._changed.park()
+        finally:
+            self._finish(LinkLost("this side closed the connection"))
+            await self._link.aclose(*farewell)
+
+    def abort(self, reason: str) -> None:
+        """Give the present link up; the session goes on over the next one."""
+        self._link.abort(reason)
+
+    def arrived(self, position: int) -> bool | None:
+        return self._core.arrived(position)
 
     # ---- one link after another
 
-    async def _go_on(self, lost: LinkLost) -> None:
+    async def _receive_first(self) -> bytes:
+        """What comes first over a link that is new, or over the one after the one that was lost."""
+        if self._lost is not None:
+            await self._change(self._lost)
+        if self._first:
+            data, self._first = self._first, b""
+            return data
+        with trio.move_on_after(ANSWER_SECONDS):
+            return await self._link.receive()
+        raise LinkLost(f"{self._link.peer} did not answer")
+
+    async def _change(self, lost: LinkLost) -> None:
+        if self._since == math.inf:
+            self._since, self._why = trio.current_time(), lost.message
+            log.info("%s: the link was lost: %s", self.peer, lost.message)
+            if self._told is not None:
+                self._told(lost, 0.0)
+        await self._leave()
+        try:
+            with trio.fail_at(self._since + self._patience):
+                self._now = await self._following(lost)
+        except trio.TooSlowError:
+            raise Ended(f"the session was not resumed within {self._patience:g} s") from lost
+        except JmpError as error:
+            raise Ended(f"it cannot be resumed: {error.message}") from error
+        self._link, self._first = self._now.link, self._now.first
+        self._lost, self._unsent = None, []
+        self.peer = self._link.peer
+        self._core.attach(self._now.token)
+        self._wake()
+
+    def _go_on(self) -> None:
+        """The other end has answered."""
+        self._begins = False
+        if self._since != math.inf:
+            took, self._since = trio.current_time() - self._since, math.inf
+            log.info("%s: the session goes on, %.1f s after the loss of its link", self.peer, took)
+            if self._told is not None:
+                self._told(None, took)
+        self._wake()
+
+    async def _leave(self) -> None:
         with trio.CancelScope() as at_once:
             at_once.cancel()
             await self._link.aclose()
-        try:
-            link = await self._following(lost)
-        except JmpError as error:
-            raise Ended(error.message) from error
-        self._link, self._lost, self._unsent = link, None, []
-        self._core.attach()
-        self._work.set()
+        self._now.left()
 
     def _finish(self, error: LinkLost | ProtocolViolation) -> None:
         if self._end is None:
             self._end = error
         self._changed.unpark_all()
 
+    def _wake(self) -> None:
+        self._busy = True
+        self._work.set()
+
+    # ---- sending
+
     def _send_next(self) -> None:
+        """Send the next message, or an acknowledgement that is due, if the link takes it at once."""
+        if self._unsent:
+            return
         parts = self._core.take()
         try:
             if parts and not self._link.send_nowait(parts):
                 self._unsent = parts
-                self._work.set()
+                self._wake()
         except (LinkLost, ProtocolViolation):
             pass  # the reader finds out, and says what becomes of it
 
@@ -123,23 +235,60 @@ class ResumableLink(Link):
                     self._unsent = []
                 self._changed.unpark_all()
             self._work = trio.Event()
-            with trio.move_on_after(ACK_SECONDS if self._core.owed else float("inf")) as waited:
+            self._busy = self._core.owed
+            with trio.move_on_after(ACK_SECONDS if self._busy else math.inf) as waited:
                 await self._work.wait()
             ack = waited.cancelled_caught
 
 
 @asynccontextmanager
-async def resumable(link: Link, core: Resume, following: Next) -> AsyncIterator[ResumableLink]:
-    """A link that goes on over what ``following`` gives when ``link`` breaks, and then the next; closed at the end of the block.
+async def resumable(
+    begin: Onward, core: Resume, following: Following, *, patience: float = RESUME_SECONDS, told: Told | None = None
+) -> AsyncIterator[ResumableLink]:
+    """A link that goes on over what ``following`` gives within ``patience`` seconds when one breaks; closed at the block's end.
 
-    A peer without resume gets what it would get over ``link`` itself, and the loss of that is the end.
+    A peer without resume gets what it would get over the first link itself, and the loss of that is the end.
     """
-    whole = ResumableLink(link, core, following)
+    whole = ResumableLink(begin, core, following, patience, told)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(whole._send_rest)
         try:
             yield whole
         finally:
             nursery.cancel_scope.cancel()
+            whole._finish(LinkLost("this side closed the connection"))
             with trio.CancelScope(shield=True):
                 await whole.aclose()
+            whole._now.left()
+
+
+def lasting(
+    link: Link, dial: Callable[[], Awaitable[Onward]], told: Told | None = None
+) -> AbstractAsyncContextManager[ResumableLink]:
+    """``link``, which this side has dialled, as one that lasts: ``dial`` gives the next one whenever it breaks."""
+    return resumable(Onward(link), Resume(token_bytes(32)), Redial(dial), told=told)
+
+
+class Redial:
+    """Dials until there is a link, with a growing pause from one attempt to the next."""
+
+    def __init__(self, dial: Callable[[], Awaitable[Onward]]) -> None:
+        self._dial = dial
+        self._pause = 0.0
+        self._last = -math.inf
+
+    async def __call__(self, lost: LinkLost) -> Onward:
+        """The next link. Raises what cannot be mended by trying again: a refusal, say."""
+        if trio.current_time() - self._last > _GOOD_SECONDS:
+            self._pause = 0.0
+        while True:
+            await trio.sleep(random.uniform(self._pause / 2, self._pause))
+            self._pause = min(max(self._pause * 2, _FIRST_PAUSE), LONGEST_PAUSE)
+            try:
+                with trio.fail_after(ATTEMPT_SECONDS):
+                    found = await self._dial()
+            except (LabError, Busy, Timeout, trio.TooSlowError) as error:
+                log.debug("no link yet: %s", error)
+            else:
+                self._last = trio.current_time()
+                return found

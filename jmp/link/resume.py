@@ -9,7 +9,8 @@ not count:
 prefix  #  elements after kind, stream  meaning
 ====== === ============================ ==========================================================================
 RESUME 10  properties: map              first on every link, by the dialler, then by the listener: ``key``, ``received``;
-                                        instead of the latter ``refused``, why the session cannot go on
+                                        instead of the latter ``refused``, why the session cannot go on. A dialler
+                                        may give ``token``, which shows once more who it is
 ACK    11  received: uint 64            so many messages have arrived in this direction, since the session began
 ====== === ============================ ==========================================================================
 
@@ -17,7 +18,10 @@ They have the shape of frames (:mod:`jmp.wire.frames`) of stream 0, so a peer th
 there is nothing to resume: see :attr:`Resume.plain`.
 
 On the first link the dialler sends its RESUME with its first message and waits for nothing. On every further one it sends
-nothing but that until the answer tells from where on to send again; the listener never sends before it has heard the dialler.
+nothing but that until the answer tells from where on to send again; so the listener sees by the first message alone whether a
+session begins or goes on. The listener never sends before it has heard the dialler.
+
+Where a session ends for good, :meth:`Resume.arrived` tells what has reached the other end, as far as this one knows.
 
 The caller, a thin asynchronous or blocking half, tells of links that come and go (:meth:`Resume.attach`, :meth:`Resume.detach`),
 hands over what came (:meth:`Resume.receive`) and what is to go (:meth:`Resume.put`), and sends what :meth:`Resume.take` returns,
@@ -29,7 +33,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -41,6 +45,8 @@ ACK: Final = 11
 MAX_KEPT: Final = 8 * 1024 * 1024
 """Bytes kept in case they must be sent again; then senders wait. Several windows of a stream (:mod:`jmp.mux.protocol`)."""
 MAX_KEPT_MESSAGES: Final = 8192
+_ACK_ALONG: Final = 16
+"""Messages received after which the next one sent acknowledges them; one that answers each call would cost more than it saves."""
 ACK_BYTES: Final = 512 * 1024
 """Bytes received after which they are acknowledged although there is nothing else to send."""
 ACK_MESSAGES: Final = 256
@@ -79,15 +85,23 @@ class Resume:
         self._sent = 0  # how many of those have gone on this link
         self._acknowledged = 0  # messages before the first of those
         self._reached = 0  # messages that have gone on any link
+        self._acknowledged_bytes = self._reached_bytes = 0  # of these
+        self._token: str | None = None
         self._received = 0
         self._told = 0  # what of that the other side knows
         self._owed_bytes = 0
 
     # ---- links
 
-    def attach(self) -> None:
-        """There is a new link; one that there was before is given up."""
+    @property
+    def open(self) -> bool:
+        """Whether there is a link on which the other side has said which session it is."""
+        return self.attached and (self._open or self.plain)
+
+    def attach(self, token: str | None = None) -> None:
+        """There is a new link; one that there was before is given up. A dialler may show a ``token``."""
         assert not self.plain
+        self._token = token
         self.attached = True
         self._links += 1
         self._greeting = self._dialler
@@ -134,7 +148,7 @@ class Resume:
             return False
         key, received, refused = (properties.get(name) for name in ("key", "received", "refused"))
         if self._dialler and type(refused) is str:
-            raise Ended(refused)
+            raise Ended(f"it cannot be resumed: {refused}")
         if type(key) is not bytes or len(key) < MIN_KEY or type(received) is not int:
             raise ProtocolViolation("RESUME names no key, or not how many messages were received")
         if self.key is None:
@@ -155,7 +169,9 @@ class Resume:
 
     def _drop(self, count: int) -> None:
         for _ in range(count):
-            self._kept_bytes -= self._kept.popleft()[0]
+            size, _parts = self._kept.popleft()
+            self._kept_bytes -= size
+            self._acknowledged_bytes += size
         self._acknowledged += count
         self._sent = max(self._sent - count, 0)
 
@@ -177,9 +193,19 @@ class Resume:
         return self._received != self._told
 
     @property
+    def _owes_some(self) -> bool:
+        return self._received - self._told >= _ACK_ALONG or self._owed_bytes >= ACK_BYTES // 8
+
+    @property
     def ack_due(self) -> bool:
         """Whether that is so much that it should be told now."""
         return self._owed_bytes >= ACK_BYTES or self._received - self._told >= ACK_MESSAGES
+
+    def arrived(self, position: int) -> bool | None:
+        """Whether the first ``position`` bytes of what this end was given to send have arrived; None: that is not known."""
+        if position > self._reached_bytes:
+            return False
+        return True if position <= self._acknowledged_bytes and not self.plain else None
 
     def put(self, parts: Sequence[Buffer]) -> None:
         """Take a message, which must not change or be empty: it will arrive, once, as long as the session lasts."""
@@ -197,20 +223,28 @@ class Resume:
             return []
         parts: list[Buffer] = []
         if self._greeting:
+            if self._dialler and self._links == 1 and not self.waiting:
+                return parts  # it goes with the first message
             self._greeting = False
-            parts.append(_pack({"key": self.key, "received": self._received}))
+            properties: dict[str, object] = {"key": self.key, "received": self._received}
+            if self._token is not None:
+                properties["token"] = self._token
+            parts.append(_pack(properties))
             self._told_all()
             if self._dialler and self._links > 1:
                 return parts  # the answer says what else
         elif not self._open and not self.plain and (not self._dialler or self._links > 1):
             return []
-        elif self.owed and not self.plain and (self.waiting or ack or self.ack_due):
+        elif self.owed and not self.plain and (ack or self.ack_due or (self.waiting and self._owes_some)):
             parts.append(_ACK.pack(_ACK_HEAD, self._received))
             self._told_all()
         if self.waiting:
-            parts.extend(self._kept[self._sent][1])
+            size, own = self._kept[self._sent]
+            parts.extend(own)
             self._sent += 1
-            self._reached = max(self._reached, self._acknowledged + self._sent)
+            if self._acknowledged + self._sent > self._reached:
+                self._reached += 1
+                self._reached_bytes += size
             if self.plain:
                 self._drop(1)
         return parts
@@ -220,18 +254,28 @@ class Resume:
         self._owed_bytes = 0
 
 
-def key_of(message: bytes) -> bytes | None:
-    """Which session the first message of a link belongs to, new or not; None: the dialler knows nothing of sessions.
+class Opening(NamedTuple):
+    """What the first message of a link says of its session."""
+
+    key: bytes
+    again: bool
+    """Whether it is to go on, and has not just begun."""
+    token: str | None
+    """Who the dialler is."""
+
+
+def opening_of(message: bytes) -> Opening | None:
+    """Which session the first message of a link belongs to; None: the dialler knows nothing of sessions.
 
     Raises :class:`~jmp.errors.ProtocolViolation`.
     """
-    properties, _ = _opening(message)
+    properties, rest = _opening(message)
     if properties is None:
         return None
-    key = properties.get("key")
+    key, token = properties.get("key"), properties.get("token")
     if type(key) is not bytes or len(key) < MIN_KEY:
         raise ProtocolViolation("RESUME names no key, or one that could be guessed")
-    return key
+    return Opening(key, not rest, token if type(token) is str else None)
 
 
 def refusal(reason: str) -> bytes:

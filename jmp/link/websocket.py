@@ -223,8 +223,8 @@ class WebSocketLink(Link):
             try:
                 data = await self._pipe.receive()
             except (LinkLost, ProtocolViolation) as end:
-                self._end = end
-                raise
+                self._end = self._end or end
+                raise self._end from end.__cause__
             finally:
                 self._receiving = False
                 if self._closing:
@@ -255,6 +255,10 @@ class WebSocketLink(Link):
             pass  # it is closed below in any case
         finally:
             self._pipe.close()
+
+    def abort(self, reason: str) -> None:
+        self._end = self._end or LinkLost(reason)
+        self._pipe.close()
 
     async def _discard(self) -> None:
         """Read until the other side has closed too: closing a socket that holds unread bytes would destroy ours."""

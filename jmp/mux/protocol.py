@@ -138,6 +138,7 @@ class Mux:
         """What the other side's HELLO said."""
         self.outgoing_bytes = 0
         """Bytes that wait to be sent."""
+        self._taken = 0
         self._queue(pack(Kind.HELLO, 0, {"version": list(VERSION), "agent": agent}))
 
     # ---- what comes in
@@ -332,7 +333,13 @@ class Mux:
                 parts.append(part)
                 size += len(part)
         self.outgoing_bytes -= size
+        self._taken += size
         return parts
+
+    @property
+    def position(self) -> int:
+        """How many bytes were given to be sent, in all; some of them may wait still."""
+        return self._taken + self.outgoing_bytes
 
     @property
     def streams(self) -> int:

@@ -95,6 +95,7 @@ class MuxStream(trio.abc.HalfCloseableStream):
         self._connection = connection
         self._mux = connection._mux
         self.number = number
+        self._mark = self._mux.position
         self._chunks: deque[bytes] = deque()
         self._ended = False
         self._stopped = False
@@ -118,6 +119,15 @@ class MuxStream(trio.abc.HalfCloseableStream):
     def error(self) -> BaseException | None:
         """What broke the stream: :class:`StreamReset`, or the error that ended the link."""
         return self._error
+
+    def mark(self) -> None:
+        """Note what was sent until now: :meth:`arrived` is about that. At first it is what the stream was opened with."""
+        self._mark = self._mux.position
+
+    @property
+    def arrived(self) -> bool | None:
+        """Whether that has reached the other side; None: that is not known."""
+        return self._connection.link.arrived(self._mark)
 
     def unread(self, data: bytes) -> None:
         """Give received bytes back: they are the next to be received."""
@@ -498,11 +508,11 @@ class Connection:
                 continue
             self._mux.ping()
             self._flush()
-            with trio.move_on_at(self._heard + SILENCE):
+            with trio.move_on_at(asked + SILENCE - PING_AFTER):
                 await self._over.wait()
-            if self._heard < asked:
-                self._end(LinkLost(f"{self.link.peer} gave no sign of life for {SILENCE:g} s"))
-                await self.link.aclose(1001, "no sign of life")
+            if self._heard < asked and self.error is None:
+                self.link.abort(f"{self.link.peer} gave no sign of life for {SILENCE:g} s")
+                self._heard = trio.current_time()  # the session may go on over another link
 
     def _end(self, error: JmpError) -> None:
         if self.error is not None:

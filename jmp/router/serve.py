@@ -1,7 +1,9 @@
 """The router: lets both ends of a session in, joins them, and carries messages from one to the other as they are.
 
 Theory of operation. The task of each link carries what comes from it to the other one, a message at a time; it waits until the
-other side takes it, so a slow reader slows its own sender and costs this process one message. The end of either link ends both.
+other side takes it, so a slow reader slows its own sender and costs this process one message. The end of either link ends both:
+what an end says at its end is passed on, and else the other one is told with a code (1012 to 1014) that is not an end's, on which
+it may go on with its session elsewhere.
 Ends watch each other through the router (pings are messages like others): a pair that carries nothing for long has lost both.
 """
 
@@ -18,6 +20,8 @@ import trio
 import jmp
 from jmp.errors import JmpError, LabError, LinkLost, ProtocolViolation, Refused
 from jmp.link import Link, websocket
+from jmp.link.resumable import PASSING_CODES
+from jmp.link.rfc6455 import Closed
 from jmp.router.pairing import Pairing
 from jmp.rpc.call import Caller
 from jmp.rpc.keys import verifier_of
@@ -106,7 +110,7 @@ class Router:
             self.changed.unpark_all()
 
     async def _carry(self, source: Link, sink: Link) -> None:
-        code, reason = 1001, "the other end is gone"
+        code, reason = 1014, "the other end is gone"
         with trio.CancelScope() as silent:
             try:
                 while True:
@@ -117,6 +121,10 @@ class Router:
                     if not sink.send_nowait((message,)):
                         silent.deadline = float("inf")  # it is the sink that is slow
                         await sink.send((message,))
+            except Closed as error:
+                log.debug("%s: %s", source.peer, error)
+                if error.close_code not in PASSING_CODES:  # it is that end's own word, and the end of the session
+                    code, reason = error.close_code, error.reason
             except (LinkLost, ProtocolViolation) as error:
                 log.debug("%s: %s", source.peer, error)
             except trio.Cancelled:

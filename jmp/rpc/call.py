@@ -24,8 +24,8 @@ class Caller:
     """Calls methods of the other side of ``connection``.
 
     All raise what the method raised there, as the class of :mod:`jmp.errors` that its code names, and
-    :class:`~jmp.errors.LinkLost` if the link ends first. A cancelled caller cancels the method. The deadline of the
-    surrounding cancel scope goes with the request.
+    :class:`~jmp.errors.LinkLost` if the link ends first, which says whether the method was begun. A cancelled caller cancels the
+    method. The deadline of the surrounding cancel scope goes with the request.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -36,7 +36,7 @@ class Caller:
         name = f"{target}.{method}"
         stream = await self._open(target, method, args, kwargs, end=True)
         try:
-            with self._translated(name):
+            with self._translated(name, stream):
                 reply, value = await _Answer(stream).next()
         finally:
             stream.reset()  # does nothing to a stream that is over
@@ -51,9 +51,11 @@ class Caller:
         name = f"{target}.{method}"
         async with self._begin(target, method, args, kwargs, end=True) as stream:
             answer = _Answer(stream)
+            asked: MuxStream | None = stream
             while True:
-                with self._translated(name):
+                with self._translated(name, asked):
                     await answer.more()
+                asked = None
                 for reply, value in answer.ready():
                     if reply is Reply.END:
                         return
@@ -69,7 +71,7 @@ class Caller:
         name = f"{target}.{method}"
         async with self._begin(target, method, args, kwargs, end=False) as stream:
             answer = _Answer(stream)
-            with self._translated(name):
+            with self._translated(name, stream):
                 reply, _ = await answer.next()
             if reply is not Reply.READY:
                 raise ProtocolViolation(f"{name} answered with {reply.name}, not with a byte stream")
@@ -108,10 +110,12 @@ class Caller:
         except BaseException:
             stream.reset()
             raise
+        stream.mark()
         return stream
 
     @contextmanager
-    def _translated(self, name: str) -> Iterator[None]:
+    def _translated(self, name: str, asked: MuxStream | None = None) -> Iterator[None]:
+        """``asked``: nothing has come in answer yet."""
         try:
             yield
         except StreamReset as error:
@@ -120,7 +124,8 @@ class Caller:
             lost = self.connection.error
             if lost is None:
                 raise Cancelled(f"{name}: {error}") from error
-            raise LinkLost(f"the link was lost during {name}: {lost.message}") from error
+            fate = "" if asked is None else f"; {messages.FATES[asked.arrived]}"
+            raise LinkLost(f"the link was lost during {name}: {lost.message}{fate}") from error
 
 
 class ByteStream(trio.abc.HalfCloseableStream):

@@ -34,6 +34,14 @@ MAX_TRACEBACK: Final = 16 * 1024
 """Characters of a remote traceback that are worth carrying: its end."""
 
 
+FATES: Final = {
+    True: "it had reached the other side, which had begun it",
+    False: "it had not been sent, so it was not executed",
+    None: "whether it was executed is not known",
+}
+"""What a caller is told of a call that has no answer because the link is gone for good, by what is known of the request."""
+
+
 class Reply(IntEnum):
     RESULT = 0
     ITEM = 1

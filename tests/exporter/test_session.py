@@ -81,7 +81,7 @@ async def test_the_report(tmp_path: Path) -> None:
         "motd": "Be kind.",
         "version": jmp.__version__,
     }
-    assert set(report["tree"]["children"]["lamp"]["methods"]) == {"on", "state", "unplug", "wait", "echo"}
+    assert set(report["tree"]["children"]["lamp"]["methods"]) == {"on", "state", "count", "unplug", "wait", "echo"}
 
 
 async def test_a_degraded_driver_is_told_and_the_others_work(tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ class Counting(Link):
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         await self.link.aclose(code, reason)
 
+    def abort(self, reason: str) -> None:
+        self.link.abort(reason)
+
 
 @asynccontextmanager
 async def linked(

@@ -27,6 +27,7 @@ class Lamp(Driver):
     journal: ClassVar[list[str]] = []
     """What was done with all lamps."""
     lit: bool = False
+    counted: int = 0
 
     def open(self) -> None:
         self.journal.append("open")
@@ -46,6 +47,12 @@ class Lamp(Driver):
     async def state(self) -> bool:
         """Whether it is lit."""
         return self.lit
+
+    @export
+    async def count(self) -> int:
+        """How often this was called."""
+        self.counted += 1
+        return self.counted
 
     @export
     async def unplug(self, reason: str) -> None:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jmp.errors import ProtocolViolation
-from jmp.link.resume import ACK_MESSAGES, MAX_KEPT, MAX_KEPT_MESSAGES, Ended, Resume, key_of, refusal
+from jmp.link.resume import ACK_MESSAGES, MAX_KEPT, MAX_KEPT_MESSAGES, Ended, Opening, Resume, opening_of, refusal
 from jmp.mux.protocol import Mux, Role
-from jmp.wire.frames import pack, unpack
+from jmp.wire.frames import Kind, pack, unpack
 
 KEY = b"k" * 32
 
@@ -29,6 +29,12 @@ class Ends:
         for end, messages in zip(self.ends, self._under_way, strict=True):
             messages.clear()
             end.attach()
+
+    def begin(self) -> None:
+        """The dialler's first message arrives, with which the listener gets to know the session."""
+        self.ends[0].put([b"first"])
+        self.settle()
+        assert self.arrived[1].pop() == b"first"
 
     def cut(self) -> None:
         for end, messages in zip(self.ends, self._under_way, strict=True):
@@ -72,8 +78,7 @@ STEPS = st.lists(
 @given(STEPS)
 def test_whatever_is_cut_everything_arrives_once_and_in_order(steps: list[tuple[str, int]]) -> None:
     ends = Ends()
-    ends.send(0)
-    ends.deliver(1)  # the listener knows of the session: before, there is nothing to go on with
+    ends.begin()  # before, there is nothing to go on with
     put: tuple[list[bytes], list[bytes]] = ([], [])
     for step, end in steps:
         match step:
@@ -114,9 +119,8 @@ def test_a_listener_says_nothing_first() -> None:
     ends = Ends()
     ends.ends[1].put([b"hello"])
     assert not ends.send(1)
-    ends.send(0)
-    ends.deliver(1)
-    assert ends.send(1)
+    ends.begin()
+    assert ends.arrived[0] == [b"hello"]
 
 
 def test_what_is_acknowledged_is_kept_no_longer() -> None:
@@ -139,14 +143,57 @@ def test_bytes_fill_it_too() -> None:
 
 def test_a_message_costs_nothing_when_there_is_nothing_to_tell() -> None:
     ends = Ends()
-    ends.settle()
+    ends.begin()
     ends.ends[0].put([b"x"])
     assert ends.ends[0].take() == [b"x"]
 
 
+def test_small_messages_are_acknowledged_by_some_that_go_the_other_way() -> None:
+    ends = Ends()
+    ends.begin()
+    took = []
+    for _ in range(100):
+        ends.ends[0].put([b"call"])
+        ends.settle()
+        ends.ends[1].put([b"answer"])
+        took.append(len(ends.ends[1].take()))
+        assert ends.ends[1].take() == []
+    assert took.count(2) == 100 // 16
+    assert took.count(1) == 100 - 100 // 16
+
+
+def test_what_has_arrived_is_known_once_it_is_acknowledged() -> None:
+    ends = Ends()
+    ends.begin()
+    end = ends.ends[0]
+    end.put([b"12345"])
+    end.put([b"67890"])
+    begin = len(b"first")
+    assert end.arrived(begin + 5) is False  # it has not gone
+    assert ends.send(0)
+    assert end.arrived(begin + 5) is None
+    assert end.arrived(begin + 10) is False
+    ends.deliver(1)
+    ends.send(1, ack=True)
+    ends.deliver(0)
+    assert end.arrived(begin + 5) is True
+    ends.cut()
+    assert (end.arrived(begin + 5), end.arrived(begin + 10)) == (True, False)
+
+
+def test_a_session_begins_with_its_first_message_and_goes_on_without_one() -> None:
+    ends = Ends()
+    assert not ends.send(0)
+    ends.ends[0].put([b"first"])
+    assert opening_of(b"".join(ends.ends[0].take())) == Opening(KEY, again=False, token=None)
+    ends.cut()
+    ends.ends[0].attach("a token")
+    assert opening_of(b"".join(ends.ends[0].take())) == Opening(KEY, again=True, token="a token")
+
+
 def test_an_end_that_is_without_a_link_says_nothing() -> None:
     ends = Ends()
-    ends.settle()
+    ends.begin()
     assert ends.ends[0].detach()
     ends.ends[0].put([b"x"])
     assert ends.ends[0].take(ack=True) == []
@@ -178,7 +225,7 @@ def test_a_dialler_without_resume_is_served() -> None:
     listener = Resume()
     listener.attach()
     hello = b"".join(Mux(Role.DIALLER).outgoing())
-    assert key_of(hello) is None
+    assert opening_of(hello) is None
     assert listener.receive(hello) == hello
     listener.put([b"answer"])
     assert listener.take() == [b"answer"]
@@ -189,7 +236,8 @@ def test_a_dialler_without_resume_is_served() -> None:
 def test_its_words_are_frames_that_others_ignore() -> None:
     dialler = Resume(KEY)
     dialler.attach()
-    assert unpack(b"".join(dialler.take())) == []
+    dialler.put([pack(Kind.PING, 0, b"")])
+    assert len(unpack(b"".join(dialler.take()))) == 1
 
 
 # ---- what cannot be
@@ -208,10 +256,10 @@ def test_what_an_end_without_resume_may_have_got_is_not_sent_again() -> None:
 
 def test_a_session_that_cannot_go_on_is_told() -> None:
     ends = Ends()
-    ends.settle()
+    ends.begin()
     ends.cut()
     ends.ends[0].attach()
-    assert key_of(b"".join(ends.ends[0].take())) == KEY
+    assert ends.ends[0].take()
     with pytest.raises(Ended, match="the lease has ended"):
         ends.ends[0].receive(refusal("the lease has ended"))
 
@@ -238,7 +286,7 @@ def resume(**properties: object) -> bytes:
 )
 def test_who_breaks_the_rules_is_told_how(message: bytes, wrong: str) -> None:
     ends = Ends()
-    ends.settle()
+    ends.begin()
     ends.link()
     ends.ends[1].put([b"not sent yet"])
     with pytest.raises(ProtocolViolation, match=wrong):

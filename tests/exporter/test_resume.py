@@ -1,0 +1,258 @@
+"""Sessions with a device that outlive their links: real sockets through a proxy that cuts them, and leases in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from jmp.client.connect import TARGET, Device, Dial, device_of, open_session
+from jmp.errors import Busy, JmpError, LabError, LinkLost
+from jmp.exporter.lab import LabExporter
+from jmp.link.memory import MemoryLink, memory_links
+from jmp.link.resumable import LISTEN_SECONDS, Onward, lasting
+from jmp.link.sessions import Sessions
+from jmp.mux.protocol import Role
+from jmp.mux.stream import multiplex
+from jmp.rpc.call import Caller
+from jmp.wire.records import State
+from tests.fakes.cutter import Cutter, cutter
+from tests.fakes.exporters import Lamp, bench, exporting
+from tests.fakes.memory_lab import WANT, MemoryLab, memory_lab
+
+
+@pytest.fixture(autouse=True)
+async def limit() -> AsyncIterator[None]:
+    with trio.fail_after(300):
+        yield
+
+
+@contextmanager
+def raised(kind: type[JmpError], match: str) -> Iterator[None]:
+    """As pytest.raises, whatever nurseries the error has come through."""
+    with pytest.RaisesGroup(pytest.RaisesExc(kind, match=match), flatten_subgroups=True):
+        yield
+
+
+# ---- an exporter of one's own, over TCP
+
+
+@pytest.fixture
+async def cable(tmp_path: Path) -> AsyncIterator[tuple[Cutter, Dial]]:
+    Lamp.journal.clear()
+    async with exporting(tmp_path, bench(tmp_path), "127.0.0.1:0") as (url, _):
+        with cutter(int(url.rpartition(":")[2])) as proxy:
+            yield proxy, Dial(f"ws://127.0.0.1:{proxy.port}")
+
+
+async def test_a_stream_goes_on_over_the_next_link(cable: tuple[Cutter, Dial]) -> None:
+    proxy, dial = cable
+    said: list[bool] = []
+    async with (
+        open_session(dial, told=lambda lost, _: said.append(lost is None)) as (_, device),
+        device.lamp.echo() as stream,
+    ):
+        sent, got = bytes(range(256)) * 4096, b""
+        for number in range(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.send_all, sent)
+                nursery.start_soon(trio.to_thread.run_sync, proxy.cut)
+                while len(got) < (number + 1) * len(sent):
+                    got += await stream.receive_some()
+        assert got == sent * 5
+    assert proxy.cuts == 5
+    assert proxy.connections > 3
+    assert said[-1]
+    assert Lamp.journal[0] == "open"  # one session
+    assert Lamp.journal.count("open") == 1
+
+
+async def test_a_call_under_way_is_not_done_twice(cable: tuple[Cutter, Dial]) -> None:
+    proxy, dial = cable
+    async with open_session(dial) as (_, device):
+        for number in range(6):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, proxy.cut)
+                assert await device.lamp.count() == number + 1
+
+
+async def test_a_client_that_does_not_come_back_leaves_the_device_to_the_next(
+    cable: tuple[Cutter, Dial], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("jmp.exporter.serve.Sessions", lambda: Sessions(0.5))
+    async with exporting(tmp_path, bench(tmp_path), "127.0.0.1:0") as (url, _):
+        with cutter(int(url.rpartition(":")[2])) as proxy:
+            dial = Dial(f"ws://127.0.0.1:{proxy.port}")
+            with raised(
+                LinkLost, r"during lamp\.wait: .*; it cannot be resumed: the other side does not know .*begun it"
+            ):
+                async with open_session(dial) as (_, device), trio.open_nursery() as nursery:
+                    nursery.start_soon(device.lamp.wait)
+                    await trio.sleep(1.5)  # its beginning is acknowledged
+                    proxy.open = False
+                    await trio.to_thread.run_sync(proxy.cut)
+                    with raised(Busy, "in use"):
+                        async with open_session(Dial(url)):
+                            pass
+                    async with open_session(Dial(url), wait=10) as (_, other):
+                        assert not await other.lamp.state()
+                    proxy.open = True
+
+
+# ---- a leased one, in a lab in memory
+
+
+class Road:
+    """How one client gets to an exporter of the lab: with a session token each time, over links that can be cut."""
+
+    def __init__(self, lab: MemoryLab, client: Any, exporter: LabExporter, lease: str) -> None:
+        self.token = ""
+        self.now: MemoryLink
+        self._lab, self._client, self._exporter, self._lease = lab, client, exporter, lease
+
+    async def dial(self) -> Onward:
+        """As a client does: it asks the controller anew."""
+        answer = await self._client.meet(self._lease, self._exporter.config.metadata.name)
+        return await self.dial_with(answer["token"])
+
+    async def dial_with(self, token: str) -> Onward:
+        self.token = token
+        self.now, far = memory_links()
+        self._lab.nursery.start_soon(self._exporter.serve_link, far)
+        return Onward(self.now, token)
+
+    @asynccontextmanager
+    async def travel(self, dial: Callable[[], Awaitable[Onward]] | None = None) -> AsyncIterator[Device]:
+        """A device of the lease, over a link that lasts."""
+        first = await self.dial()
+        async with (
+            lasting(first.link, dial or self.dial) as link,
+            multiplex(link, Role.DIALLER, watch=True) as connection,
+        ):
+            caller = Caller(connection)
+            report = await caller.call(TARGET, "begin", (), {"token": first.token})
+            yield device_of(caller, report)
+
+
+@pytest.fixture
+async def road(tmp_path: Path) -> AsyncIterator[tuple[MemoryLab, Any, Road]]:
+    """A lab, its admin, and alice's way to the device that she has leased."""
+    async with AsyncExitStack() as stack:
+        lab = await stack.enter_async_context(memory_lab(tmp_path))
+        exporter = await stack.enter_async_context(lab.exporter("one"))
+        alice = await stack.enter_async_context(lab.client("alice"))
+        lease = await alice.acquire(WANT, 3600.0)
+        await lab.wait(lease.id, State.READY)
+        yield lab, alice, Road(lab, alice, exporter, lease.id)
+
+
+async def test_a_holder_goes_on_with_a_new_token(road: tuple[MemoryLab, Any, Road], autojump_clock: MockClock) -> None:
+    _, _, way = road
+    async with way.travel() as device, device.lamp.echo() as stream:
+        for number in range(3):
+            before = way.token
+            way.now.cut()
+            await stream.send_all(b"%d" % number)
+            assert await stream.receive_some() == b"%d" % number
+            assert way.token != before
+
+
+async def test_while_the_controller_is_away_it_goes_on_when_that_is_back(
+    road: tuple[MemoryLab, Any, Road], autojump_clock: MockClock
+) -> None:
+    lab, _, way = road
+    async with way.travel() as device, device.lamp.echo() as stream:
+        lab.kill_controller()
+        way.now.cut()
+        await stream.send_all(b"still there?")
+        await trio.sleep(20)
+        await lab.start_controller()
+        async with lab.client("alice") as alice:
+            way._client = alice
+            assert await stream.receive_some() == b"still there?"
+
+
+@pytest.mark.parametrize("how", ["handed over", "another's", "none"])
+async def test_who_is_fenced_off_does_not_go_on(
+    road: tuple[MemoryLab, Any, Road], how: str, autojump_clock: MockClock
+) -> None:
+    lab, alice, way = road
+
+    async def dial() -> Onward:
+        """With what a thief, or a holder of the past, has."""
+        if how == "handed over":
+            async with lab.client("bob"):
+                await alice.call("transfer", way._lease, "bob")
+            return await way.dial_with(way.token)
+        if how == "none":
+            return Onward((await way.dial_with("")).link)
+        async with lab.exporter("two") as other, lab.client("bob") as bob:
+            lease = await bob.acquire([WANT[0]], 60.0)
+            await lab.wait(lease.id, State.READY)
+            return await way.dial_with((await bob.meet(lease.id, other.config.metadata.name))["token"])
+
+    because = {
+        "handed over": "does not know the session|was handed over",
+        "another's": "this token is for exporter two, not for one",
+        "none": "token",
+    }[how]
+    with raised(LinkLost, f"cannot be resumed: .*({because})"):
+        async with way.travel(dial) as device, device.lamp.echo() as stream:
+            way.now.cut()
+            await stream.receive_some()
+
+
+async def test_a_lease_that_ends_meanwhile_is_not_gone_on_with(
+    road: tuple[MemoryLab, Any, Road], autojump_clock: MockClock
+) -> None:
+    _, alice, way = road
+
+    async def dial() -> Onward:
+        await alice.release(way._lease)
+        return await way.dial()
+
+    with raised(
+        LinkLost, r"during lamp\.echo: the connection was cut; it cannot be resumed: lease \S+ has ended: released"
+    ):
+        async with way.travel(dial) as device, device.lamp.echo() as stream:
+            way.now.cut()
+            await stream.receive_some()
+
+
+async def test_past_the_resume_time_a_call_is_told_what_became_of_it(
+    road: tuple[MemoryLab, Any, Road], autojump_clock: MockClock
+) -> None:
+    _, _, way = road
+    fates = {}
+
+    async def wait(device: Device, name: str) -> None:
+        with pytest.raises(LinkLost) as told:
+            await device.lamp.wait()
+        fates[name] = told.value.message
+
+    async def nowhere() -> Onward:
+        raise LabError("no router answers")
+
+    async with way.travel(nowhere) as device, trio.open_nursery() as nursery:
+        nursery.start_soon(wait, device, "begun")
+        await trio.sleep(3)
+        nursery.start_soon(wait, device, "sent")
+        await trio.sleep(0.01)
+        way.now.cut()
+        await trio.sleep(1)
+        nursery.start_soon(wait, device, "kept")
+        began = trio.current_time()
+    assert trio.current_time() - began == pytest.approx(44, abs=0.5)
+    lost = "the link was lost during lamp.wait: the connection was cut; the session was not resumed within 45 s; "
+    assert fates == {
+        "begun": f"{lost}it had reached the other side, which had begun it",
+        "sent": f"{lost}whether it was executed is not known",
+        "kept": f"{lost}it had not been sent, so it was not executed",
+    }
+    await trio.sleep(LISTEN_SECONDS)
+    assert not way._exporter._sessions._open
