@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Final
 
 from jmp.driver.proxy import ByteStream, DriverClient, verb
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from jmp.client.adapters.expect import Expecting
     from jmp.client.adapters.pty import Pty
     from jmp.client.uboot import UBoot
+    from jmp.client.web.page import Web
 
 taps: Final[list[Callable[[str, bytes], None]]] = []
 """Called with the driver's path and every piece of output that consoles of this process receive, in the receiving thread."""
@@ -76,6 +78,27 @@ class ConsoleClient(DriverClient):
         from jmp.client.adapters.pty import Pty
 
         return Pty(self, link=link, replay=replay)
+
+    @verb
+    def web(
+        self,
+        listen: str = "127.0.0.1:0",
+        *,
+        watch: Annotated[bool, "only look"] = False,
+        take_over: Annotated[bool, "write in place of the client that does; it goes on looking"] = False,
+        browser: Annotated[bool, "open it there"] = False,
+    ) -> Web:
+        """The console in a browser of this machine, at an address that is printed and that nobody can guess.
+
+        LISTEN is PORT or HOST:PORT of this machine, 0 one that is free. Each page is a client of its own, so a second one only
+        looks if watch is set. In Python: with dut.console.web() as page (async with under Trio); page.url.
+        """
+        from jmp.client.web.page import Web
+        from jmp.client.web.server import Page
+
+        page = Page("console", self._node.path or "console", watch)
+        opened = partial(self.connect, write=not watch, take_over=take_over)
+        return Web(self._backend, self._node.path, page, opened, listen, browser)
 
     @verb
     async def interact(

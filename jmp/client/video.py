@@ -13,6 +13,7 @@ from jmp.errors import Timeout, UsageError
 
 if TYPE_CHECKING:
     from jmp.client.images import Difference, Picture, Region
+    from jmp.client.web.page import Web
 
 
 class ImageDiffers(Timeout):
@@ -89,6 +90,26 @@ class VideoClient(DriverClient):
 
 class VncClient(VideoClient, NetworkClient):
     """A screen with keyboard and pointer. ``connect()`` and ``forward()`` lead to its VNC server."""
+
+    @verb
+    def novnc(
+        self,
+        listen: str = "127.0.0.1:0",
+        *,
+        watch: Annotated[bool, "only look"] = False,
+        browser: Annotated[bool, "open it there"] = False,
+    ) -> Web:
+        """The screen in a browser of this machine, at an address that is printed and that nobody can guess.
+
+        LISTEN is PORT or HOST:PORT of this machine, 0 one that is free. In Python: with dut.vnc.novnc() as page (async with under
+        Trio); page.url.
+        """
+        from jmp.client.web.page import Web
+        from jmp.client.web.server import Page
+
+        opened = partial(self._backend.open, self._node.path, "connect", (), {})
+        page = Page("screen", self._node.path or "screen", watch)
+        return Web(self._backend, self._node.path, page, opened, listen, browser)
 
 
 class _Look:

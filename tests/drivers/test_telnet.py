@@ -130,32 +130,27 @@ async def test_telnet_servers(server: list[str], tmp_path: Path) -> None:
             assert await until(stream, b"\xfe\xff") == everything
 
 
-async def test_ser2net_with_telnet_and_raw(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-        ports = [each.getsockname()[1] for each in (one, two)]
+@pytest.mark.parametrize("raw", [False, True], ids=["telnet", "raw"])
+async def test_ser2net(tmp_path: Path, raw: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
     (tmp_path / "cf").write_text(
-        "%YAML 1.1\n---\n"
-        + "".join(
-            f"connection: &c{port}\n  accepter: {kind}tcp,127.0.0.1,{port}\n  connector: echo\n"
-            "  options:\n    max-connections: 3\n"
-            for kind, port in zip(("telnet,", ""), ports, strict=True)
-        )
+        f"%YAML 1.1\n---\nconnection: &dut\n  accepter: {'' if raw else 'telnet,'}tcp,127.0.0.1,{port}\n"
+        "  connector: echo\n  options:\n    max-connections: 3\n"
     )
     everything = bytes(range(256)) * 4
     with trio.fail_after(30):
         async with leashed(["ser2net", "-n", "-c", str(tmp_path / "cf")]):
-            for port in ports:
-                await listening(port)
-            for port, raw in zip(ports, (False, True), strict=True):
-                async with serve(Telnet(host="127.0.0.1", port=port, raw=raw)) as console, console.connect() as stream:
-                    await stream.send_all(everything)
-                    got = b""
-                    while len(got) < len(everything):
-                        got += await stream.receive_some()
-                    assert got == everything
-                    if raw:
-                        with pytest.raises(DeviceError, match="there is no break but with telnet"):
-                            await console.send_break()
+            await listening(port)
+            async with serve(Telnet(host="127.0.0.1", port=port, raw=raw)) as console, console.connect() as stream:
+                await stream.send_all(everything)
+                got = b""
+                while len(got) < len(everything):
+                    got += await stream.receive_some()
+                assert got == everything
+                if raw:
+                    with pytest.raises(DeviceError, match="there is no break but with telnet"):
+                        await console.send_break()
 
 
 async def listening(port: int) -> None:

@@ -1,0 +1,17 @@
+// What both pages share.
+export const settings = await (await fetch("settings.json")).json();
+
+document.title = settings.name;
+document.getElementById("name").textContent = settings.name;
+
+export function show(text, kind) {
+  const state = document.getElementById("state");
+  state.textContent = text;
+  state.className = kind;
+}
+
+export function address() {
+  const url = new URL("stream", location.href);
+  url.protocol = "ws:";
+  return url.href;
+}
