@@ -40,6 +40,7 @@ TESTED = {
     "http-power": ("an HTTP server", "requests, answers, passwords that no message shows, refusal, silence, impostors"),
     "http-server": ("curl", "content, ranges, several requests on a connection, refusals"),
     "mock-power": ("none: it is one", "state and cycles"),
+    "ipmi-power": ("OpenIPMI's simulator of a BMC", "orders, state, no answer, wrong password"),
     "mqtt-power": (
         "mosquitto, and a relay on it",
         "orders, confirmation, measurements, silence, credentials, a broker that goes",
@@ -48,6 +49,10 @@ TESTED = {
     "qemu": (
         "QEMU with U-Boot, and with Linux",
         "boot, console, power cycle, disks, ports, screen; a QEMU that is killed is noticed",
+    ),
+    "redfish-power": (
+        "the emulator of sushy-tools",
+        "orders until they are followed, state, no answer, no such system",
     ),
     "serial": (
         "pseudo-terminals, ser2net, pyserial's RFC 2217 server",
@@ -68,6 +73,10 @@ TESTED = {
         "orders, measurements, its button; absent, unplugged, back",
     ),
     "ssh-console": ("OpenSSH's server", "every byte both ways, keys, passwords, impostors, refusal"),
+    "ssh-power": (
+        "sshd, as a machine and as a PDU with a prompt",
+        "orders, state, failures, keys, passwords, another server in its place",
+    ),
     "tcp": ("TCP servers", "bytes and each side's end both ways, refusal, reset, silence"),
     "telnet": (
         "telnetd of busybox and of inetutils, ser2net",
@@ -84,6 +93,10 @@ TESTED = {
     ),
     "udp": ("UDP sockets", "bounds of datagrams both ways, nobody there yet"),
     "unix": ("Unix sockets", "bytes and each side's end both ways, refusal"),
+    "usb-hub-power": (
+        "uhubctl, and a hub of the kernel's with a device on it",
+        "orders and what the hub says then; no such hub, no such port, no such program",
+    ),
     "virtual-board": ("none: it is a device", "boot, login, console, flashing, network ports, power"),
     "vnc": (
         "TigerVNC's X server; QEMU's for the driver qemu",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import os
 import re
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from subprocess import PIPE
 from urllib.parse import urlsplit
 
 import trio
@@ -15,11 +15,10 @@ import trio
 from jmp.driver import ConfigError, DeviceError, export
 from jmp.driver.interfaces import Power, PowerState
 from jmp_drivers import _http
-from jmp_drivers._process import leashed, relay
+from jmp_drivers._command import run_command
 
 _ON = r"(?i)\bon\b"
 _OFF = r"(?i)\boff\b"
-_KEPT = 64 * 1024  # bytes of a command's output that are looked at: its end
 _SHOWN = 200  # characters of a device's answer that an error quotes
 
 
@@ -51,13 +50,8 @@ class MockPower(Power):
         return self._cycles
 
 
-class CommandPower(Power):
-    """A switch that is worked by commands of the exporter's machine, such as ``uhubctl`` or ``snmpset``.
-
-    A command is a list of arguments, or a text for ``sh``. It must end with exit status 0. ``state`` must print something in
-    which ``on_pattern`` or ``off_pattern`` is found; without a ``state`` command, the last order is what is told. ``cycle`` gets
-    the time to stay off, in seconds, as ``$JMP_WAIT``; without it, the device is switched off and on.
-    """
+class CommandedPower(Power):
+    """The configuration of a switch that is worked by commands; a driver says how one is run."""
 
     on_command: str | list[str] = field(metadata={"key": "on"})
     off_command: str | list[str] = field(metadata={"key": "off"})
@@ -66,7 +60,6 @@ class CommandPower(Power):
     on_pattern: str = field(default=_ON, metadata={"doc": "regular expression in the output of `state`"})
     off_pattern: str = field(default=_OFF, metadata={"doc": "regular expression in the output of `state`"})
     timeout: float = field(default=30.0, metadata={"doc": "seconds that a command may take"})
-    cwd: Path | None = field(default=None, metadata={"doc": "folder in which the commands run"})
 
     def __post_init__(self) -> None:
         self._reading = StatePatterns(self.on_pattern, self.off_pattern)
@@ -74,6 +67,10 @@ class CommandPower(Power):
         for name in ("on", "off", "state", "cycle"):
             if getattr(self, f"{name}_command") in ("", []):
                 raise ConfigError(f"{name}: the command is empty")
+
+    @abstractmethod
+    async def _run(self, name: str, command: str | list[str], allow: float = 0, **variables: str) -> str:
+        """What a command printed, which may take ``allow`` seconds longer. Raises `DeviceError`."""
 
     @export
     async def on(self) -> None:
@@ -102,24 +99,24 @@ class CommandPower(Power):
         await self._run("cycle", self.cycle_command, allow=wait, JMP_WAIT=f"{wait:g}")
         self._ordered = "on"
 
+
+class CommandPower(CommandedPower):
+    """A switch that is worked by commands of the exporter's machine, such as ``pinctrl`` or a vendor's tool.
+
+    A command is a list of arguments, or a text for ``sh``. It must end with exit status 0. ``state`` must print something in
+    which ``on_pattern`` or ``off_pattern`` is found; without a ``state`` command, the last order is what is told. ``cycle`` gets
+    the time to stay off, in seconds, as ``$JMP_WAIT``; without it, the device is switched off and on.
+    """
+
+    cwd: Path | None = field(default=None, metadata={"doc": "folder in which the commands run"})
+
     async def _run(self, name: str, command: str | list[str], allow: float = 0, **variables: str) -> str:
-        """What the command printed. Cancelled or out of time, it and all its processes are ended."""
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else command
-        output = {"stdout": bytearray(), "stderr": bytearray()}
-
-        async def keep(stream: str, data: bytes) -> None:
-            output[stream] += data
-            del output[stream][:-_KEPT]
-
-        with trio.move_on_after(self.timeout + allow) as scope:
-            async with leashed(argv, env=os.environ | variables, cwd=self.cwd, stdout=PIPE, stderr=PIPE) as process:
-                status = await relay(process, keep)
-        if scope.cancelled_caught:
-            raise DeviceError(f"the command for {name!r} did not end within {self.timeout + allow:g} s")
-        if status != 0:
-            said = " | ".join(output["stderr"].decode(errors="replace").splitlines()[-3:])
-            raise DeviceError(f"the command for {name!r} failed with exit status {status}{said and f': {said}'}")
-        return output["stdout"].decode(errors="replace")
+        what = f"the command for {name!r}"
+        ran = await run_command(what, argv, self.timeout + allow, env=os.environ | variables, cwd=self.cwd)
+        if ran.status != 0:
+            raise DeviceError(f"{what} failed with exit status {ran.status}{ran.complaint()}")
+        return ran.output
 
 
 @dataclass(frozen=True)
