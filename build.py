@@ -6,7 +6,7 @@
     python3 build.py test       everything that the tests need, then pytest (further arguments go there)
     python3 build.py check      ruff and mypy
     python3 build.py bench      how fast it is; with --peers beside Jumpstarter and labgrid (docs/performance.md)
-    python3 build.py soak       look for bugs in a simulated lab, with --minutes N for so long (see --help)
+    python3 build.py soak       look for bugs: in a simulated lab for --minutes N, or with --fuzz TARGET|all in what reads bytes
     python3 build.py venv       the virtual environment to develop in
     python3 build.py lock       renew requirements*.lock and those of the benches, which pin all that is downloaded, by hash
     python3 build.py clean      remove what this script made
@@ -69,6 +69,9 @@ PEERS = {
     "labgrid": ("labgrid==26.0.1",),
 }
 """What the benches compare with, each in an environment of its own."""
+
+FUZZER = ROOT / "tests" / "fuzz" / "atheris.lock"
+"""What guides fuzz targets in a soak; compiled for some versions of Python only, and so not among the tools of all tests."""
 
 PURE_ENOUGH = ("pyyaml", "wrapt")
 """Distributions with a compiled half that jmp does without: it is bigger than it is useful for what jmp does with it."""
@@ -188,9 +191,14 @@ def test(options: argparse.Namespace) -> None:
 
 
 def soak(options: argparse.Namespace) -> None:
-    """Look for bugs in a simulated lab, for as long as asked."""
+    """Look for bugs, for as long as asked: in a simulated lab, or with --fuzz in what reads bytes of others."""
     python = development()
     environ = {**os.environ, "PYTHONHASHSEED": "0"}
+    if "--fuzz" in options.rest:
+        where = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], stdout=-1)
+        fuzzer = environment("fuzzer", [block for _, block in pins(FUZZER)])
+        environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "drivers"), where.stdout.decode().strip()])
+        raise SystemExit(subprocess.run([fuzzer, "-m", "tests.fuzz", *options.rest], env=environ).returncode)
     raise SystemExit(subprocess.run([python, "-m", "tests.sim", *options.rest], env=environ).returncode)
 
 
@@ -232,6 +240,7 @@ def lock(options: argparse.Namespace) -> None:
         DEV_LOCK: [*needed, *BUNDLED, *tools, *metadata[0]["dependency-groups"]["dev"], "pip"],
     }
     wanted |= {ROOT / f"tests/bench/{name}.lock": list(requirements) for name, requirements in PEERS.items()}
+    wanted[FUZZER] = ["atheris==3.0.0"]
     for path, requirements in wanted.items():
         say(f"{shown(path)}")
         given = BUILD / path.with_suffix(".in").name

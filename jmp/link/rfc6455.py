@@ -369,11 +369,9 @@ def _not_jmp(why: str) -> ProtocolViolation:
 
 
 def _refusal(status: str, headers: dict[str, str], body: bytes) -> Exception:
-    reason = status
-    if headers.get("content-type", "").startswith("text/plain"):
-        text = body.decode(errors="replace").strip()
-        # One line, and nothing in it that could play tricks on a terminal.
-        reason = "".join(char if char.isprintable() else " " for char in text) or status
+    reason = body.decode(errors="replace").strip() if headers.get("content-type", "").startswith("text/plain") else ""
+    # One line, and nothing in it that could play tricks on a terminal.
+    reason = "".join(char if char.isprintable() else " " for char in reason or status)
     match status[:3]:
         case "401" | "403":
             return Refused(reason)

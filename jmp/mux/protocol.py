@@ -131,6 +131,7 @@ class Mux:
         self._streams: dict[int, _Stream] = {}
         self._of_peer = 0
         self._max_streams = max_streams
+        self._refused = 0  # since one was accepted
         self._out: deque[tuple[bytes | memoryview, ...]] = deque()
         self._greeted = False
         self._going_away = False
@@ -198,9 +199,13 @@ class Mux:
             raise ProtocolViolation(f"stream {number} was opened out of turn")
         self._last_peer = number
         if self._going_away or self._of_peer >= self._max_streams:
+            self._refused += 1
+            if self._refused > 16 * self._max_streams:
+                raise ProtocolViolation("the other side goes on opening streams though they are refused")
             self._queue(pack(Kind.RESET, number, int(Reset.REFUSED), b""))
             return
         self._of_peer += 1
+        self._refused = 0
         stream = self._streams[number] = _Stream(WINDOW)
         events.append(Opened(number))
         self._on_data(events, stream, number, data, end)

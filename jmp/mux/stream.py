@@ -40,6 +40,9 @@ PING_AFTER: Final = 5.0
 """Seconds of silence after which the other side is asked for a sign of life."""
 SILENCE: Final = 15.0
 """Seconds of silence after which the link is taken for dead."""
+_TURN_SECONDS: Final = 0.001
+_TURN_STREAMS: Final = 4
+"""After which the reader of a link on which much comes lets others go on: so much time, or so many calls begun."""
 CLOSE_GRACE: Final = 2.0
 """Seconds that a closing link may take to say good-bye."""
 
@@ -412,8 +415,13 @@ class Connection:
 
     async def _read(self) -> None:
         async with trio.open_nursery() as handlers:
+            turn, begun = trio.current_time(), 0
             try:
                 while True:
+                    if begun >= _TURN_STREAMS or trio.current_time() - turn > _TURN_SECONDS:
+                        # There may be more to read for long, which takes no waiting: others have their turn even so.
+                        await trio.lowlevel.checkpoint()
+                        turn, begun = trio.current_time(), 0
                     message = await self.link.receive()
                     self._heard = trio.current_time()
                     self._direct = True
@@ -422,6 +430,7 @@ class Connection:
                         self._act(event, opened)
                     for stream in opened:
                         self._begin(stream, handlers)
+                    begun += len(opened)
                     self._flush()
             except (LinkLost, ProtocolViolation) as error:
                 self._end(error)

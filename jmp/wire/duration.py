@@ -9,6 +9,8 @@ from typing import Final
 from jmp.errors import BadValue
 
 UNITS: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+LONGEST: Final = 36525 * 86400.0
+"""What is longer is a slip of the keyboard, and past what clocks and calendars can tell."""
 
 
 def parse(text: str) -> float:
@@ -18,7 +20,10 @@ def parse(text: str) -> float:
     order = [list(UNITS).index(unit) for _, unit in pieces]
     if not pieces or order != sorted(set(order)):
         raise BadValue(f"{text!r} is no duration: write it as 90s, 15m, 1h30m or 2d")
-    return sum(float(number) * UNITS[unit] for number, unit in pieces)
+    seconds = sum(float(number) * UNITS[unit] for number, unit in pieces)
+    if seconds > LONGEST:
+        raise BadValue(f"{text.strip():.20}… is longer than a hundred years")
+    return seconds
 
 
 def text(seconds: float) -> str:
@@ -49,5 +54,5 @@ def moment(text: str, now: float) -> float:
                 then = datetime.combine(today.date() + timedelta(days=1), clock).astimezone()
             return then.timestamp()
         return datetime.fromisoformat(word).astimezone().timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise BadValue(f"{text!r} is no time: write it as +2h, 14:30 or 2026-11-24T14:30") from None

@@ -511,6 +511,12 @@ def test_reason_is_cleaned_and_bounded() -> None:
     assert len(refused.value.message) <= 4096
 
 
+def test_a_status_plays_no_tricks_either() -> None:
+    with pytest.raises(Refused) as refused:
+        ClientHandshake("lab").feed(b"HTTP/1.1 401 \x1b[2J\nred\x9b\r\nContent-Length: 0\r\n\r\n")
+    assert refused.value.message == "401  [2J red "
+
+
 @UNHURRIED
 @given(st.binary(max_size=300), st.booleans())
 def test_garbage_response(data: bytes, looks_right: bool) -> None:

@@ -277,6 +277,18 @@ def test_too_many_streams_are_refused_one_by_one() -> None:
     assert pair.to_listener() == [WasReset(1, Reset.CANCELLED, b""), Opened(7)]
 
 
+def test_who_is_refused_and_goes_on_for_ever_loses_the_link() -> None:
+    mux = Mux(Role.LISTENER, max_streams=2)
+    mux.receive(pack(Kind.HELLO, 0, {"version": list(VERSION)}))
+    opens = [pack(Kind.OPEN, number, b"", False) for number in range(1, 200, 2)]
+    mux.receive(b"".join(opens[:34]))
+    mux.reset(1)
+    mux.receive(opens[34])  # which is accepted: it begins anew
+    mux.receive(b"".join(opens[35:67]))
+    with pytest.raises(ProtocolViolation, match="goes on opening streams though they are refused"):
+        mux.receive(opens[67])
+
+
 def test_going_away_refuses_new_streams_and_lets_the_others_go_on() -> None:
     pair = Pair()
     pair.dialler.open()

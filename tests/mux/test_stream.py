@@ -16,7 +16,7 @@ from jmp.link import Link
 from jmp.link.memory import memory_links
 from jmp.link.rfc6455 import Closed
 from jmp.mux.protocol import VERSION, WINDOW, Role
-from jmp.mux.stream import HIGH_WATER, PING_AFTER, SILENCE, MuxStream, StreamReset, multiplex
+from jmp.mux.stream import _TURN_STREAMS, HIGH_WATER, PING_AFTER, SILENCE, MuxStream, StreamReset, multiplex
 from jmp.wire.frames import MAX_DATA, Kind, Reset, pack
 from tests.fakes.connections import KINDS, Counting, Streams, connections, linked
 
@@ -200,6 +200,48 @@ async def test_a_slow_reader_stops_nobody_else() -> None:
                 await far.send_all(b"pong")
                 assert await near.receive_some() == b"pong"
             nursery.cancel_scope.cancel()
+
+
+class Flood(Link):
+    """Has many messages, for none of which one has to wait, as a WebSocket of which much was read at once."""
+
+    peer = "a flood"
+
+    def __init__(self, messages: list[bytes]) -> None:
+        self.messages = messages
+        self.drained = trio.Event()
+
+    async def send(self, parts: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive(self) -> bytes:
+        if not self.messages:
+            self.drained.set()
+            await trio.sleep_forever()
+        return self.messages.pop(0)
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_who_opens_streams_without_end_leaves_others_their_turn() -> None:
+    link = Flood([HELLO, *(pack(Kind.OPEN, number, b"", True) for number in range(1, 2001, 2))])
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def serve(stream: MuxStream) -> None:
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery, multiplex(link, Role.LISTENER, serve=serve):
+        nursery.start_soon(others)
+        await link.drained.wait()
+        nursery.cancel_scope.cancel()
+    assert turns > 1000 / _TURN_STREAMS - 10
 
 
 async def test_small_frames_that_are_ready_together_leave_together() -> None:

@@ -40,6 +40,13 @@ def test_what_is_no_duration(words: str) -> None:
     assert caught.value.message == f"{words!r} is no duration: write it as 90s, 15m, 1h30m or 2d"
 
 
+@pytest.mark.parametrize("words", ["36526d", "9" * 400 + "s"])
+def test_nobody_means_more_than_a_hundred_years(words: str) -> None:
+    assert parse("36525d") == 36525 * 86400
+    with pytest.raises(BadValue, match=r"is longer than a hundred years$"):
+        parse(words)
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
@@ -113,6 +120,12 @@ def test_what_is_no_moment(words: str) -> None:
         assert moment(words, NOW) == pytest.approx(datetime.fromisoformat(words).astimezone().timestamp())
     except (BadValue, OverflowError) as error:
         assert isinstance(error, BadValue)  # noqa: PT017
+
+
+@pytest.mark.parametrize("words", ["9999-12-31T23:59-23:59", "0001-01-01T00:00+23:59"])
+def test_what_is_no_moment_anywhere(words: str) -> None:
+    with pytest.raises(BadValue, match="is no time"):
+        moment(words, NOW)
 
 
 @pytest.mark.parametrize("words", ["+5", "+", "+-5m"])
