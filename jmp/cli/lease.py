@@ -172,7 +172,7 @@ def release(
 def list_leases(
     everybody: Annotated[bool, typer.Option("--all", "-A", help="Everybody's, as far as you may see them.")] = False,
     ended: Annotated[bool, typer.Option("--ended", help="Those that have ended, too.")] = False,
-    tag: Annotated[str, typer.Option(metavar="TAG", help="Only those with this tag.")] = "",
+    tag: Annotated[str, typer.Option("--tag", "--tag-filter", metavar="TAG", help="Only those with this tag.")] = "",
     client: Client = None,
     form: WideOutput = "table",
 ) -> None:

@@ -28,7 +28,9 @@ def get(
     ] = None,
     everybody: Annotated[bool, typer.Option("--all", "-A", help="Leases: everybody's, as far as you may see.")] = False,
     ended: Annotated[bool, typer.Option("--ended", help="Leases: those that have ended, too.")] = False,
-    tag: Annotated[str, typer.Option(metavar="TAG", help="Leases: only those with this tag.")] = "",
+    tag: Annotated[
+        str, typer.Option("--tag", "--tag-filter", metavar="TAG", help="Leases: only those with this tag.")
+    ] = "",
     client: Client = None,
     form: WideOutput = "table",
 ) -> None:

@@ -9,10 +9,10 @@ from typing import Final
 
 import trio
 
-from jmp.errors import JmpError, LabError
+from jmp.errors import Cancelled, JmpError, LabError
 from jmp.link import Link
 from jmp.mux.protocol import Role
-from jmp.mux.stream import Serve, multiplex
+from jmp.mux.stream import Connection, Serve, multiplex
 from jmp.rpc.call import Caller
 
 log = logging.getLogger("jmp.link")
@@ -24,6 +24,8 @@ who lost the same server do not all come back in the same moment."""
 SETTLED: Final = 10.0
 """Seconds after which a connection has been a good one: the next attempts begin at the first pause again."""
 DIAL_SECONDS: Final = 15.0
+REASON_SECONDS: Final = 1.0
+"""How long one whose call was ended waits for the other side to say why."""
 
 
 async def keep_connected(
@@ -51,7 +53,9 @@ async def keep_connected(
         except* trio.TooSlowError:
             problem = LabError(f"no answer within {DIAL_SECONDS:g} s")
         except* JmpError as errors:
-            problem = _first(errors)
+            first = _first(errors)
+            assert isinstance(first, JmpError)
+            problem = first
         if not forever and not isinstance(problem, LabError):
             raise problem
         if problem.message != known:
@@ -69,15 +73,24 @@ async def _use(
     async with multiplex(link, Role.DIALLER, serve=serve, watch=True) as connection:
         told(None)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(use, Caller(connection))
+            nursery.start_soon(_until_over, use, connection)
             error = await connection.wait_over()
             nursery.cancel_scope.cancel()
     return error
 
 
-def _first(group: BaseExceptionGroup[JmpError]) -> JmpError:
-    leaf: BaseException = group
-    while isinstance(leaf, BaseExceptionGroup):
-        leaf = leaf.exceptions[0]
-    assert isinstance(leaf, JmpError)
-    return leaf
+async def _until_over(use: Callable[[Caller], Awaitable[None]], connection: Connection) -> None:
+    try:
+        await use(Caller(connection))
+    except (Cancelled, BaseExceptionGroup) as error:
+        if isinstance(_first(error), Cancelled):  # one that stops ends its calls, and then says why
+            with trio.move_on_after(REASON_SECONDS):
+                await connection.wait_over()
+                return
+        raise
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -54,7 +54,7 @@ def test_only_the_id_is_on_standard_output(lab: ServedLab) -> None:
     assert re.search(f"lease {id}: solo for (10m|9m \\d+s)\n$", done.stderr), done.stderr
     assert lab.ok("alice", "lease", "list").split("\t")[:4] == [id, "ready", "alice", "solo"]
     assert lab.ok("alice", "lease", "list", "--tag", "ci", "-o", "name") == f"{id}\n"
-    assert lab.ok("alice", "lease", "list", "--tag", "qa", "-o", "name") == ""
+    assert lab.ok("alice", "lease", "list", "--tag-filter", "qa", "-o", "name") == ""
     lease = shown(lab, "alice", id)
     assert (lease["state"], lease["tags"], lease["context"]) == ("ready", ["ci"], {"job": "5"})
     assert lease["duration"] == 600.0

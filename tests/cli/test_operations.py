@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +61,11 @@ def test_keys_and_tokens_are_replaced_while_a_device_is_in_use(lab: ServedLab, e
     assert lab.ok("alice", "shell", "--lease", lease, "--", "j", "power", "state") == "on\n"
     tokens = json.loads(lab.ok("admin", "admin", "get", "tokens", "-o", "json"))
     assert len([token for token in tokens if token["revoked"]]) == 2, tokens
+
+
+def test_a_controller_that_is_stopped_says_so(lab: ServedLab, exporter: Program) -> None:
+    os.kill(lab.pid, signal.SIGTERM)
+    exporter.until("no controller: .*1001 the controller is stopping; trying again")
 
 
 def test_a_new_ca_is_trusted_by_those_who_join_again_only(lab: ServedLab, exporter: Program) -> None:
