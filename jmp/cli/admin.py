@@ -11,6 +11,7 @@ import typer
 from jmp.cli import install, labs, output
 from jmp.cli.labs import CLIENT, EXPORTER, POLICY, TOKEN, Client, Kind
 from jmp.cli.output import Wide
+from jmp.cli.places import Data, Kubeconfig, Namespace, Where
 from jmp.cli.typed import Output, WideOutput, new_app
 from jmp.client.config import ClientConfig
 from jmp.errors import NotFound, UsageError
@@ -73,6 +74,10 @@ Packages = Annotated[
     list[str] | None,
     typer.Option("--package", metavar="NAME|any", help="Package whose drivers may be used; repeatable."),
 ]
+
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="- is standard output, or input.")]
+StoreKind = Annotated[Where, typer.Option("--store", help="Where its records are: a file below --data, or a cluster.")]
 
 
 # ---- create
@@ -341,6 +346,43 @@ def rotate_token(
 ) -> None:
     """Make a new token, print the command that uses it, and revoke those before it."""
     _issue(holder, token_days, client, form, revoke_others=not keep)
+
+
+# ---- move
+
+
+@app.command("export")
+def export(
+    file: File,
+    with_keys: Annotated[
+        bool, typer.Option("--with-keys", help="Also its keys and CA, by which all tokens stay good: a secret.")
+    ] = False,
+    store: StoreKind = Where.sqlite,
+    data: Data = None,
+    kubeconfig: Kubeconfig = None,
+    namespace: Namespace = None,
+) -> None:
+    """Write a lab to a file: clients, exporters, policies, ids of tokens, leases and their history.
+
+    The store itself is read; a controller that runs goes on, and what it does from then on is not in the file.
+    """
+    from jmp.cli import move
+
+    move.export_lab(file, with_keys, move.place_of(store, data, kubeconfig, namespace))
+
+
+@app.command("import")
+def import_(
+    file: File,
+    store: StoreKind = Where.sqlite,
+    data: Data = None,
+    kubeconfig: Kubeconfig = None,
+    namespace: Namespace = None,
+) -> None:
+    """Bring a lab from a file to where none is yet, before a controller starts there; interrupted, run it again."""
+    from jmp.cli import move
+
+    move.import_lab(file, move.place_of(store, data, kubeconfig, namespace))
 
 
 # ---- how

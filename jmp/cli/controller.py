@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
@@ -22,6 +20,7 @@ from jmp.audit import Audit
 from jmp.cli import output
 from jmp.cli.exporter import LogFormat, LogLevel, check_address, log_to_stderr, until_told
 from jmp.cli.labs import join_command
+from jmp.cli.places import Data, Kubeconfig, Namespace, Where, data_directory
 from jmp.cli.typed import new_app
 from jmp.client.config import write_private
 from jmp.controller.desks import DEFAULT_TOKEN_DAYS, issue, revoke
@@ -44,31 +43,6 @@ app = new_app("A lab's server: who may use what, and when.")
 
 PORT: Final = 8443
 HTTP_PORT: Final = 8080
-
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        metavar="DIR",
-        help="Where keys and the store are kept (default: $XDG_STATE_HOME/jmp/controller; for root /var/lib/jmp).",
-    ),
-]
-
-
-class Where(StrEnum):
-    """Where a lab's records can be kept."""
-
-    sqlite = "sqlite"
-    kubernetes = "kubernetes"
-
-
-def data_directory(given: Path | None) -> Path:
-    """Where a controller on this machine keeps its data."""
-    if given is not None:
-        return given
-    if os.geteuid() == 0:
-        return Path("/var/lib/jmp")
-    return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "jmp", "controller")
 
 
 @app.command()
@@ -97,13 +71,8 @@ def serve(
             help="Where records are kept: sqlite, a file below --data, or kubernetes, which several controllers share."
         ),
     ] = Where.sqlite,
-    kubeconfig: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Where the Kubernetes API is (default: $KUBECONFIG, or the pod's own)."),
-    ] = None,
-    namespace: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The lab's namespace there (default: the pod's own).")
-    ] = None,
+    kubeconfig: Kubeconfig = None,
+    namespace: Namespace = None,
     replica: Annotated[
         str | None,
         typer.Option(

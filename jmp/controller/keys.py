@@ -51,6 +51,8 @@ _RETRY_SECONDS: Final = 3600.0
 _KEYS: Final = "keys.json"
 _CA: Final = "ca-with-key.pem"
 _SERVER: Final = "server.pem"
+LASTING: Final = (_KEYS, _CA)
+"""The files by which others know a lab; the rest is made of them."""
 
 
 @dataclass(frozen=True)

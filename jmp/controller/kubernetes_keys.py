@@ -53,7 +53,7 @@ class SharedKeys:
         while True:
             there = await api.request("GET", _path(api, SECRET))
             if there.status != 404:
-                for name, content in _files(there.body).items():
+                for name, content in files_of(there.body).items():
                     write_private(directory / name, content)
             keys = Keys.open(directory, names)
             if there.status != 404:
@@ -80,7 +80,7 @@ class SharedKeys:
             there = await self._api.request("GET", _path(self._api, SECRET))
             if there.status == 404:
                 raise LabError(f"secret/{SECRET} was deleted: this lab cannot prove itself any more; restore it")
-            files = _files(there.body)
+            files = files_of(there.body)
             self.keys.adopt(files)
             wanted = self.keys.files()
             if wanted == files:
@@ -102,7 +102,7 @@ class SharedKeys:
                 async with aclosing(self._api.watch(path, version, only)) as events:  # type: ignore[type-var]
                     async for kind, item in events:
                         if kind == "MODIFIED":
-                            self.keys.adopt(_files(item))
+                            self.keys.adopt(files_of(item))
             except Gone:
                 pass  # what has happened meanwhile is found by asking again
             except (httpx2.HTTPError, KeyError) as error:
@@ -116,7 +116,7 @@ async def keep_router(api: Api, lab: Lab) -> None:
     with lab.news.listen("keys") as listener:
         while True:
             there = await api.request("GET", _path(api, ROUTER))
-            files = _files(there.body)
+            files = files_of(there.body)
             id = files.get("id", b"").decode("ascii", "replace")
             if there.status != 404 and id not in lab.view.token:
                 await trio.sleep(_LATE)
@@ -163,5 +163,6 @@ def _data(files: dict[str, bytes]) -> dict[str, str]:
     return {name: base64.b64encode(content).decode() for name, content in files.items()}
 
 
-def _files(secret: Object) -> dict[str, bytes]:
+def files_of(secret: Object) -> dict[str, bytes]:
+    """What is in a Secret, by name."""
     return {name: base64.b64decode(content) for name, content in (secret.get("data") or {}).items()}

@@ -230,6 +230,17 @@ def backup(directory: Path, copy: Path) -> None:
         _copy(database, copy)
 
 
+def is_used(directory: Path) -> bool:
+    """Whether a controller uses the records in ``directory`` now."""
+    try:
+        os.close(_lock(directory))
+    except Busy:
+        return True
+    except OSError:
+        pass  # nobody can, then
+    return False
+
+
 def _lock(directory: Path) -> int:
     """Keep every other process out, until the descriptor is closed. Raises ``Busy``."""
     lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

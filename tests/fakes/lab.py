@@ -95,6 +95,8 @@ class ServedLab:
         self.directory = directory
         self.port = 0
         self.fingerprint = ""
+        self.where = ["--data", str(directory / "data")]
+        """Options that tell where the controller keeps everything."""
         self._stack = ExitStack()
         self._controller: Program | None = None
 
@@ -104,10 +106,9 @@ class ServedLab:
         """Start the controller, for the second time at the same address as before."""
         arguments = ["controller", "serve", "--listen", f"127.0.0.1:{self.port}", "--name", "localhost", "--router"]
         environment = self.environment("controller")
-        data = self.directory / "data"
         self._controller = self._stack.enter_context(
             Program(
-                [*arguments, "--http", "none", "--data", str(data), "--log-level", "warning"],
+                [*arguments, "--http", "none", *self.where, "--log-level", "warning"],
                 environment,
                 self.directory,
             )
@@ -126,6 +127,12 @@ class ServedLab:
         assert self._controller is not None
         self._controller.process.kill()
         self._controller.finish()
+
+    def stop(self) -> None:
+        """Have the controller end in order."""
+        assert self._controller is not None
+        code, _, said = self._controller.interrupt(signal.SIGTERM)
+        assert code == 0, said
 
     def join_admin(self) -> None:
         """Do what the first start says."""
