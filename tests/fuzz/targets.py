@@ -195,7 +195,7 @@ def resumed(data: bytes) -> None:
                 while made.take(ack=True):
                     pass
     with contextlib.suppress(ProtocolViolation):
-        resume.key_of(data)
+        resume.opening_of(data)
 
 
 # ---- of those who were let in

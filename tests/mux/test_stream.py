@@ -214,6 +214,9 @@ class Flood(Link):
     async def send(self, parts: object) -> None:
         await trio.lowlevel.checkpoint()
 
+    def abort(self, reason: str) -> None:
+        pass
+
     async def receive(self) -> bytes:
         if not self.messages:
             self.drained.set()
