@@ -31,7 +31,7 @@ from jmp.controller.meeting import RouterLink
 from jmp.controller.serve import Door, Other, serve_controller
 from jmp.controller.sqlite import SqliteStore
 from jmp.controller.store import Store
-from jmp.errors import UsageError
+from jmp.errors import LabError, UsageError
 from jmp.exporter.serve import address_of, listen, notify
 from jmp.link import Link, websocket
 from jmp.link.address import parse as parse_url
@@ -62,6 +62,13 @@ def serve(
     ] = None,
     data: Data = None,
     router: Annotated[bool, typer.Option("--router", help="Be a router, too: one command for a whole lab.")] = False,
+    router_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="How others reach this router, where controllers share a store (default: wss://THIS-MACHINE:PORT).",
+        ),
+    ] = None,
     http: Annotated[
         str, typer.Option(metavar="HOST:PORT|none", help="Where /healthz, /readyz and /metrics are, in plain HTTP.")
     ] = f"127.0.0.1:{HTTP_PORT}",
@@ -100,11 +107,23 @@ def serve(
         names = list(dict.fromkeys([known.host, *(names or [])]))
     names, data = names or own_names(), data_directory(data)
     log = Audit(audit or data / "audit.jsonl")
+    if router_url is not None and (not router or store is Where.sqlite):
+        raise UsageError(
+            "--router-url is for --router with --store kubernetes: elsewhere it is where the controller is"
+        )
     if store is Where.sqlite:
-        return trio.run(_serve, address, names, url, data, router, http, log, _embedded(data, names))
+        return trio.run(_serve, address, names, url, data, router, None, http, log, _embedded(data, names))
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if router:
+        # Behind one name there are several controllers: those who are to meet have to come to the same one.
+        router_url = router_url or f"wss://{_in_url(own_names()[-1])}:{{port}}"
+        names = [*names, parse_url(router_url.replace("{port}", "1")).host]
     kept = _shared(data, names, kubeconfig, namespace, replica or socket.gethostname())
-    return trio.run(_serve, address, names, url, data, router, http, log, kept)
+    return trio.run(_serve, address, names, url, data, router, router_url, http, log, kept)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 @dataclass
@@ -156,6 +175,7 @@ async def _serve(
     url: str | None,
     data: Path,
     with_router: bool,
+    router_url: str | None,
     http: str,
     audit: Audit,
     keeping: AbstractAsyncContextManager[Kept],
@@ -169,7 +189,8 @@ async def _serve(
         router = Router() if with_router else None
         beside: list[Callable[..., Awaitable[None]]] = [keys.keep_fresh, *kept.beside]
         if router is not None:
-            beside.append(partial(_keep_router, lab, router))
+            port = address_of(listeners[0]).rpartition(":")[2]
+            beside.append(partial(_keep_router, lab, router, (router_url or "").replace("{port}", port)))
         pages = {"/ca.pem": ("application/x-pem-file", keys.ca_pem.encode())}
         async with trio.open_nursery() as nursery:
             nursery.start_soon(until_told, nursery.cancel_scope)
@@ -180,8 +201,11 @@ async def _serve(
                 await nursery.start(partial(_serve_http, http, lab, door))
             notify("READY=1")
             output.note(f"controller is ready at {url}, CA fingerprint {keys.ca_fingerprint}")
-            if not lab.view.token:
-                await _first_start(lab, url, keys.ca_fingerprint, data, kept.keep_join)
+            if not any(token.role is Role.ADMIN and token.revoked is None for token in lab.view.token.values()):
+                try:
+                    await _first_start(lab, url, keys.ca_fingerprint, data, kept.keep_join)
+                except LabError as error:
+                    output.note(f"No admin could be made, which the next start tries again: {error.message}")
             if kept.keep_router is not None:  # from now on: before its first admin nobody is known to a lab
                 nursery.start_soon(kept.keep_router, lab)
         notify("STOPPING=1")
@@ -200,9 +224,11 @@ def _other(router: Router | None) -> Other | None:
     return let_in
 
 
-async def _keep_router(lab: Lab, router: Router, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """The router in this process: it is where the controller is, and has its keys at first hand."""
-    own = lab.routers["controller"] = RouterLink("", None, "")
+async def _keep_router(
+    lab: Lab, router: Router, url: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The router in this process: it has the controller's keys at first hand, and without a ``url`` it is where that is."""
+    own = lab.routers[lab.others.name] = RouterLink(url, None, "")
     with lab.news.listen("keys") as listener:
         router.verifier = verifier_of(lab.key_news())
         task_status.started()
@@ -232,10 +258,16 @@ async def _first_start(
 ) -> None:
     answer = await lab.do(lambda: issue(lab, "admin", Role.ADMIN, DEFAULT_TOKEN_DAYS))
     command = join_command("client", "admin", url, fingerprint, answer["token"])
-    kept = None if keep is None else await keep(command)
-    if keep is not None and kept is None:
-        await lab.do(lambda: revoke(lab, answer["id"]))
-        return
+    kept = None
+    if keep is not None:
+        try:
+            kept = await keep(command)
+        finally:
+            if kept is None:
+                with trio.CancelScope(shield=True):
+                    await lab.do(lambda: revoke(lab, answer["id"]))
+        if kept is None:
+            return
     output.note("This is its first start. Whoever shall administer it runs:")
     if kept is not None:
         output.note(f"\n  {kept}\n\n(the secret is good for everything; delete it then)")

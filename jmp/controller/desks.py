@@ -281,12 +281,13 @@ class ClientDesk(Desk):
         if own:
             self.lab.hold(lease, present=True)
         try:
-            last = None
+            last = found = None
             with (
                 self.lab.news.listen(("lease", lease)) as alone,
                 self.lab.news.listen(("lease", lease), "queue") as queued,
             ):
-                while (found := self.lab.view.lease.get(lease)) is not None:
+                while (there := self.lab.view.lease.get(lease)) is not None:
+                    found = there
                     if found.client != self.who.name and own:
                         raise Refused(f"lease {lease} was handed over to {found.client}")
                     if (shown := self._shown(found)) != last:
@@ -295,6 +296,8 @@ class ClientDesk(Desk):
                     if found.state is State.ENDED:
                         return
                     await (queued if found.state is State.QUEUED else alone).wait()
+            if found is not None:  # somebody has deleted its object
+                yield self._shown(replace(found, state=State.ENDED, ended=self.now, reason="it was deleted"))
         finally:
             if own:
                 self.lab.hold(lease, present=False)
@@ -521,7 +524,7 @@ class AdminDesk(ClientDesk):
     @export
     async def rotate(self) -> str:
         """Sign with a new key from now on; returns its id. Tokens signed with older ones stay good."""
-        kid = self.lab.keys.rotate()
+        kid = await self.lab.keys.rotate()
         self.lab.keys_changed()
         self.note("rotate", f"key/{kid}")
         return kid

@@ -16,7 +16,7 @@ import math
 import secrets
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,6 +53,7 @@ _CA: Final = "ca-with-key.pem"
 _SERVER: Final = "server.pem"
 LASTING: Final = (_KEYS, _CA)
 """The files by which others know a lab; the rest is made of them."""
+_SHARED: Final = "what the controllers of this lab share as their keys"
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,12 @@ class Keys:
         self._keys = self._load_keys()
         self._ca_key, self._ca = self._load_ca()
         self._context: ssl.SSLContext | None = None
+        self.share: Callable[[Mapping[str, bytes]], Awaitable[None]] = _with_nobody
+        """Lets the other controllers of this lab have what is in the files, and its argument; they can when this returns."""
         self.renew()
 
     changed: Callable[[], None] = staticmethod(lambda: None)
-    """Called whenever there is something new in the files."""
+    """Called whenever there is something new in the files that are shared."""
 
     @classmethod
     def open(cls, directory: Path, names: Sequence[str], *, clock: Callable[[], float] = time.time) -> Keys:
@@ -119,40 +122,46 @@ class Keys:
     # ---- shared with other controllers
 
     def files(self) -> dict[str, bytes]:
-        """All that there is, by name: secrets."""
-        found = {name: read_private(self._directory / name) for name in (_KEYS, _CA, _SERVER)}
+        """What all controllers of this lab have, by name: secrets. The server's certificate is each one's own."""
+        found = {name: read_private(self._directory / name) for name in (_KEYS, _CA)}
         return {name: content for name, content in found.items() if content is not None}
 
-    def adopt(self, files: Mapping[str, bytes]) -> None:
-        """Take over what another controller of this lab has made: signing keys of either, and a certificate that is good longer.
+    def union(self, *others: Mapping[str, bytes]) -> dict[str, bytes]:
+        """My files with the signing keys of ``others``, too. A key that one of them has retired is.
 
-        Raises :class:`~jmp.errors.LabError` if they are no keys.
+        What are no keys count for nothing. Raises :class:`~jmp.errors.LabError` if they are another lab's.
         """
-        mine = {key.kid: key for key in self._keys}
-        for other in self._parse(files.get(_KEYS, b""), "the keys that the controllers of this lab share"):
-            known = mine.get(other.kid, other)
-            retired = known.retired if known.retired is not None else other.retired
-            private = None if retired is not None else known.private
-            mine[other.kid] = replace(known, until=max(known.until, other.until), retired=retired, private=private)
-        signing = [key for key in mine.values() if key.private is not None]
-        keys = self._needed(sorted(mine.values(), key=lambda key: (key.private is not None, key.created, key.kid)))
-        if signing and keys != self._keys:
+        keys: Sequence[_Key] = self._keys
+        for files in others:
+            if files.get(_CA, mine := self.files()[_CA]) != mine:
+                raise LabError("the keys that the controllers of this lab share are another lab's now: start again")
+            if _KEYS in files:
+                try:
+                    keys = _merged(keys, self._parse(files[_KEYS], _SHARED))
+                except LabError as error:
+                    log.error("%s", error)
+        return {**self.files(), _KEYS: _text(self._needed(keys))}
+
+    def adopt(self, files: Mapping[str, bytes]) -> None:
+        """Take over the signing keys that another controller of this lab has made. Raises as :meth:`union` does."""
+        keys = self._parse(self.union(files)[_KEYS], _SHARED)
+        if keys != self._keys and keys and keys[-1].private is not None:
             self._save(keys)
-        server = files.get(_SERVER)
-        if server is not None and self._time_left(server) > self._time_left(read_private(self._directory / _SERVER)):
-            write_private(self._directory / _SERVER, server)
-            if self._context is not None:
-                self._context.load_cert_chain(self._directory / _SERVER)
 
     # ---- tokens
 
-    def rotate(self) -> str:
-        """Sign with a new key from now on; returns its id. What others have signed stays good."""
+    async def rotate(self) -> str:
+        """Sign with a new key from now on; returns its id. What others have signed stays good.
+
+        Other controllers of this lab have it when this returns. If they cannot (``LabError``), nothing has changed.
+        """
         now = self._clock()
         private = Ed25519PrivateKey.generate()
         key = _Key(private.public_key(), private, now)
         retired = [replace(old, private=None, retired=old.retired or now) for old in self._keys]
-        self._save(self._needed([*retired, key]))
+        files = {**self.files(), _KEYS: _text([*retired, key])}
+        await self.share(files)
+        self.adopt(files)
         return key.kid
 
     def jwks(self) -> dict[str, Any]:
@@ -239,8 +248,7 @@ class Keys:
             raise LabError(f"{what} is damaged: restore a backup") from error
 
     def _save(self, keys: list[_Key]) -> list[_Key]:
-        text = json.dumps({"keys": [key.to_json() for key in keys]}, indent=1)
-        write_private(self._directory / _KEYS, text.encode())
+        write_private(self._directory / _KEYS, _text(keys))
         self._keys = keys
         self.changed()
         return keys
@@ -275,7 +283,6 @@ class Keys:
             write_private(file, _pem(self._issue(key.public_key()), key))
             left = CERTIFICATE_DAYS * _DAY
             log.info("the certificate for %s was made", ", ".join(str(name.value) for name in self._names))
-            self.changed()
             if self._context is not None:
                 self._context.load_cert_chain(file)
         return left
@@ -360,6 +367,26 @@ class Keys:
             .not_valid_after(now + timedelta(days=days))
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         )
+
+
+async def _with_nobody(files: Mapping[str, bytes]) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+def _text(keys: Sequence[_Key]) -> bytes:
+    return json.dumps({"keys": [key.to_json() for key in keys]}, indent=1).encode()
+
+
+def _merged(mine: Sequence[_Key], others: Sequence[_Key]) -> list[_Key]:
+    """The keys of both; the one to sign with is the last one, and since it was made no other is."""
+    merged = {key.kid: key for key in mine}
+    for other in others:
+        known = merged.get(other.kid, other)
+        retired = known.retired if known.retired is not None else other.retired
+        private = None if retired is not None else known.private
+        merged[other.kid] = replace(known, until=max(known.until, other.until), retired=retired, private=private)
+    *earlier, last = sorted(merged.values(), key=lambda key: (key.private is not None, key.created, key.kid))
+    return [*(replace(key, private=None, retired=key.retired or last.created) for key in earlier), last]
 
 
 def _usage(*, ca: bool) -> x509.KeyUsage:

@@ -19,8 +19,8 @@ memory is asked for; it may just be new.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from time import monotonic
 from typing import Any, Final
@@ -28,7 +28,7 @@ from typing import Any, Final
 import httpx2
 import trio
 
-from jmp.controller.kubernetes_api import Access, Api, Gone, Object, connect
+from jmp.controller.kubernetes_api import Access, Api, Denied, Gone, Object, connect
 from jmp.controller.kubernetes_objects import (
     RESOURCES,
     Resource,
@@ -41,7 +41,7 @@ from jmp.controller.kubernetes_objects import (
     to_status,
     version_of,
 )
-from jmp.controller.store import Change, Key, Record, Stale, Store
+from jmp.controller.store import Change, Key, Record, Rejected, Stale, Store
 from jmp.errors import LabError
 from jmp.wire.records import Exporter, Lease, Presence, State
 
@@ -50,7 +50,9 @@ log = logging.getLogger("jmp.controller")
 PATIENCE: Final = 3.0
 """Seconds that a grant may stay half done before somebody else gives it up."""
 PAUSE: Final = 0.5
-"""Seconds before a watch that was cut off is tried again."""
+"""Seconds before a watch that was cut off is tried again,"""
+DENIED_PAUSE: Final = 5.0
+"""and one that was refused."""
 
 LEASES: Final = RESOURCES["lease"]
 EXPORTERS: Final = RESOURCES["exporter"]
@@ -79,6 +81,10 @@ class KubernetesStore(Store):
         """What they say. A record has the version at which it changed last."""
         self._listed: dict[str, str] = {}
         self._tell: Callable[[Change], None] = lambda change: None
+        self._writing: dict[Place, int] = {}
+        """What is being written here,"""
+        self._late: dict[Place, list[tuple[str, Resource, Object]]] = {}
+        """and what the watch says of it meanwhile: most often it is that."""
         self._doubts: dict[str, float] = {}
         """Exporters that are locked for a lease that is not granted yet, and since when."""
         self._doubted = trio.Event()
@@ -107,14 +113,15 @@ class KubernetesStore(Store):
         grants = _grants(changes)
         together = {change.key for lease, exporters in grants for change in (lease, *exporters)}
         try:
-            for change in changes:
-                if change.key not in together:
-                    made[change.key] = await self._make(change)
-            for lease, exporters in grants:
-                await self._grant(lease, exporters, made)
-        except _Lost as lost:
+            with self._undisturbed(changes):
+                for change in changes:
+                    if change.key not in together:
+                        await self._make(change, made)
+                for lease, exporters in grants:
+                    await self._grant(lease, exporters, made)
+        except (_Lost, Denied) as error:
             now = {change.key: self._records.get(change.key) for change in changes}
-            raise Stale(str(lost), now, frozenset(made)) from None
+            raise (Stale if isinstance(error, _Lost) else Rejected)(str(error), now, frozenset(made)) from None
         finally:
             self.commits += 1
             self.commit_seconds += monotonic() - started
@@ -137,21 +144,61 @@ class KubernetesStore(Store):
                 self._remove(place, int(self._listed[place[0]]))
 
     async def _follow(self, resource: Resource) -> None:
-        path = resource.path(self.api.namespace)
+        path, denied = resource.path(self.api.namespace), ""
         while True:
             try:
                 async with aclosing(self.api.watch(path, self._listed[resource.kind])) as events:  # type: ignore[type-var]
                     async for kind, item in events:
-                        if kind == "DELETED":
-                            self._remove((resource.kind, item["metadata"]["name"]), version_of(item))
-                        elif kind != "BOOKMARK":
-                            self._take(resource, item)
+                        if denied:
+                            log.info("what %s there are is known again", resource.plural)
+                            denied = ""
+                        if kind != "BOOKMARK":
+                            self._hear(kind, resource, item)
                         self._listed[resource.kind] = item["metadata"]["resourceVersion"]
             except Gone:
-                await self._list(resource)
+                await self._list_again(resource)
+            except Denied as error:
+                if str(error) != denied:
+                    denied = str(error)
+                    log.error("%s: what others change is not heard of before that is mended", denied)
+                await trio.sleep(DENIED_PAUSE)
+                await self._list_again(resource)  # the kind itself may have been away
             except httpx2.HTTPError as error:
                 log.debug("the watch of %s ended: %s", path, error)
                 await trio.sleep(PAUSE)
+
+    async def _list_again(self, resource: Resource) -> None:
+        try:
+            await self._list(resource)
+        except Denied as error:
+            log.debug("%s", error)  # watching fails in the same way, and tells
+            await trio.sleep(PAUSE)
+
+    def _hear(self, kind: str, resource: Resource, item: Object) -> None:
+        place = resource.kind, item["metadata"]["name"]
+        if place in self._writing:
+            self._late.setdefault(place, []).append((kind, resource, item))
+        elif kind == "DELETED":
+            self._remove(place, version_of(item))
+        else:
+            self._take(resource, item)
+
+    @contextmanager
+    def _undisturbed(self, changes: Iterable[Change]) -> Iterator[None]:
+        """What is written here is not told as if it were somebody else's."""
+        kinds = {"presence": "exporter"}
+        places = {(kinds.get(change.kind, change.kind), object_name(change.name)) for change in changes}
+        for place in places:
+            self._writing[place] = self._writing.get(place, 0) + 1
+        try:
+            yield
+        finally:
+            for place in places:
+                self._writing[place] -= 1
+                if not self._writing[place]:
+                    del self._writing[place]
+                    for kind, resource, item in self._late.pop(place, ()):
+                        self._hear(kind, resource, item)
 
     def _take(self, resource: Resource, item: Object, *, own: Key | None = None) -> None:
         """An object is, or was, as ``item`` says. The changes are told, except of the record ``own``."""
@@ -209,16 +256,19 @@ class KubernetesStore(Store):
 
     # ---- one record
 
-    async def _make(self, change: Change) -> Record | None:
+    async def _make(self, change: Change, made: dict[Key, Record | None]) -> None:
         if change.kind == "presence":
-            return await self._update(EXPORTERS, change)
+            made[change.key] = await self._update(EXPORTERS, change)
+            return
         resource = RESOURCES[change.kind]
         if change.new is None:
             await self._delete(resource, change)
-            return None
+            made[change.key] = None
+            return
         if change.old is None:
             change = await self._create(resource, change)
-        return await self._update(resource, change)
+            made[change.key] = change.old  # whatever comes of the rest, and whoever is the first to go on with it
+        made[change.key] = await self._update(resource, change)
 
     def _check(self, change: Change) -> None:
         known = self._records.get(change.key)
@@ -317,8 +367,9 @@ class KubernetesStore(Store):
                 await self._check_lock(exporter.name, change.name)
                 made[exporter.key] = await self._update(EXPORTERS, exporter, attempt=attempt)
             made[change.key] = await self._update(LEASES, change, still)
-        except _Lost:
-            await self._give_up(change.name, attempt, [exporter.name for exporter in exporters])
+        except (_Lost, Denied):
+            with suppress(Denied):  # it is done later, then
+                await self._give_up(change.name, attempt, [exporter.name for exporter in exporters])
             for exporter in exporters:
                 made.pop(exporter.key, None)
             raise
@@ -402,7 +453,11 @@ class KubernetesStore(Store):
                     lease, attempt = self._lock(name)
                     if self._is_half_done(name):
                         log.info("the grant of %s to lease %s was left half done, and is given up", name, lease)
-                        await self._give_up(lease, attempt, [name])
+                        try:
+                            await self._give_up(lease, attempt, [name])
+                        except Denied as error:
+                            log.error("%s", error)
+                            self._doubts[name] = monotonic()
 
 
 def _grants(changes: Sequence[Change]) -> list[tuple[Change, list[Change]]]:

@@ -33,10 +33,16 @@ REQUEST_SECONDS: Final = 15.0
 WATCH_SECONDS: Final = (240, 300)
 """A watch is ended by the server after a time between these, so that not all end at once."""
 PAGE: Final = 500
+_TOO_LARGE: Final = "request is too large"
+"""What etcd says of an object that it cannot keep; some API servers pass that on as an internal error."""
 _PAUSES: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Seconds between tries; the last one from then on."""
 
 Object = dict[str, Any]
+
+
+class Denied(LabError):
+    """The API server says no, and would again: this controller lacks a right, or the object is none."""
 
 
 class Gone(Exception):
@@ -154,7 +160,7 @@ class Api:
     ) -> Answer:
         """Ask until there is an answer. Answers that tell of a conflict, or that there is no such thing, are answers.
 
-        Raises :class:`~jmp.errors.LabError` for others that say no: then this controller is not set up rightly.
+        Raises :class:`Denied` for others that say no.
         """
         tries = 0
         while True:
@@ -169,9 +175,10 @@ class Api:
                 return answer
             if answer.status in (404, 409, 410):
                 return answer
-            if 400 <= answer.status < 500 and answer.status not in (401, 408, 429):
-                raise LabError(f"the Kubernetes API refuses to {method} {path}: {answer.message}")
+            if (400 <= answer.status < 500 and answer.status not in (401, 408, 429)) or _TOO_LARGE in answer.message:
+                raise Denied(f"the Kubernetes API refuses to {method} {path}: {answer.message}")
             # 401: the token has expired or was replaced; it is read again.
+            log.debug("%s %s: %s, tried again", method, path, answer.message)
             if tries == len(_PAUSES):
                 log.warning("the Kubernetes API does not answer, it is waited for: %s", answer.message)
             await trio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)] * random.uniform(0.7, 1.3))
@@ -185,7 +192,7 @@ class Api:
             while True:
                 answer = await self.request("GET", path, query=query)
                 if answer.status == 404:
-                    raise LabError(f"the cluster has no {path.rpartition('/')[2]}.{GROUP}: apply the manifests first")
+                    raise Denied(f"the cluster has no {path.rpartition('/')[2]}.{GROUP}: apply the manifests first")
                 if answer.status == 410:
                     break
                 items += answer.body.get("items") or []
@@ -199,7 +206,7 @@ class Api:
     ) -> AsyncIterator[tuple[str, Object]]:
         """What happens to objects of a kind after ``version``: type of event and object, until the server ends it.
 
-        Raises :class:`Gone`; :class:`httpx2.HTTPError` if the server is out of reach.
+        Raises :class:`Gone`; :class:`Denied`; :class:`httpx2.HTTPError` if the server is out of reach.
         """
         seconds = random.randint(*WATCH_SECONDS)
         query = {
@@ -215,6 +222,9 @@ class Api:
         ) as response:
             if response.status_code == 410:
                 raise Gone
+            if response.status_code in (400, 403, 404):
+                said = Answer(response.status_code, _object(await response.aread())).message
+                raise Denied(f"the Kubernetes API refuses to watch {path}: {said}")
             if response.status_code != 200:
                 raise httpx2.RemoteProtocolError(f"a watch of {path} was answered with {response.status_code}")
             async for line in response.aiter_lines():

@@ -1,14 +1,14 @@
 """The lab's keys in a cluster: one Secret, which all its controllers share; and another for the lab's routers there.
 
-Each controller has a copy in files of its own, as a controller without a cluster has. What one changes goes into the Secret;
-what has changed there, the others take over. Both are unions, so it does not matter who was first.
+Each controller has a copy in files of its own, as a controller without a cluster has. What one changes goes into the
+Secret before it is used; what has changed there, the others take over. Both are unions, so it does not matter who was first.
 """
 
 from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import trio
 
 from jmp.controller.desks import DEFAULT_TOKEN_DAYS, issue, revoke
 from jmp.controller.keys import Keys
-from jmp.controller.kubernetes_api import Api, Gone, Object
+from jmp.controller.kubernetes_api import Api, Denied, Gone, Object
 from jmp.controller.lab import Lab
 from jmp.errors import LabError
 from jmp.link.tls import write_private
@@ -36,6 +36,7 @@ _PAUSE: Final = 0.5
 _DAY: Final = 86400.0
 _LATE: Final = 5.0
 """Seconds in which a record comes by the watch that another controller has made."""
+_DENIED_PAUSE: Final = 5.0
 
 
 class SharedKeys:
@@ -46,6 +47,7 @@ class SharedKeys:
         self._api = api
         self._changed = trio.Event()
         keys.changed = self._note
+        keys.share = self.keep
 
     @classmethod
     async def open(cls, api: Api, directory: Path, names: Sequence[str]) -> SharedKeys:
@@ -64,30 +66,44 @@ class SharedKeys:
             # Another one was faster: its keys are the lab's, and are written over these.
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep files and Secret the same, until cancelled."""
+        """Keep files and Secret the same, until cancelled. Raises ``LabError`` if it is another lab's now."""
         await self.keep()
         task_status.started()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow)
             while True:
                 await self._changed.wait()
-                await self.keep()
+                await self._try_to_keep()
 
-    async def keep(self) -> None:
-        """See that all that the files have is in the Secret, and the other way round."""
+    async def keep(self, more: Mapping[str, bytes] = {}) -> None:
+        """See that all that the files have, and ``more``, is in the Secret; and all that is there in the files.
+
+        Raises :class:`~jmp.errors.LabError` if the Secret may not be written, or is another lab's.
+        """
         while True:
             self._changed = trio.Event()
             there = await self._api.request("GET", _path(self._api, SECRET))
             if there.status == 404:
-                raise LabError(f"secret/{SECRET} was deleted: this lab cannot prove itself any more; restore it")
+                log.warning("secret/%s was deleted: it is made again of what this controller has", SECRET)
+                if await create(self._api, SECRET, self.keys.union(more)):
+                    return
+                continue
             files = files_of(there.body)
-            self.keys.adopt(files)
-            wanted = self.keys.files()
-            if wanted == files:
-                return
-            answer = await self._api.request("PUT", _path(self._api, SECRET), {**there.body, "data": _data(wanted)})
-            if answer.status < 400:
-                return
+            wanted = self.keys.union(files, more)
+            if wanted != files:
+                answer = await self._api.request("PUT", _path(self._api, SECRET), {**there.body, "data": _data(wanted)})
+                if answer.status >= 400:
+                    continue
+            self.keys.adopt(wanted)
+            return
+
+    async def _try_to_keep(self) -> None:
+        try:
+            await self.keep()
+        except Denied as error:
+            log.error("%s", error)
+            await trio.sleep(_DENIED_PAUSE)
+            self._note()
 
     def _note(self) -> None:
         self._changed.set()
@@ -103,38 +119,55 @@ class SharedKeys:
                     async for kind, item in events:
                         if kind == "MODIFIED":
                             self.keys.adopt(files_of(item))
+                        elif kind == "DELETED":
+                            self._note()
             except Gone:
                 pass  # what has happened meanwhile is found by asking again
+            except Denied as error:
+                log.error("%s", error)
+                await trio.sleep(_DENIED_PAUSE)
             except (httpx2.HTTPError, KeyError) as error:
                 log.debug("the watch of secret/%s ended: %s", SECRET, error)
             await trio.sleep(_PAUSE)
-            await self.keep()
+            self._note()
 
 
 async def keep_router(api: Api, lab: Lab) -> None:
     """See that there is a Secret that lets routers in, with a token that is good for a while; until cancelled."""
     with lab.news.listen("keys") as listener:
         while True:
-            there = await api.request("GET", _path(api, ROUTER))
-            files = files_of(there.body)
-            id = files.get("id", b"").decode("ascii", "replace")
-            if there.status != 404 and id not in lab.view.token:
-                await trio.sleep(_LATE)
-            if not _is_good(lab, id) or files.get("ca.pem") != lab.keys.ca_pem.encode():
-                made = await lab.do(lambda: issue(lab, "cluster", Role.ROUTER, DEFAULT_TOKEN_DAYS))
-                new = {"id": made["id"].encode(), "token": made["token"].encode(), "ca.pem": lab.keys.ca_pem.encode()}
-                if there.status == 404:
-                    kept = await create(api, ROUTER, new)
-                else:
-                    kept = (
-                        await api.request("PUT", _path(api, ROUTER), {**there.body, "data": _data(new)})
-                    ).status < 400
-                if not kept:  # another controller was faster
-                    await lab.do(partial(revoke, lab, made["id"]))
-                    continue
-                log.info("secret/%s lets the routers of this cluster in", ROUTER)
+            try:
+                await _see_to_router(api, lab)
+            except LabError as error:
+                log.error("the routers of this cluster are not let in: %s", error)
+                await trio.sleep(_DENIED_PAUSE)
+                continue
             with trio.move_on_after(_DAY):
                 await listener.wait()
+
+
+async def _see_to_router(api: Api, lab: Lab) -> None:
+    kept = False
+    while not kept:
+        there = await api.request("GET", _path(api, ROUTER))
+        files = files_of(there.body)
+        id = files.get("id", b"").decode("ascii", "replace")
+        if there.status != 404 and id not in lab.view.token:
+            await trio.sleep(_LATE)
+        if _is_good(lab, id) and files.get("ca.pem") == lab.keys.ca_pem.encode():
+            return
+        made = await lab.do(lambda: issue(lab, "cluster", Role.ROUTER, DEFAULT_TOKEN_DAYS))
+        new = {"id": made["id"].encode(), "token": made["token"].encode(), "ca.pem": lab.keys.ca_pem.encode()}
+        try:
+            if there.status == 404:
+                kept = await create(api, ROUTER, new)
+            else:
+                kept = (await api.request("PUT", _path(api, ROUTER), {**there.body, "data": _data(new)})).status < 400
+        finally:
+            if not kept:  # another controller was faster
+                with trio.CancelScope(shield=True):
+                    await lab.do(partial(revoke, lab, made["id"]))
+    log.info("secret/%s lets the routers of this cluster in", ROUTER)
 
 
 def _is_good(lab: Lab, id: str) -> bool:
@@ -142,7 +175,7 @@ def _is_good(lab: Lab, id: str) -> bool:
     return token is not None and token.revoked is None and token.expires > lab.clock() + ROUTER_RENEW_DAYS * _DAY
 
 
-async def create(api: Api, name: str, files: dict[str, bytes]) -> bool:
+async def create(api: Api, name: str, files: Mapping[str, bytes]) -> bool:
     """Make a Secret; whether it is ours, as there was none of that name."""
     secret = {
         "apiVersion": "v1",
@@ -159,7 +192,7 @@ def _path(api: Api, name: str = "") -> str:
     return f"/api/v1/namespaces/{api.namespace}/secrets" + (f"/{name}" if name else "")
 
 
-def _data(files: dict[str, bytes]) -> dict[str, str]:
+def _data(files: Mapping[str, bytes]) -> dict[str, str]:
     return {name: base64.b64encode(content).decode() for name, content in files.items()}
 
 

@@ -1,10 +1,14 @@
 """The lab: the lease engine, its durable records, and those who wait for news of them.
 
 Theory of operation. Whoever wants something changed has :meth:`Lab.do` ask the engine, which decides at once and in memory; it
-returns when that decision is on the disk, and only then does anybody get to know of it. One task commits, in rounds: all that
-came up in one round goes into the next one, so a busy lab commits in groups. What is durable is in :class:`View`; all that is
+returns when that decision is on the disk, and only then does anybody get to know of it. One task commits: all that came up
+during one commit goes into the next one, so a busy lab commits in groups. What is durable is in :class:`View`; all that is
 told to anybody (answers, what an exporter shall do, what a waiting client sees) is read from there. If the store fails, the lab
 fails: what is in memory then is not to be told.
+
+A store that others share keeps each record by itself, and is far away. There many commits are under way at once, each of what
+belongs together (a *flight*); what changes a record that is in the air waits until that has landed. A record that such a store
+rejects is told to whoever asked for it; if nobody did, it is tried again after a while, and the rest of the lab goes on.
 
 Others may share the store. What they change comes by its watch, or as the reason of a commit that failed. Whatever was decided
 and is not durable yet is void then: the engine takes over the records as they are, what was asked for is asked for again, and
@@ -15,9 +19,10 @@ controllers tell one another besides.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Generic, TypeVar
 
@@ -30,7 +35,7 @@ from jmp.controller.leases import PREPARE_LIMIT, Engine
 from jmp.controller.meeting import Attendance, RouterLink
 from jmp.controller.news import News
 from jmp.controller.replicas import Others
-from jmp.controller.store import Change, Key, Record, Stale, Store
+from jmp.controller.store import Change, Key, Record, Rejected, Stale, Store, Undone
 from jmp.errors import JmpError, LabError, Refused
 from jmp.wire.records import (
     Client,
@@ -55,6 +60,12 @@ QUEUE_NEWS_SECONDS: Final = 1.0
 
 CLOCK_STEP: Final = 5.0
 """Seconds by which this machine's clock has to be set for those to be told who count on from its time."""
+
+ABREAST: Final = 24
+"""Commits under way at once, in a store that takes them one by one."""
+FIRST_PAUSE: Final = 1.0
+LONGEST_PAUSE: Final = 30.0
+"""Seconds before what a store has rejected is tried again: doubled from the first to the longest."""
 
 DECIDED: Final = frozenset({"client", "exporter", "policy", "lease"})
 """The kinds of records that are the engine's."""
@@ -116,10 +127,28 @@ class _Wish(Generic[T]):
 
     ask: Callable[[], T]
     about: Key | None = None
-    """The record that was changed first; the rest follows from that."""
+    """The record that was changed first; the rest follows from that. None: it changes nothing, and waits for all there is."""
+    keys: set[Key] = field(default_factory=set)
+    """What it waits for that is not in the air yet."""
+    legs: int = 0
+    """The flights that it waits for."""
     answer: list[T] = field(default_factory=list)
     error: JmpError | None = None
     over: trio.Event = field(default_factory=trio.Event)
+
+    def board(self, flight: _Flight) -> None:
+        self.keys.difference_update(flight.changes)
+        self.legs += 1
+        flight.aboard.append(self)
+
+
+@dataclass(eq=False)
+class _Flight:
+    """Changes that are being committed."""
+
+    changes: dict[Key, Change]
+    aboard: list[_Wish[Any]] = field(default_factory=list)
+    """Who waits for it; more than once, if asked more than once."""
 
 
 class Lab:
@@ -155,14 +184,16 @@ class Lab:
         self._aside: list[Change] = []
         self._pending: dict[Key, Change] = {}
         """Decided, and not being committed yet."""
-        self._committing: frozenset[Key] = frozenset()
+        self._flying: dict[Key, _Flight] = {}
+        self._flights = 0
+        self._barred: dict[Key, tuple[float, float]] = {}
+        """What the store has rejected: when it is tried again, and the pause before that."""
         self._foreign: list[Change] = []
         """What others have changed, not taken in yet."""
         self._void: set[Key] = set()
         """What could not be committed, or not as it was decided."""
-        self._refused: set[Key] = set()
-        """Those of them that were not changed at all."""
         self._wishes: list[_Wish[Any]] = []
+        """Those who wait for something that is not in the air yet, and those whose flight came back."""
         self._work = trio.lowlevel.ParkingLot()
         self._queue_changed = trio.Event()
         self._standing: dict[str, tuple[int, float | None]] | None = None
@@ -197,63 +228,119 @@ class Lab:
             task_status.started()
 
     async def _commit(self) -> None:
-        while True:
-            self._collect()
-            while not (self._pending or self._foreign or self._void or self._wishes):
-                await self._work.park()
+        async with trio.open_nursery() as nursery:
+            while True:
                 self._collect()
-            self._catch_up()
-            wishes, self._wishes = self._wishes, []
-            changes = [
-                Change(*key, old, change.new)
-                for key, change in self._pending.items()
-                if (old := self.view.find(key)) is not None or change.new is not None
-            ]
-            self._committing = frozenset(self._pending)
-            self._pending = {}
-            if not self.store.shared:
-                await self._make(changes)
-            else:
-                async with trio.open_nursery() as nursery:
-                    for unit in _units(changes):
-                        nursery.start_soon(self._make, unit)
-            self._committing = frozenset()
-            again = []
-            for wish in wishes:
-                if wish.about in self._refused:
-                    again.append(wish)
-                else:
-                    wish.over.set()
-            self._wishes[:0] = again
-            self._refused.clear()
+                self._catch_up()
+                self._take_off(nursery)
+                with trio.move_on_at(self._next_try()):
+                    await self._work.park()
 
-    async def _make(self, changes: Sequence[Change]) -> None:
+    def _next_try(self) -> float:
+        """When something that was rejected may be tried again."""
+        now = trio.current_time()
+        self._barred = {key: bar for key, bar in self._barred.items() if key in self._pending or bar[0] > now - bar[1]}
+        return min((at for key, (at, _) in self._barred.items() if key in self._pending and at > now), default=math.inf)
+
+    def _take_off(self, nursery: trio.Nursery) -> None:
+        """Commit what can be committed now."""
+        now = trio.current_time()
+        changes = {}
+        for key, change in list(self._pending.items()):
+            old = self.view.find(key)
+            if old is None and change.new is None and key not in self._flying:
+                del self._pending[key]  # it was made and removed again
+                for wish in self._wishes:
+                    wish.keys.discard(key)
+            else:
+                changes[key] = Change(*key, old, change.new)
+        shared = self.store.shared
+        groups = _groups(changes, self._wishes) if shared else [list(changes)] if changes else []
+        for group in groups:
+            if self._flights >= (ABREAST if shared else 1):
+                break
+            asked = any(wish.about in group for wish in self._wishes)
+            if any(key in self._flying or (not asked and self._barred.get(key, (0.0,))[0] > now) for key in group):
+                continue
+            mine = [changes[key] for key in group]
+            for unit in _units(mine) if shared else [mine]:
+                flight = _Flight({change.key: change for change in unit})
+                for wish in self._wishes:
+                    if not wish.keys.isdisjoint(flight.changes):
+                        wish.board(flight)
+                for key in flight.changes:
+                    del self._pending[key]
+                    self._flying[key] = flight
+                self._flights += 1
+                nursery.start_soon(self._fly, flight)
+        waiting, self._wishes = self._wishes, []
+        for wish in waiting:
+            self._see_off(wish)
+
+    def _see_off(self, wish: _Wish[Any]) -> None:
+        if wish.keys:
+            self._wishes.append(wish)
+        elif not wish.legs:
+            wish.over.set()
+
+    async def _fly(self, flight: _Flight) -> None:
         """Commit some changes, and tell what came of it."""
-        if not changes:
-            await trio.lowlevel.checkpoint()
-            return
+        undone: Undone | None = None
         try:
-            kept = await self.store.commit(changes)
-        except Stale as stale:
-            log.debug("decided again: %s", stale)
-            self._void |= stale.now.keys()
-            self._refused |= stale.now.keys() - stale.made
-            for (kind, name), record in stale.now.items():
-                change = Change(kind, name, None, record)
-                if change.key in stale.made:
-                    self._publish(change, own=True)
-                else:
-                    self._foreign.append(change)
-        else:
-            for change, record in zip(changes, kept, strict=True):
+            kept = await self.store.commit(list(flight.changes.values()))
+        except Undone as error:
+            undone = error
+        for key in flight.changes:
+            del self._flying[key]
+        self._flights -= 1
+        if undone is None:
+            for change, record in zip(flight.changes.values(), kept, strict=True):
+                self._barred.pop(change.key, None)
                 self._publish(Change(change.kind, change.name, change.old, record), own=True)
                 if isinstance(record, Lease) and change.old is None:
                     self.engine.number(record.id, record.number)
+        else:
+            self._undo(flight, undone)
+        for wish in flight.aboard:
+            wish.legs -= 1
+            if undone is not None and wish.about in flight.changes and wish.about not in undone.made:
+                if isinstance(undone, Rejected):
+                    wish.error = undone
+                    wish.over.set()
+                else:
+                    wish.keys.add(wish.about)  # it is asked again, as that is void now
+                    self._wishes.append(wish)
+            elif not wish.keys and not wish.legs:
+                wish.over.set()
+        self._work.unpark_all()
+
+    def _undo(self, flight: _Flight, undone: Undone) -> None:
+        """Some changes were not made."""
+        again = isinstance(undone, Rejected) and not any(wish.about in flight.changes for wish in flight.aboard)
+        if isinstance(undone, Stale):
+            log.debug("decided again: %s", undone)
+        else:
+            log.error("%s", undone)
+        for key, change in flight.changes.items():
+            record = undone.now[key]
+            if key in undone.made:
+                self._publish(Change(*key, None, record), own=True)
+                if again:
+                    continue
+            elif again:
+                pause = min(2 * self._barred.get(key, (0.0, FIRST_PAUSE / 2))[1], LONGEST_PAUSE)
+                self._barred[key] = trio.current_time() + pause, pause
+                self._pending.setdefault(key, change)
+                continue
+            else:
+                self._foreign.append(Change(*key, None, record))
+            self._void.add(key)
 
     def _catch_up(self) -> None:
         """Take in what others have changed; what was decided without knowing of it is decided again."""
         foreign, self._foreign = self._foreign, []
-        foreign = [change for change in foreign if self._is_news(change)]
+        self._foreign += [change for change in foreign if change.key in self._flying]
+        foreign = [change for change in foreign if change.key not in self._flying and self._is_news(change)]
         void, self._void = self._void, set()
         if not foreign and not void:
             return
@@ -267,7 +354,7 @@ class Lab:
         now = self.clock()
         for kind, name in void:
             if kind in DECIDED:
-                self.engine.learn(kind, name, self.view.find((kind, name)), now)  # type: ignore[arg-type]
+                self.engine.learn(kind, name, self._known((kind, name)), now)  # type: ignore[arg-type]
         if over:
             self._wishes = [wish for wish in self._wishes if self._ask(wish)]
             if self.store.shared:
@@ -275,6 +362,11 @@ class Lab:
         self.engine.reconsider(now)
         self._collect()
         self.news.tell("clock")
+
+    def _known(self, key: Key) -> Record | None:
+        """A record as it will be when what is in the air has landed."""
+        flight = self._flying.get(key)
+        return self.view.find(key) if flight is None else flight.changes[key].new
 
     def _is_news(self, change: Change) -> bool:
         known = self.view.find(change.key)
@@ -308,7 +400,14 @@ class Lab:
             wish.over.set()
             return False
         new = self._collect()
-        wish.about = new[0].key if new else None
+        if new:
+            wish.about = new[0].key
+            wish.keys = {change.key for change in new}
+        else:
+            wish.about = None
+            wish.keys = self._pending.keys() - self._barred.keys()
+            for flight in {id(flight): flight for flight in self._flying.values()}.values():
+                wish.board(flight)
         return True
 
     def _publish(self, change: Change, *, own: bool = False) -> None:
@@ -416,7 +515,8 @@ class Lab:
         exporter = self.view.exporter[name]
         lease = self.view.lease.get(self.view.holding.get(name, ""))
         if lease is None:
-            return Desired(epoch=exporter.epoch)
+            gone = bool(exporter.lease) and exporter.lease not in self.view.lease
+            return Desired(epoch=exporter.epoch, reason=f"lease {exporter.lease} was deleted" if gone else "")
         held = next(held for held in lease.devices if held.exporter == name)
         if lease.state not in (State.PREPARING, State.READY):
             return Desired(epoch=held.epoch, reason=lease.reason)
@@ -555,17 +655,33 @@ class Lab:
         }
 
 
-def _units(changes: Iterable[Change]) -> list[list[Change]]:
+def _units(changes: Sequence[Change]) -> list[list[Change]]:
     """Changes that belong together: leases with the exporters that are given to them."""
-    units: dict[Key, list[Change]] = {}
-    for change in changes:
-        units[change.key] = [change]
-    for change in changes:
-        for lease in (change.old, change.new):
-            for held in lease.devices if isinstance(lease, Lease) else ():
-                mine, other = units[change.key], units.get(("exporter", held.exporter))
-                if other is not None and other is not mine:
-                    mine += other
-                    for moved in other:
-                        units[moved.key] = mine
-    return list({id(unit): unit for unit in units.values()}.values())
+    found = {change.key: change for change in changes}
+    ties = (
+        (change.key, ("exporter", held.exporter))
+        for change in changes
+        for lease in (change.old, change.new)
+        if isinstance(lease, Lease)
+        for held in lease.devices
+    )
+    return [[found[key] for key in group] for group in _tied(found, ties)]
+
+
+def _groups(changes: Mapping[Key, Change], wishes: Iterable[_Wish[Any]]) -> list[list[Key]]:
+    """Changes that are committed at the same time: those that belong together, and those that somebody has asked for at once."""
+    ties = [(unit[0].key, change.key) for unit in _units(list(changes.values())) for change in unit[1:]]
+    ties += [(wish.about, key) for wish in wishes if wish.about is not None for key in wish.keys]
+    return _tied(changes, ties)
+
+
+def _tied(keys: Iterable[Key], ties: Iterable[tuple[Key, Key]]) -> list[list[Key]]:
+    """The keys in groups, such that no two groups are tied; what else the ties name is passed over."""
+    groups = {key: [key] for key in keys}
+    for one, other in ties:
+        mine, theirs = groups.get(one), groups.get(other)
+        if mine is not None and theirs is not None and mine is not theirs:
+            mine += theirs
+            for key in theirs:
+                groups[key] = mine
+    return list({id(group): group for group in groups.values()}.values())

@@ -23,7 +23,7 @@ from zlib import crc32
 import trio
 
 from jmp.controller.meeting import Attendance, RouterLink
-from jmp.controller.store import Change, Key, Record
+from jmp.controller.store import Change, Key, Record, Rejected
 from jmp.errors import LabError
 from jmp.wire.records import Dial, Endpoint, Presence, Replica, Routing
 
@@ -90,7 +90,8 @@ class Others:
         lab = self._lab
         while True:
             self._news = trio.Event()
-            await lab.do(self._speak)
+            with suppress(Rejected):  # it is told where that is found out
+                await lab.do(self._speak)
             with trio.move_on_after(BEAT):
                 await self._news.wait()
                 await trio.sleep(_GATHER)
@@ -104,7 +105,6 @@ class Others:
         routers = [
             Routing(name=name, url=link.url, fingerprint=link.fingerprint, load=link.load, draining=link.draining)
             for name, link in lab.routers.items()
-            if link.url  # one in this process is reached where this controller is, and the others are elsewhere
         ]
         new = Replica(
             name=self.name,

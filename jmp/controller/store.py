@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from jmp.errors import Conflict
+from jmp.errors import Conflict, LabError
 from jmp.wire.records import Client, Exporter, Lease, Policy, Presence, Replica, Token
 
-__all__ = ["KINDS", "Change", "Conflict", "Key", "Record", "Stale", "Store", "at_version"]
+__all__ = ["KINDS", "Change", "Conflict", "Key", "Record", "Rejected", "Stale", "Store", "Undone", "at_version"]
 
 Record = Client | Exporter | Policy | Token | Lease | Presence | Replica
 Key = tuple[str, str]
@@ -56,8 +56,8 @@ def at_version(record: R, version: int) -> R:
     return new
 
 
-class Stale(Conflict):
-    """Somebody else changed the same thing in the meantime."""
+class Undone(LabError):
+    """Changes were not made, or not all of them."""
 
     def __init__(self, message: str, now: Mapping[Key, Record | None], made: frozenset[Key] = frozenset()) -> None:
         super().__init__(message)
@@ -65,6 +65,14 @@ class Stale(Conflict):
         """All records of the commit as they are at present."""
         self.made = made
         """Those of them that were changed as they should be; what else there was to change was not."""
+
+
+class Stale(Undone, Conflict):
+    """Somebody else changed the same thing in the meantime."""
+
+
+class Rejected(Undone):
+    """The store does not take it: it lacks the right, or the record is none that it can keep. The same again fares no better."""
 
 
 class Store(ABC):
@@ -97,9 +105,10 @@ class Store(ABC):
 
         A shared store numbers new leases by itself, in the order in which they were made; their numbers never change.
 
-        Raises :class:`Stale` if one of the records is not any more of the version that ``old`` has. Then nothing was changed;
-        a store that keeps each record by itself may have made some of the changes, and tells which. A lease and the epochs of
-        the exporters that it is given are changed together in any case, or not at all. Cancelled, they may or may not be made.
+        Raises :class:`Stale` if one of the records is not any more of the version that ``old`` has, and :class:`Rejected` if it
+        can't be kept. Then nothing was changed; a store that keeps each record by itself may have made some of the changes, and
+        tells which. A lease and the epochs of the exporters that it is given are changed together in any case, or not at all.
+        Cancelled, they may or may not be made.
         """
 
     @abstractmethod

@@ -83,11 +83,11 @@ def test_another_lab(tmp_path: Path) -> None:
         verifier(other).identity(one.identity("bo", Role.CLIENT, 60.0)[0])
 
 
-def test_rotation(tmp_path: Path) -> None:
+async def test_rotation(tmp_path: Path) -> None:
     keys = Keys.open(tmp_path, [], clock=Clock())
     before, _ = keys.identity("bo", Role.CLIENT, 60.0)
     old_keys = verifier(keys)
-    kid = keys.rotate()
+    kid = await keys.rotate()
     after, _ = keys.identity("cy", Role.CLIENT, 60.0)
     assert [key["kid"] for key in keys.jwks()["keys"]][-1] == kid
     for reopened in (keys, Keys.open(tmp_path, [], clock=Clock())):
@@ -98,10 +98,10 @@ def test_rotation(tmp_path: Path) -> None:
         old_keys.identity(after)
 
 
-def test_retired_key_cannot_sign_any_more(tmp_path: Path) -> None:
+async def test_retired_key_cannot_sign_any_more(tmp_path: Path) -> None:
     keys = Keys.open(tmp_path, [], clock=Clock())
     session(keys)
-    keys.rotate()
+    await keys.rotate()
     retired, present = json.loads((tmp_path / "keys.json").read_text())["keys"]
     assert "private" not in retired
     assert retired["retired"] == NOW
@@ -110,19 +110,19 @@ def test_retired_key_cannot_sign_any_more(tmp_path: Path) -> None:
     assert all(set(key) == {"kty", "crv", "use", "alg", "kid", "x"} for key in keys.jwks()["keys"])
 
 
-def test_retired_key_goes_with_its_last_token(tmp_path: Path) -> None:
+async def test_retired_key_goes_with_its_last_token(tmp_path: Path) -> None:
     clock = Clock()
     keys = Keys.open(tmp_path, [], clock=clock)
     short, _ = keys.identity("bo", Role.CLIENT, 60.0)
     long, _ = keys.identity("cy", Role.CLIENT, 3 * DAY)
-    keys.rotate()
+    await keys.rotate()
     clock.now += 3 * DAY
     keys = Keys.open(tmp_path, [], clock=clock)
     assert verifier(keys, clock.now).identity(long).name == "cy"
     with pytest.raises(Refused, match="expired"):
         verifier(keys, clock.now).identity(short)
     clock.now += DAY + 60
-    kid = keys.rotate()
+    kid = await keys.rotate()
     assert [key["kid"] for key in keys.jwks()["keys"]] == [kid]
     assert [key["kid"] for key in json.loads((tmp_path / "keys.json").read_text())["keys"]] == [kid]
 
@@ -140,9 +140,9 @@ def test_file_of_keys_is_seldom_written(tmp_path: Path) -> None:
 # ---- files
 
 
-def test_only_the_owner_can_read_them(tmp_path: Path) -> None:
+async def test_only_the_owner_can_read_them(tmp_path: Path) -> None:
     keys = Keys.open(tmp_path / "lab", [], clock=Clock())
-    keys.rotate()
+    await keys.rotate()
     assert stat.S_IMODE((tmp_path / "lab").stat().st_mode) == 0o700
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "lab").iterdir()}
     assert modes == dict.fromkeys(["keys.json", "ca-with-key.pem", "server.pem"], 0o600)

@@ -13,8 +13,11 @@ from trio.testing import MockClock
 
 from jmp.controller.meeting import RouterLink
 from jmp.controller.replicas import LOST
-from jmp.controller.store import Store
-from jmp.errors import BadValue, JmpError
+from jmp.controller.store import Change, Store
+from jmp.errors import BadValue, JmpError, LabError
+from jmp.mux.protocol import Role
+from jmp.mux.stream import multiplex
+from jmp.rpc.call import Caller
 from jmp.wire import records
 from jmp.wire.records import State, Want
 from tests.fakes.memory_lab import WANT, Lamp, MemoryLab, memory_labs
@@ -33,16 +36,17 @@ async def memory(tmp_path: Path) -> AsyncIterator[list[MemoryLab]]:
 @pytest.fixture(params=["memory", pytest.param("kubernetes", marks=pytest.mark.real)])
 async def labs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[list[MemoryLab]]:
     """The same, also with their records in a cluster."""
+    cluster = request.getfixturevalue("cluster") if request.param == "kubernetes" else None  # may have to be started
     async with AsyncExitStack() as stack:
-        stack.enter_context(trio.fail_after(30))
+        stack.enter_context(trio.fail_after(60))
         stores: dict[str, Store] = {}
-        if request.param == "memory":
+        if cluster is None:
             store = MemoryStore()
             stores = {name: store.share() for name in "abc"}
         else:
             from jmp.controller.kubernetes import open_store
 
-            access = request.getfixturevalue("cluster").namespace()
+            access = cluster.namespace()
             stores = {name: await stack.enter_async_context(open_store(access)) for name in "abc"}
         yield await stack.enter_async_context(memory_labs(tmp_path, stores))
 
@@ -146,6 +150,7 @@ async def test_versions_are_those_of_the_store(labs: list[MemoryLab]) -> None:
     a, b, _ = labs
     async with a.client("boss", records.Role.ADMIN) as boss, b.client("boss", records.Role.ADMIN) as other:
         made = await boss.call("create", "client", "alice", {})
+        await until(b, ("client", "alice"), lambda: "alice" in b.lab.view.client)
         changed = await other.call("update", "client", "alice", {"labels": {"team": "x"}})
         assert 0 < made["version"] < changed["version"] == (await kept(a, "client", "alice")).version
 
@@ -222,6 +227,92 @@ async def test_a_router_that_is_connected_elsewhere(labs: list[MemoryLab]) -> No
         assert here is a.lab.attending["one"]
         [dial] = a.lab.view.replica["b"].dials
         assert (dial.exporter, dial.lease, dial.epoch) == ("one", lease.id, 1)
+
+
+async def test_routers_that_share_a_token(labs: list[MemoryLab]) -> None:
+    a, b, _ = labs
+    urls = [f"wss://router.example:{number}" for number in range(3)]
+
+    async def route(lab: MemoryLab, url: str) -> None:
+        async with multiplex(await lab.dial(who), Role.DIALLER) as connection:
+            async for _ in Caller(connection).items("@lab", "route", ({"url": url, "name": url[-1]},), {}):
+                pass
+
+    who = await a.identity("routers", records.Role.ROUTER)
+    await until(b, "keys", lambda: who.id in b.lab.view.token)
+    async with trio.open_nursery() as nursery:
+        for lab, url in zip((a, a, b), urls, strict=True):
+            nursery.start_soon(route, lab, url)
+        for lab in (a, b):
+            await until(lab, ("replica", "a" if lab is b else "b"), lambda lab=lab: len(known_routers(lab)) == 3)
+            assert {lab.lab.router().url for _ in range(3)} == set(urls)
+        nursery.cancel_scope.cancel()
+
+
+def known_routers(lab: MemoryLab) -> list[RouterLink]:
+    return [*lab.lab.routers.values(), *lab.lab.others.routers.values()]
+
+
+async def test_what_a_store_rejects_is_told_to_whoever_asked(memory: list[MemoryLab]) -> None:
+    a, b, _ = memory
+    store = a.store
+    assert isinstance(store, MemoryStore)
+    store.rejects = lambda change: change.name == "odd"
+    async with a.client("boss", records.Role.ADMIN) as boss:
+        with pytest.raises(LabError, match=r"^client odd cannot be kept$"):
+            await boss.call("create", "client", "odd", {})
+        await boss.call("create", "client", "even", {})
+        assert [client["name"] for client in await boss.call("list", "client")] == ["even"]
+    assert "odd" not in b.lab.engine.clients
+
+
+async def test_what_a_store_rejects_though_nobody_asked_for_it_is_tried_again(
+    memory: list[MemoryLab], autojump_clock: MockClock
+) -> None:
+    a, _, _ = memory
+    store = a.store
+    assert isinstance(store, MemoryStore)
+    async with a.exporter("one"), a.exporter("two"), a.client("alice") as alice:
+        store.rejects = lambda change: change.key == ("exporter", "one")
+        with pytest.raises(LabError, match=r"^exporter one cannot be kept$"):  # the store makes all of it or nothing
+            await alice.acquire([Want(exporter="one")], 600.0)
+        made = await alice.acquire([Want(exporter="two")], 600.0)
+        await a.wait(made.id, State.READY)
+        store.rejects = lambda change: isinstance(change.new, records.Lease) and change.new.state is State.ENDING
+        store.tried.clear()
+        began = trio.current_time()
+        a.lab.engine.end(made.id, "an admin's wish", a.clock())
+        a.lab.changed()
+        await trio.sleep(100)
+        assert store.tried.count(("lease", made.id)) == 8  # at first, and after 1, 2, 4, 8, 16 and twice 30 s
+        other = await alice.acquire([Want(exporter="one")], 600.0)
+        await a.wait(other.id, State.READY)
+        store.rejects = lambda change: False
+        assert (await a.wait(made.id, State.ENDED)).reason == "an admin's wish"
+        assert trio.current_time() - began < 130
+
+
+async def test_a_lease_that_was_deleted_says_so(labs: list[MemoryLab]) -> None:
+    a, b, c = labs
+    async with a.exporter("one") as exporter, b.client("alice") as alice:
+        lease = await alice.acquire(WANT, 6000.0)
+        await b.wait(lease.id, State.READY)
+        told: list[str] = []
+
+        async def watch() -> None:
+            async for standing in alice.watch(lease.id):
+                told.append(f"{standing.lease.state} {standing.lease.reason}")
+
+        async with trio.open_nursery() as nursery, b.visit(alice, exporter, lease.id):
+            nursery.start_soon(watch)
+            await until(c, ("lease", lease.id), lambda: lease.id in c.lab.view.lease)
+            c.lab.put(Change("lease", lease.id, c.lab.view.lease[lease.id], None))  # as kubectl would
+            c.lab.changed()
+        assert told[-1] == "ended it was deleted"
+        await until(
+            a, ("exporter", "one"), lambda: a.lab.attending["one"].observed.reason == f"lease {lease.id} was deleted"
+        )
+        await a.attended("one")
 
 
 async def test_a_controller_that_was_stopped_for_a_while_changes_nothing(labs: list[MemoryLab]) -> None:

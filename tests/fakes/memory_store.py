@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from jmp.controller.store import Change, Key, Record, Stale, Store
+from jmp.controller.store import Change, Key, Record, Rejected, Stale, Store
 from jmp.wire.records import Lease
 
 
@@ -18,6 +18,10 @@ class MemoryStore(Store):
 
     def __init__(self) -> None:
         self.records: dict[Key, Any] = {}
+        self.tried: list[Key] = []
+        """What was to be committed so far,"""
+        self.rejects: Callable[[Change], bool] = lambda change: False
+        """and what of it is not taken."""
         self._version = [0]
         self._watchers: list[trio.MemorySendChannel[Change]] = []
         self._news: trio.MemoryReceiveChannel[Change] | None = None
@@ -43,6 +47,10 @@ class MemoryStore(Store):
             if (there.version if there is not None else None) != (change.old.version if change.old else None):
                 now = {other.key: self.records.get(other.key) for other in changes}
                 raise Stale(f"{change.kind} {change.name} was changed", now)
+        self.tried += [change.key for change in changes]
+        if rejected := [change for change in changes if self.rejects(change)]:
+            now = {other.key: self.records.get(other.key) for other in changes}
+            raise Rejected(f"{rejected[0].kind} {rejected[0].name} cannot be kept", now)
         self._version[0] += 1
         self.commits += 1
         kept = [self._kept(change) for change in changes]

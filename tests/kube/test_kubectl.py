@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from jmp.controller.kubernetes import open_store
-from jmp.wire.records import State
+from jmp.errors import LabError
+from jmp.wire.records import Role, State
 from tests.fakes.kube import Cluster
 from tests.fakes.memory_lab import MemoryLab, memory_labs
 
@@ -96,6 +97,16 @@ async def test_the_server_refuses_what_no_lease_can_have(kubectl: Kubectl) -> No
     assert "should be greater than 0" in said
     del good["client"]
     assert 'required field "client"' in await kubectl.apply("DeviceLease", "x", check=False, **good)
+
+
+async def test_what_the_server_does_not_take_is_told(kubectl: Kubectl) -> None:
+    async with kubectl.lab.client("boss", Role.ADMIN) as boss:
+        with pytest.raises(LabError, match=r"longestSeconds.*should be greater than 0"):
+            await boss.call("create", "policy", "odd", {"longest": -5.0})
+        with pytest.raises(LabError, match="too large"):
+            await boss.call("create", "client", "big", {"disabled": "x" * 2_000_000})
+        await boss.call("create", "client", "alice", {})
+    assert await kubectl("get", "clients", "-o", "name") == "client.jmp.dev/alice\n"
 
 
 async def test_status_is_not_the_users(kubectl: Kubectl) -> None:

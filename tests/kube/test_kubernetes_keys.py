@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from jmp.controller.kubernetes import open_store
-from jmp.controller.kubernetes_api import Api, Object, connect
+from jmp.controller.kubernetes_api import Answer, Api, Denied, Object, connect
 from jmp.controller.kubernetes_keys import ROUTER, SECRET, SharedKeys, keep_router
 from jmp.errors import LabError
 from jmp.wire.records import Role
@@ -73,9 +74,9 @@ async def test_what_either_signs_the_other_takes_for_good(api: Api, tmp_path: Pa
         await nursery.start(one.run)
         await nursery.start(two.run)
         before, _ = one.keys.identity("bo", Role.CLIENT, 86400.0)
-        new = one.keys.rotate()
+        new = await one.keys.rotate()
         await knows(two, new)
-        other = two.keys.rotate()
+        other = await two.keys.rotate()
         await knows(one, other)
         assert kids(one) == kids(two)
         after, _ = two.keys.identity("cy", Role.CLIENT, 86400.0)
@@ -87,10 +88,48 @@ async def test_what_either_signs_the_other_takes_for_good(api: Api, tmp_path: Pa
     assert kids(third) == kids(one)
 
 
-async def test_keys_that_were_deleted_are_missed(api: Api, tmp_path: Path) -> None:
+async def test_a_new_key_is_in_the_secret_before_it_signs(api: Api, tmp_path: Path) -> None:
+    one = await opened(api, tmp_path / "a")
+    kid = await one.keys.rotate()
+    assert kids(await opened(api, tmp_path / "b")) == kids(one)
+    assert kid in kids(one)
+
+
+async def test_a_key_that_nobody_else_would_know_signs_nothing(api: Api, tmp_path: Path) -> None:
+    one = await opened(api, tmp_path / "a")
+    before = kids(one)
+
+    class Forbidding(Api):
+        async def request(
+            self, method: str, path: str, body: Any = None, query: Mapping[str, str] | None = None
+        ) -> Answer:
+            if method == "PUT":
+                raise Denied("no right to do that")
+            return await super().request(method, path, body, query)
+
+    one._api = Forbidding(api._client, api._access)
+    with pytest.raises(LabError, match=r"^no right to do that$"):
+        await one.keys.rotate()
+    assert kids(one) == before
+
+
+async def test_keys_that_were_deleted_are_put_back(api: Api, tmp_path: Path) -> None:
+    one = await opened(api, tmp_path / "a")
+    path = f"/api/v1/namespaces/{api.namespace}/secrets/{SECRET}"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(one.run)
+        await api.request("DELETE", path)
+        while (await api.request("GET", path)).status == 404:  # noqa: ASYNC110  # the server has no better word for it
+            await trio.sleep(0.02)
+        nursery.cancel_scope.cancel()
+    assert kids(await opened(api, tmp_path / "b")) == kids(one)
+
+
+async def test_keys_of_another_lab_are_not_taken_over(api: Api, tmp_path: Path) -> None:
     one = await opened(api, tmp_path / "a")
     await api.request("DELETE", f"/api/v1/namespaces/{api.namespace}/secrets/{SECRET}")
-    with pytest.raises(LabError, match=f"^secret/{SECRET} was deleted"):
+    await opened(api, tmp_path / "b")
+    with pytest.raises(LabError, match=r"are another lab's now: start again$"):
         await one.keep()
 
 
