@@ -19,6 +19,58 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "drivers.md"
 
 TESTED = {
+    "block-device": (
+        "loop devices, a USB stick of the kernel's own that is pulled out",
+        "content, read back; what is mounted or held is not touched; a device larger than was meant; loss and return",
+    ),
+    "sd-mux": (
+        "a multiplexer that is a link to a loop device",
+        "the order of switching, a card that does not appear, commands that fail",
+    ),
+    "sdwire": (
+        "none: what `sd-mux-ctrl` is told",
+        "its arguments, and its absence",
+    ),
+    "nbd": (
+        "nbdkit and qemu-nbd",
+        "content, flushing, exports by name, one that can only be read, a full disk, refusal",
+    ),
+    "fastboot": (
+        "the program fastboot, and a boot loader of the test's that speaks its protocol",
+        "images, variables, the loader's refusals; no device",
+    ),
+    "dfu": (
+        "dfu-util, and a USB device in DFU mode on a kernel of its own",
+        "an image, progress, a wrong alternate setting; no device",
+    ),
+    "esptool": (
+        "esptool, and an ESP32's boot loader of the test's that speaks its protocol",
+        "an image, progress, a flash that keeps something else; no port",
+    ),
+    "openocd": (
+        "openocd, and a JTAG port of the test's behind remote_bitbang",
+        "the chain, resets, what it says of a flash that is not there or another chip",
+    ),
+    "pyocd": (
+        "none: what the program is told",
+        "arguments, progress, errors",
+    ),
+    "probe-rs": (
+        "none: what the program is told",
+        "arguments, progress, errors; its absence",
+    ),
+    "flashrom": (
+        "flashrom, with the chip that it emulates itself",
+        "content both ways, an image of a wrong size, no chip",
+    ),
+    "uf2": (
+        "mtools on a FAT file system",
+        "content, what is no UF2 file, a disk that is none or not there",
+    ),
+    "command-flasher": (
+        "programs of the system",
+        "arguments, progress, time-out; one at a time; what is given up is ended",
+    ),
     "command-console": (
         "commands of the system",
         "every byte both ways, its end and its last words, that it is started again; nothing of it is left",

@@ -20,6 +20,7 @@ BUILTIN: Final[Mapping[str, str]] = {
     "jmp.console/v1": "jmp.client.console:ConsoleClient",
     "jmp.datagram/v1": "jmp.client.network:DatagramClient",
     "jmp.files/v1": "jmp.client.files:FilesClient",
+    "jmp.flasher/v1": "jmp.client.flasher:FlasherClient",
     "jmp.network/v1": "jmp.client.network:NetworkClient",
     "jmp.ssh/v1": "jmp.client.ssh:SshClient",
     "jmp.storage/v1": "jmp.client.storage:StorageClient",

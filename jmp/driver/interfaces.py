@@ -123,6 +123,20 @@ class Storage(Driver):
             yield item
 
 
+class Flasher(Driver):
+    """Programs a device's flash through its boot loader or a debug probe, by a program of the exporter's machine."""
+
+    interface: ClassVar[str | None] = "jmp.flasher/v1"
+
+    @exportstream
+    @abstractmethod
+    async def flash(self, stream: Stream, target: str = "", name: str = "") -> None:
+        """Flash what the client sends, until the end of its input, and send what the program says meanwhile.
+
+        TARGET is where: a partition, an address, an alternate setting; NAME the image's, whose ending may tell its format.
+        """
+
+
 class Files(Driver):
     """Files that a device can fetch from the exporter, by TFTP or HTTP say. The names are those that the device asks for."""
 

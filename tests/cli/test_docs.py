@@ -64,7 +64,7 @@ def test_every_exit_code_is_documented() -> None:
 def test_every_driver_has_a_page() -> None:
     table = (ROOT / "docs/drivers.md").read_text()
     assert set(driver_names()) == set(
-        re.findall(r"`([a-z-]+)`", "\n".join(re.findall(r"^\| (`[^|]*)\|", table, re.MULTILINE)))
+        re.findall(r"`([a-z0-9-]+)`", "\n".join(re.findall(r"^\| (`[^|]*)\|", table, re.MULTILINE)))
     )
     for page in re.findall(r"\((drivers/.*?\.md)\)", table):
         assert (ROOT / "docs" / page).is_file(), page

@@ -12,8 +12,8 @@ import trio
 
 from jmp.driver import serve
 from jmp.errors import ConfigError, DeviceError
+from jmp_drivers._size import parse_size
 from jmp_drivers.qemu import Qemu
-from jmp_drivers.qemu.disk import parse_size
 from jmp_drivers.qemu.driver import Image
 from tests.fakes.bundled import ROOT, problems_in
 

@@ -37,7 +37,7 @@ def test_driver_its_package_its_configuration_and_its_test(tmp_path: Path, monke
 
 def test_every_registered_driver_is_listed_and_exists() -> None:
     table = tomllib.loads((ROOT / "drivers/pyproject.toml").read_text())["project"]["entry-points"]["jmp.drivers"]
-    listed = set(re.findall(r"`([a-z-]+)`", (ROOT / README).read_text().partition("## What is here")[2]))
+    listed = set(re.findall(r"`([a-z0-9-]+)`", (ROOT / README).read_text().partition("## What is here")[2]))
     assert listed >= set(table)
     for name in table:
         assert driver_class(name).summary()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -19,18 +18,10 @@ from typing import IO
 
 import trio
 
-from jmp.errors import ConfigError, DeviceError
+from jmp.errors import DeviceError
+from jmp_drivers._nbd import Nbd
 from jmp_drivers._process import leashed
-from jmp_drivers.qemu.nbd import Nbd
 from jmp_drivers.qemu.program import require, while_alive
-
-
-def parse_size(text: str) -> int:
-    """``64M`` → bytes; units are powers of 1024. Raises `ConfigError`."""
-    match = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise ConfigError(f"{text!r} is no size; write for example 64M or 4G")
-    return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
 
 
 class Disk:

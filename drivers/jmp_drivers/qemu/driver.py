@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from jmp.driver import BadValue, ConfigError, DeviceError, Driver, Stream, export
-from jmp.driver.interfaces import Console, Network, Power, PowerState, Storage
+from jmp.driver import ConfigError, DeviceError, Driver, Stream, export
+from jmp.driver.interfaces import Console, Network, Power, PowerState
 from jmp_drivers._reason import reason
+from jmp_drivers._size import parse_size
 from jmp_drivers.console import ConsoleOptions
+from jmp_drivers.medium import Content, Medium
 from jmp_drivers.network import join
-from jmp_drivers.qemu.disk import Disk, parse_size
+from jmp_drivers.qemu.disk import Disk
 from jmp_drivers.qemu.machines import Arch, Hardware
-from jmp_drivers.qemu.nbd import CHUNK, Nbd
 from jmp_drivers.qemu.picture import png
 from jmp_drivers.qemu.vm import Vm
 from jmp_drivers.vnc import VncScreen
@@ -179,43 +180,19 @@ class VmMonitor(Driver):
         return await trio.to_thread.run_sync(png, picture)
 
 
-class VmStorage(Storage):
+class VmStorage(Medium):
     """The machine's disk, while the machine is off."""
+
+    noun = "disk"
 
     _vm: Vm
 
-    async def write(self, stream: Stream, offset: int = 0) -> None:
-        async with self._vm.opened_disk() as disk:
-            _check_range(offset, None, disk.size)
-            pending = bytearray()
-            ended = False
-            while not ended or pending:
-                while not ended and len(pending) < CHUNK:
-                    data = await stream.receive_some()
-                    ended = not data
-                    pending += data
-                piece = bytes(pending[:CHUNK])
-                if offset + len(piece) > disk.size:
-                    raise DeviceError(f"the disk is full: it has {disk.size} bytes")
-                await disk.write(offset, piece)
-                offset += len(piece)
-                del pending[: len(piece)]
-
-    async def read(self, stream: Stream, offset: int = 0, size: int | None = None) -> None:
-        async with self._vm.opened_disk() as disk:
-            async for data in _pieces(disk, offset, size):
-                await stream.send_all(data)
+    def opened(self, *, writing: bool) -> AbstractAsyncContextManager[Content]:
+        return self._vm.opened_disk()
 
     async def size(self) -> int:
         """Size of the disk in bytes, also while the machine is on."""
         return self._vm.disk_size
-
-    async def digest(self, size: int | None = None, offset: int = 0, algorithm: str = "sha256") -> str:
-        digest = _new_digest(algorithm)
-        async with self._vm.opened_disk() as disk:
-            async for data in _pieces(disk, offset, size):
-                await trio.to_thread.run_sync(digest.update, data)
-        return digest.hexdigest()
 
 
 class VmVnc(VncScreen):
@@ -248,29 +225,3 @@ class VmPort(Network):
     async def address(self) -> str:
         """Changes each time that the machine is switched on."""
         return f"tcp:127.0.0.1:{self._vm.running().ports[self._port]}"
-
-
-def _check_range(offset: int, size: int | None, total: int) -> int:
-    """Where the range ends. Raises `BadValue` unless it lies within `total` bytes."""
-    end = total if size is None else offset + size
-    if not 0 <= offset <= end <= total:
-        raise BadValue(f"bytes {offset} to {end} are not within the disk, which has {total}")
-    return end
-
-
-async def _pieces(disk: Nbd, offset: int, size: int | None) -> AsyncIterator[bytes]:
-    end = _check_range(offset, size, disk.size)
-    while offset < end:
-        data = await disk.read(offset, min(CHUNK, end - offset))
-        yield data
-        offset += len(data)
-
-
-def _new_digest(algorithm: str) -> hashlib._Hash:
-    try:
-        digest = hashlib.new(algorithm)
-    except ValueError:
-        digest = None
-    if digest is None or not digest.digest_size:  # SHAKE, whose length would be one more argument
-        raise BadValue(f"no algorithm {algorithm!r} here; take sha256, sha512, blake2b, md5 …")
-    return digest

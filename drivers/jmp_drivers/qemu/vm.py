@@ -13,11 +13,11 @@ from enum import Enum
 import trio
 
 from jmp.errors import Busy, DeviceError, JmpError, LabError
+from jmp_drivers._nbd import Nbd
 from jmp_drivers.console import Hub
 from jmp_drivers.qemu.disk import Disk
 from jmp_drivers.qemu.emulator import Emulator, emulator
 from jmp_drivers.qemu.machines import DEFAULTS, Hardware
-from jmp_drivers.qemu.nbd import Nbd
 from jmp_drivers.qemu.program import require
 from jmp_drivers.qemu.qmp import Event
 

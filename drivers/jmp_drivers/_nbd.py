@@ -1,4 +1,4 @@
-"""The client side of NBD, the protocol in which ``qemu-storage-daemon`` hands out a disk image of any format.
+"""The client side of NBD, in which nbdkit, qemu-nbd and ``qemu-storage-daemon`` hand out disks.
 
 Only what is needed here: one export, one request at a time. The numbers are those of the specification, doc/proto.md of
 the NetworkBlockDevice project.
@@ -22,6 +22,7 @@ _FIXED_NEWSTYLE, _NO_ZEROES = 1, 2
 _OPT_GO = 7
 _REP_ACK, _REP_INFO = 1, 3
 _INFO_EXPORT = 0
+_FLAG_READ_ONLY, _FLAG_SEND_FLUSH = 2, 4
 # Transmission
 _REQUEST_MAGIC, _SIMPLE_REPLY_MAGIC = 0x25609513, 0x67446698
 _READ, _WRITE, _DISCONNECT, _FLUSH = 0, 1, 2, 3
@@ -40,6 +41,8 @@ class Nbd:
         self._stream = stream
         self.size = 0
         """Bytes, known after `negotiate`."""
+        self.read_only = False
+        self._flushes = False
 
     async def negotiate(self, export: str) -> None:
         """Open the export. Raises `DeviceError` if the server does not have it or speaks something else."""
@@ -61,7 +64,9 @@ class Nbd:
             if kind == _REP_ACK:
                 return
             if payload[:2] == struct.pack(">H", _INFO_EXPORT):
-                _, self.size, _ = _EXPORT.unpack(payload)
+                _, self.size, flags = _EXPORT.unpack(payload)
+                self.read_only = bool(flags & _FLAG_READ_ONLY)
+                self._flushes = bool(flags & _FLAG_SEND_FLUSH)
 
     async def read(self, offset: int, length: int) -> bytes:
         """At most `CHUNK` bytes. Raises `DeviceError` if they cannot be read."""
@@ -74,7 +79,8 @@ class Nbd:
 
     async def flush(self) -> None:
         """Make what was written survive."""
-        await self._request(_FLUSH, 0, 0)
+        if self._flushes:  # a server without it has nothing to flush
+            await self._request(_FLUSH, 0, 0)
 
     async def disconnect(self) -> None:
         """Take leave; the server answers by closing."""

@@ -1,0 +1,474 @@
+"""Flashing by programs: the real ones, against what speaks their protocols where no device can be had."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import trio
+
+from jmp.client.interfaces import client_class
+from jmp.driver import BadValue, Busy, ConfigError, DeviceError, Driver, serve
+from jmp.errors import UsageError
+from jmp_drivers.flashers import (
+    CommandFlasher,
+    Dfu,
+    Esptool,
+    Fastboot,
+    Flashrom,
+    OpenOcd,
+    ProbeRs,
+    ProgramFlasher,
+    PyOcd,
+    Uf2,
+)
+
+pytestmark = pytest.mark.real
+
+
+@asynccontextmanager
+async def served(driver: Driver) -> AsyncIterator[Any]:
+    with trio.fail_after(60):
+        async with serve(driver, class_of=client_class) as client:
+            yield client
+
+
+@asynccontextmanager
+async def device(handler: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncIterator[int]:
+    """A device at a TCP port of loopback."""
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, handler, 0, host="127.0.0.1"))
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "firmware.img"
+    path.write_bytes(os.urandom(100_000))
+    return path
+
+
+async def dumped(client: Any, **options: Any) -> bytes:
+    data = b""
+    async with client.dump(**options) as stream:
+        while piece := await stream.receive_some():
+            data += piece
+    return data
+
+
+# ---- fastboot
+
+
+class BootLoader:
+    """Fastboot over TCP, as AOSP's fastboot/README.md has it: packets of eight bytes of length and what they hold."""
+
+    def __init__(self) -> None:
+        self.partitions: dict[str, bytes] = {}
+        self.asked: list[str] = []
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        received = bytearray()
+
+        async def take(size: int) -> bytes:
+            while len(received) < size:
+                received.extend(await stream.receive_some() or b"")
+                if not received:
+                    raise EOFError
+            data = bytes(received[:size])
+            del received[:size]
+            return data
+
+        async def say(text: str) -> None:
+            await stream.send_all(struct.pack(">Q", len(text)) + text.encode())
+
+        try:
+            await stream.send_all(b"FB01")
+            await take(4)
+            loaded = b""
+            while True:
+                command = (await take(struct.unpack(">Q", await take(8))[0])).decode()
+                verb, _, argument = command.partition(":")
+                self.asked.append(command)
+                if verb == "getvar":
+                    known = {"product": "labdut", "max-download-size": "0x1000000", "slot-count": "2"}
+                    await say("OKAY" + known[argument] if argument in known else "FAILno such variable")
+                elif verb == "download":
+                    size, loaded = int(argument, 16), b""
+                    await say(f"DATA{size:08x}")
+                    while len(loaded) < size:
+                        loaded += await take(struct.unpack(">Q", await take(8))[0])
+                    await say("OKAY")
+                elif verb == "flash" and argument == "locked":
+                    await say("FAILpartition is locked")
+                elif verb == "flash":
+                    self.partitions[argument] = loaded
+                    await say("INFOwriting flash")
+                    await say("OKAY")
+                elif verb in ("reboot", "erase", "boot", "set_active"):
+                    await say("OKAY")
+                else:
+                    await say("FAILunknown command")
+        except (EOFError, trio.BrokenResourceError):
+            return
+
+
+async def test_fastboot(image: Path) -> None:
+    loader = BootLoader()
+    async with (
+        device(loader.serve) as port,
+        served(Fastboot(serial=f"tcp:127.0.0.1:{port}", partition="boot")) as client,
+    ):
+        result = await client.flash(image)
+        assert result["sha256"] == hashlib.sha256(image.read_bytes()).hexdigest()
+        await client.flash(image, target="system_a")
+        assert loader.partitions == {"boot": image.read_bytes(), "system_a": image.read_bytes()}
+        assert await client.getvar("product") == "labdut"
+        await client.set_active("a")
+        await client.erase("cache")
+        await client.reboot()
+        assert {"set_active:a", "erase:cache", "reboot"} <= set(loader.asked)
+        with pytest.raises(DeviceError, match=r"fastboot ended with status 1: .*partition is locked"):
+            await client.flash(image, target="locked")
+        with pytest.raises(DeviceError, match=r"fastboot tells no 'nope': .*no such variable"):
+            await client.getvar("nope")
+        with pytest.raises(DeviceError, match=r"status 1: .*unknown command"):
+            await client.oem("unlock")
+        with pytest.raises(BadValue, match="'--wipe' cannot be the name of a partition"):
+            await client.erase("--wipe")
+        with pytest.raises(UsageError, match="none cannot be read"):
+            await client.flash("none")
+
+
+async def test_fastboot_without_a_device_or_a_partition(image: Path) -> None:
+    async with served(Fastboot(serial="nobody", patience=0.5)) as client:
+        with pytest.raises(BadValue, match="fastboot needs a partition: --target boot"):
+            await client.flash(image)
+        with pytest.raises(DeviceError, match=r"did not end within 0.5 s; it said last: < waiting for"):
+            await client.getvar("product")
+
+
+# ---- esptool
+
+
+class Rom:
+    """An ESP32's boot loader in ROM: SLIP packets, as the manual of its serial protocol has them."""
+
+    REGISTERS: ClassVar[dict[int, int]] = {0x40001000: 0x00F01D83}  # which chip it is
+    SYNC, READ_REG, FLASH_BEGIN, FLASH_DATA, FLASH_MD5 = 0x08, 0x0A, 0x02, 0x03, 0x13
+
+    def __init__(self) -> None:
+        self.flash = bytearray(b"\xff" * (1 << 20))
+        self.lossy = False
+        self._begin = 0
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        received = b""
+        async for data in stream:
+            received += data
+            while received.count(b"\xc0") >= 2:
+                _, packet, received = received.split(b"\xc0", 2)
+                if not packet:
+                    received = b"\xc0" + received
+                    continue
+                for answer in self._answers(packet.replace(b"\xdb\xdc", b"\xc0").replace(b"\xdb\xdd", b"\xdb")):
+                    escaped = answer.replace(b"\xdb", b"\xdb\xdd").replace(b"\xc0", b"\xdb\xdc")
+                    await stream.send_all(b"\xc0" + escaped + b"\xc0")
+
+    def _answers(self, packet: bytes) -> list[bytes]:
+        _, command, _, _ = struct.unpack("<BBHI", packet[:8])
+        body, value, data = packet[8:], 0, bytes(4)
+        if command == self.SYNC:
+            return [struct.pack("<BBHI", 1, command, 4, 0x20120707) + data] * 8
+        if command == self.READ_REG:
+            value = self.REGISTERS.get(struct.unpack("<I", body[:4])[0], 0)
+        elif command == self.FLASH_BEGIN:
+            self._begin = struct.unpack("<IIII", body[:16])[3]
+        elif command == self.FLASH_DATA:
+            size, number = struct.unpack("<II", body[:8])
+            place = self._begin + number * size
+            self.flash[place : place + size] = bytes(size) if self.lossy else body[16 : 16 + size]
+        elif command == self.FLASH_MD5:
+            place, size = struct.unpack("<II", body[:8])
+            data = hashlib.md5(self.flash[place : place + size]).hexdigest().encode() + bytes(4)
+        return [struct.pack("<BBHI", 1, command, len(data), value) + data]
+
+
+async def test_esptool(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    rom = Rom()
+    async with device(rom.serve) as port:
+        chip = Esptool(
+            port=f"socket://127.0.0.1:{port}",
+            chip="esp32",
+            before="no_reset",
+            after="no_reset",
+            stub=False,
+            options=["--flash_size", "1MB"],
+        )
+        async with served(chip) as client:
+            shown: list[tuple[int, int | None]] = []
+            await client.flash(image, target="0x1000", progress=lambda *at: shown.append(at))
+            assert rom.flash[0x1000 : 0x1000 + 100_000] == image.read_bytes()
+            assert shown[-1] == (100_000, 100_000)
+            with pytest.raises(BadValue, match="an address is a number, such as 0x10000, not 'boot'"):
+                await client.flash(image, target="boot")
+            rom.lossy = True
+            with pytest.raises(DeviceError, match=r"esptool ended with status \d: .*(?i:MD5|digest).*"):
+                await client.flash(image, target="0x1000")
+
+
+async def test_esptool_without_a_port(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    async with served(Esptool(port="/dev/ttyNONE")) as client:
+        with pytest.raises(DeviceError, match=r"esptool ended with status \d: .*ttyNONE"):
+            await client.flash(image)
+
+
+# ---- flashrom
+
+CHIP = "MX25L6436E/MX25L6445E/MX25L6465E/MX25L6473E/MX25L6473F"
+
+
+async def test_flashrom(tmp_path: Path) -> None:
+    """Its programmer "dummy" emulates a chip, whose content is a file."""
+    chip, image = tmp_path / "chip", tmp_path / "image.bin"
+    image.write_bytes(os.urandom(8 << 20))
+    driver = Flashrom(programmer=f"dummy:emulate=MX25L6436,image={chip}", chip=CHIP)
+    async with served(driver) as client:
+        await client.flash(image)
+        assert chip.read_bytes() == image.read_bytes()
+        assert await dumped(client) == image.read_bytes()
+        assert "Macronix" in await client.info()
+        image.write_bytes(b"short")
+        with pytest.raises(DeviceError, match=r"flashrom ended with status \d: .*(?i:size|image)"):
+            await client.flash(image)
+    async with served(Flashrom(programmer="dummy", chip=CHIP)) as client:
+        with pytest.raises(DeviceError, match=r"flashrom ended with status \d: No EEPROM/flash device found"):
+            await client.erase()
+
+
+# ---- OpenOCD
+
+
+class Tap:
+    """A JTAG port with an ID, behind OpenOCD's remote_bitbang: a byte for the lines, R to read one."""
+
+    IDCODE = 0x4BA00477
+    NEXT: ClassVar[dict[str, tuple[str, str]]] = {  # state → the next ones, for TMS 0 and 1
+        "reset": ("idle", "reset"),
+        "idle": ("idle", "select-dr"),
+        "select-dr": ("capture-dr", "select-ir"),
+        "capture-dr": ("shift-dr", "exit1-dr"),
+        "shift-dr": ("shift-dr", "exit1-dr"),
+        "exit1-dr": ("pause-dr", "update-dr"),
+        "pause-dr": ("pause-dr", "exit2-dr"),
+        "exit2-dr": ("shift-dr", "update-dr"),
+        "update-dr": ("idle", "select-dr"),
+        "select-ir": ("capture-ir", "reset"),
+        "capture-ir": ("shift-ir", "exit1-ir"),
+        "shift-ir": ("shift-ir", "exit1-ir"),
+        "exit1-ir": ("pause-ir", "update-ir"),
+        "pause-ir": ("pause-ir", "exit2-ir"),
+        "exit2-ir": ("shift-ir", "update-ir"),
+        "update-ir": ("idle", "select-dr"),
+    }
+
+    def __init__(self) -> None:
+        self.state, self.instruction, self.shift, self.clock = "reset", 0xE, 0, False
+        self.resets = 0
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        async for data in stream:
+            out = b""
+            for byte in data:
+                if ord("0") <= byte <= ord("7"):
+                    self._lines(byte - ord("0"))
+                elif byte == ord("R"):
+                    out += b"1" if self.shift & 1 else b"0"
+                elif byte == ord("s"):
+                    self.resets += 1
+            if out:
+                await stream.send_all(out)
+
+    def _lines(self, value: int) -> None:
+        clock, tms, tdi = bool(value & 4), value >> 1 & 1, value & 1
+        if clock and not self.clock:
+            if self.state == "capture-dr":
+                self.shift = self.IDCODE if self.instruction == 0xE else 0
+            elif self.state == "capture-ir":
+                self.shift = 1
+            elif self.state == "shift-ir":
+                self.shift = self.shift >> 1 | tdi << 3
+            elif self.state == "shift-dr":
+                self.shift = self.shift >> 1 | tdi << (31 if self.instruction == 0xE else 0)
+            self.state = self.NEXT[self.state][tms]
+            if self.state == "reset":
+                self.instruction = 0xE
+            elif self.state == "update-ir":
+                self.instruction = self.shift & 0xF
+        self.clock = clock
+
+
+def probe(port: int, expected: int = Tap.IDCODE) -> list[str]:
+    return [
+        f"adapter driver remote_bitbang; remote_bitbang host 127.0.0.1; remote_bitbang port {port}",
+        f"transport select jtag; reset_config srst_only; jtag newtap chip cpu -irlen 4 -expected-id {expected:#x}",
+    ]
+
+
+async def test_openocd(image: Path) -> None:
+    tap = Tap()
+    async with device(tap.serve) as port, served(OpenOcd(config=[], commands=probe(port))) as client:
+        assert "0x4ba00477" in await client.run("scan_chain")
+        before = tap.resets
+        await client.run("adapter assert srst", "adapter deassert srst")
+        assert tap.resets > before
+        with pytest.raises(DeviceError, match="openocd ended with status 1: "):  # it has no flash
+            await client.flash(image)
+        with pytest.raises(BadValue, match="mode must be run, halt or init, not 'off'"):
+            await client.reset("off")
+    async with device(tap.serve) as port, served(OpenOcd(config=[], commands=probe(port, 0x12345678))) as client:
+        assert "UNEXPECTED" in await client.run()
+    async with served(OpenOcd(config=["interface/none.cfg"])) as client:
+        with pytest.raises(DeviceError, match=r"openocd ended with status 1: .*Can't find interface/none\.cfg"):
+            await client.run()
+
+
+# ---- UF2
+
+
+async def test_uf2(tmp_path: Path) -> None:
+    """A disk with a FAT file system, as boot loaders show it; mtools look at what was copied."""
+    disk = tmp_path / "RPI-RP2"
+    subprocess.run(["mformat", "-C", "-i", disk, "-f", "1440", "-v", "RPI-RP2", "::"], check=True)  # noqa: ASYNC221
+    (tmp_path / "info").write_text("UF2 Bootloader v3.0\r\n")
+    subprocess.run(["mcopy", "-i", disk, tmp_path / "info", "::/INFO_UF2.TXT"], check=True)  # noqa: ASYNC221
+    firmware = tmp_path / "blink.uf2"
+    firmware.write_bytes(b"UF2\nWQ]\x9e" + os.urandom(504))
+    async with served(Uf2(path=disk)) as client:
+        assert await client.info() == "UF2 Bootloader v3.0\n"
+        await client.flash(firmware)
+        done = await trio.run_process(["mtype", "-i", str(disk), "::/JMP.UF2"], capture_stdout=True)
+        assert done.stdout == firmware.read_bytes()
+        (tmp_path / "blink.elf").write_bytes(b"\x7fELF")
+        with pytest.raises(BadValue, match="the image is no UF2 file"):
+            await client.flash(tmp_path / "blink.elf")
+    disk.write_bytes(bytes(1024))
+    async with served(Uf2(path=disk)) as client:
+        with pytest.raises(DeviceError, match=r"mcopy ended with status 1: .*Cannot initialize"):
+            await client.flash(firmware)
+    async with served(Uf2(path=tmp_path / "none", patience=0.1)) as client:
+        with pytest.raises(DeviceError, match="none is not there: is the board in its boot loader"):
+            await client.flash(firmware)
+
+
+# ---- what they share, and those whose program has nothing to talk to here
+
+
+def stand_in(folder: Path, name: str, script: str) -> None:
+    """A program of that name, which notes its arguments."""
+    path = folder / name
+    path.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {folder}/told\n{script}\n')
+    path.chmod(0o755)
+
+
+async def test_dfu_util_without_a_device(image: Path) -> None:
+    async with served(Dfu(device="1209:2444")) as client:
+        with pytest.raises(DeviceError, match=r"dfu-util ended with status \d+: .*(?i:no dfu capable usb device)"):
+            await client.flash(image)
+
+
+@pytest.mark.parametrize(
+    ("driver", "target", "words"),
+    [
+        pytest.param(
+            Dfu(device="0483:df11", alt="0", address="0x08000000:leave"),
+            "1",
+            "--device 0483:df11 --alt 1 --dfuse-address 0x08000000:leave --reset --download FILE.bin",
+            id="dfu",
+        ),
+        pytest.param(
+            PyOcd(target="stm32f407vg", probe="066D"),
+            "0x8000000",
+            "flash --no-wait --target stm32f407vg --uid 066D --base-address 0x8000000 FILE.bin",
+            id="pyocd",
+        ),
+        pytest.param(
+            ProbeRs(chip="STM32F407VGTx"),
+            "",
+            "download --non-interactive --chip STM32F407VGTx --binary-format bin FILE.bin",
+            id="probe-rs",
+        ),
+        pytest.param(
+            CommandFlasher(flash_command=["avrdude", "-p", "{target}", "-U", "flash:w:{file}:r"], target="m328p"),
+            "",
+            "-p m328p -U flash:w:FILE.bin:r",
+            id="command-flasher",
+        ),
+    ],
+)
+async def test_what_programs_are_told(
+    driver: ProgramFlasher, target: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-ins that show progress as the real ones do, for programs without a device here."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    script = 'printf "Download [==  ] 50%%\\rDownload [====] 100%%\\n"'
+    stand_in(tmp_path, driver.program, script)
+    (tmp_path / "blink.bin").write_bytes(bytes(1000))
+    async with served(driver) as client:
+        shown: list[tuple[int, int | None]] = []
+        await client.flash(tmp_path / "blink.bin", target=target, progress=lambda *at: shown.append(at))
+        assert shown[-1] == (1000, 1000)
+        told = re.sub(r"/\S+/image\.bin", "FILE.bin", " ".join((tmp_path / "told").read_text().split()))
+        assert told == words
+        stand_in(tmp_path, driver.program, 'echo "Error: no probe" >&2; echo "see the log"; exit 3')
+        with pytest.raises(DeviceError, match=f"{driver.program} ended with status 3: Error: no probe"):
+            await client.flash(tmp_path / "blink.bin")
+
+
+async def test_a_program_that_is_missing_degrades_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    async with served(ProbeRs(chip="x")) as client:
+        with pytest.raises(DeviceError, match="probe-rs is not installed: it is in the probe-rs project"):
+            await client.erase()
+
+
+async def test_one_at_a_time_and_what_is_given_up_is_ended(tmp_path: Path, image: Path) -> None:
+    driver = CommandFlasher(
+        flash_command=["sh", "-c", f"echo $$ > {tmp_path}/pid; echo begun; exec sleep 60", "{file}"]
+    )
+    async with served(driver) as client, client._backend.open("", "flash", (), {}) as stream:
+        await stream.send_eof()
+        assert await stream.receive_some() == b"begun\n"
+        with pytest.raises(Busy, match="another call is at work with this device"):
+            await client.flash(image)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    driver = CommandFlasher(flash_command=["sh", "-c", "echo working; exec sleep 60", "{file}"], timeout=0.3)
+    async with served(driver) as client:
+        with pytest.raises(DeviceError, match=r"sh did not end within 0\.3 s; it said last: working"):
+            await client.flash(image)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CommandFlasher(flash_command=["avrdude"]), r"with \{file\} among them"),
+        (lambda: Fastboot(timeout=0), "timeout must be more than 0 seconds"),
+        (lambda: OpenOcd(config=[]), "OpenOCD has to know probe and target"),
+    ],
+)
+def test_configuration(make: Callable[[], Driver], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
