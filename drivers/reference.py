@@ -75,11 +75,19 @@ TESTED = {
         "commands of the system",
         "every byte both ways, its end and its last words, that it is started again; nothing of it is left",
     ),
+    "can": (
+        "python-can's buses in a process and by multicast; the kernel's own",
+        "frames both ways, FD, repetition, questions; an interface that is absent, goes down, comes back",
+    ),
     "command-power": (
         "commands of the system",
         "orders, state, time-out; a command that is given up leaves no process",
     ),
     "conserver": ("conserver and its client", "every byte both ways, break, a console that is not there"),
+    "doip": (
+        "a gateway of our own that speaks the protocol",
+        "all services, refusals, sessions kept alive; absent, no such unit",
+    ),
     "echo": ("sockets", "what is sent comes back, each side's end too"),
     "gpio": (
         "the kernel's simulated chip",
@@ -91,8 +99,14 @@ TESTED = {
     ),
     "http-power": ("an HTTP server", "requests, answers, passwords that no message shows, refusal, silence, impostors"),
     "http-server": ("curl", "content, ranges, several requests on a connection, refusals"),
+    "iso-tp": ("the kernel's ISO-TP, and can-isotp's", "messages both ways, silence, nobody there"),
     "mock-power": ("none: it is one", "state and cycles"),
+    "i2c": (
+        "the kernel's simulated bus, i2c-tools",
+        "devices found, bytes and words, absent devices, addresses that are barred",
+    ),
     "ipmi-power": ("OpenIPMI's simulator of a BMC", "orders, state, no answer, wrong password"),
+    "modbus": ("pymodbus's server, over TCP and a serial line", "numbers of all kinds, refusals, absent, lost"),
     "mqtt-power": (
         "mosquitto, and a relay on it",
         "orders, confirmation, measurements, silence, credentials, a broker that goes",
@@ -106,6 +120,11 @@ TESTED = {
         "the emulator of sushy-tools",
         "orders until they are followed, state, no answer, no such system",
     ),
+    "scpi": (
+        "an instrument of our own over TCP, to the driver and to pyvisa-py; pyvisa-sim",
+        "answers, blocks, errors, numbers; silence, absent, lost",
+    ),
+    "scpi-power": ("the same", "orders until they are followed, measurements"),
     "serial": (
         "pseudo-terminals, ser2net, pyserial's RFC 2217 server",
         "bytes, settings, modem lines, unplugging and return; ten watchers, a writer, one who takes over",
@@ -142,6 +161,10 @@ TESTED = {
         "U-Boot under QEMU",
         "the countdown stopped, commands and their status, values of all kinds in the environment, files and a Linux by TFTP; "
         "a line that loses characters carries nothing out",
+    ),
+    "uds": (
+        "a unit of our own on python-can's and the kernel's bus",
+        "all services, refusals, sessions kept alive, silence",
     ),
     "udp": ("UDP sockets", "bounds of datagrams both ways, nobody there yet"),
     "unix": ("Unix sockets", "bytes and each side's end both ways, refusal"),

@@ -1,0 +1,104 @@
+"""ISO-TP (ISO 15765-2): messages of up to 4 GiB in CAN frames."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import field
+from typing import ClassVar
+
+import isotp
+import trio
+
+from jmp.driver import BadValue, ConfigError, DeviceError, export
+from jmp_drivers._hex import Data, to_bytes
+from jmp_drivers.can.bus import CanOptions
+
+
+class IsoTpOptions(CanOptions):
+    """The configuration of whatever speaks ISO-TP with one other."""
+
+    tx: int = field(metadata={"doc": "id of the frames that are sent, as in 0x7e0"})
+    rx: int = field(metadata={"doc": "id of the frames of the other one, as in 0x7e8"})
+    padding: int | None = field(default=None, metadata={"doc": "byte that fills frames up to 8 bytes, as in 0xcc"})
+    timeout: float = field(default=2.0, metadata={"doc": "seconds that an answer may take"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("tx", self.tx), ("rx", self.rx)):
+            if not 0 <= value <= 0x1FFFFFFF:
+                raise ConfigError(f"{name} must be an id of CAN, 0 to 0x1fffffff, not {value:#x}")
+        if self.tx == self.rx:
+            raise ConfigError("tx and rx must differ")
+        if self.padding is not None and not 0 <= self.padding <= 255:
+            raise ConfigError(f"padding must be a byte, 0 to 255, not {self.padding}")
+
+    def _open_stack(self) -> isotp.CanStack:
+        """Blocks. Raises `DeviceError`. It has to be started. What goes wrong later is in ``_errors``."""
+        self._errors: list[Exception] = []
+        self._bus = self._open_bus()
+        wide = max(self.tx, self.rx) > 0x7FF
+        mode = isotp.AddressingMode.Normal_29bits if wide else isotp.AddressingMode.Normal_11bits
+        parameters = {"tx_padding": self.padding, "can_fd": self.fd, "tx_data_length": 64 if self.fd else 8}
+        return isotp.CanStack(
+            self._bus,
+            address=isotp.Address(mode, txid=self.tx, rxid=self.rx),
+            params={name: value for name, value in parameters.items() if value is not None} | {"blocking_send": True},
+            error_handler=self._errors.append,
+        )
+
+
+class IsoTp(IsoTpOptions):
+    """A conversation by ISO-TP on a CAN bus: messages longer than a frame, to and from one other."""
+
+    interface: ClassVar[str | None] = "jmp.iso-tp/v1"
+
+    async def open(self) -> None:
+        self._stack = await trio.to_thread.run_sync(self._open_stack)
+        self._stack.start()
+        self._turn = threading.Lock()
+
+    async def close(self) -> None:
+        def leave() -> None:
+            self._stack.stop()
+            self._bus.shutdown()
+
+        await trio.to_thread.run_sync(leave)
+
+    @export
+    def send(self, data: Data) -> None:
+        """Send a message; returns when the other one has taken it."""
+        with self._turn:
+            self._send(data)
+
+    @export
+    def receive(self, seconds: float | None = None) -> bytes:
+        """The next message of the other one's, which may have come before."""
+        with self._turn:
+            return self._receive(seconds)
+
+    @export
+    def request(self, data: Data, seconds: float | None = None) -> bytes:
+        """Send a message and wait for the answer. What came before is dropped."""
+        with self._turn:
+            while self._stack.recv() is not None:
+                pass
+            self._send(data)
+            return self._receive(seconds)
+
+    def _send(self, content: Data) -> None:
+        data = to_bytes(content)
+        if not data:
+            raise BadValue("a message has at least one byte")
+        self._errors.clear()
+        try:
+            self._stack.send(data, send_timeout=self.timeout + len(data) / 1000)
+        except (isotp.BlockingSendFailure, ValueError) as error:
+            why = self._errors[-1] if self._errors else error
+            raise DeviceError(f"{self._name}: {self.rx:#x} does not take the message: {why}") from error
+
+    def _receive(self, seconds: float | None) -> bytes:
+        wait = self.timeout if seconds is None else seconds
+        data = self._stack.recv(block=True, timeout=wait)
+        if data is None:
+            raise DeviceError(f"{self._name}: {self.rx:#x} did not send a message within {wait:g} s")
+        return bytes(data)
