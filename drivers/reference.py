@@ -71,6 +71,7 @@ TESTED = {
         "programs of the system",
         "arguments, progress, time-out; one at a time; what is given up is ended",
     ),
+    "command-camera": ("programs", "pictures as they are written, their end and last words"),
     "command-console": (
         "commands of the system",
         "every byte both ways, its end and its last words, that it is started again; nothing of it is left",
@@ -97,6 +98,7 @@ TESTED = {
         "the kernel's simulated chip",
         "orders, polarity, what a session begins with; a chip that goes and returns",
     ),
+    "http-camera": ("ustreamer", "pictures and streams, passwords, refusal, silence; pictures held against Pillow"),
     "http-power": ("an HTTP server", "requests, answers, passwords that no message shows, refusal, silence, impostors"),
     "http-server": ("curl", "content, ranges, several requests on a connection, refusals"),
     "iso-tp": ("the kernel's ISO-TP, and can-isotp's", "messages both ways, silence, nobody there"),
@@ -173,6 +175,7 @@ TESTED = {
         "orders and what the hub says then; no such hub, no such port, no such program",
     ),
     "virtual-board": ("none: it is a device", "boot, login, console, flashing, network ports, power"),
+    "ustreamer": ("the program, without a camera", "its picture of that, the error, wrong arguments"),
     "vnc": (
         "TigerVNC's X server; QEMU's for the driver qemu",
         "pixels, changes, keys, buttons, passwords, impostors, loss and return; pictures held against Pillow",
