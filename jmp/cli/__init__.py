@@ -24,6 +24,7 @@ class Command(NamedTuple):
 
 COMMANDS: Final[dict[str, Command]] = {
     "shell": Command("jmp.cli.shell", "Use a device: a prompt with its verbs, or one command."),
+    "forward": Command("jmp.cli.forward", "Ports of a device as ports of this machine."),
     "lease": Command("jmp.cli.lease", "A time with devices of a lab: acquire, release, list, extend, why."),
     "get": Command("jmp.cli.resources", "List leases, exporters, clients, policies, tokens.", "get_app"),
     "create": Command("jmp.cli.resources", "Get a lease; add a client, an exporter, a policy.", "create_app"),

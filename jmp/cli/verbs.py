@@ -224,7 +224,7 @@ def perform(request: Request) -> int:
     """Make the call and print what comes of it; returns the exit code."""
     result = request.verb.function(*request.args, **request.kwargs)
     if hasattr(type(result), "__enter__") and not isinstance(result, Blocking):
-        _hold(result)
+        hold(result)
         return 0
     if isinstance(result, ExitStatus):
         return int(result)
@@ -238,7 +238,7 @@ def perform(request: Request) -> int:
     return 0
 
 
-def _hold(held: Any) -> None:
+def hold(held: Any) -> None:
     """What Python holds for a ``with`` block (a forwarded port, a pty) is held here until it ends or is interrupted."""
 
     def leave(number: int, _: object) -> None:

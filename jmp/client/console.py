@@ -13,6 +13,7 @@ from jmp.errors import UsageError
 if TYPE_CHECKING:
     from jmp.client.adapters.expect import Expecting
     from jmp.client.adapters.pty import Pty
+    from jmp.client.adapters.sockets import Held
     from jmp.client.uboot import UBoot
     from jmp.client.web.page import Web
 
@@ -78,6 +79,16 @@ class ConsoleClient(DriverClient):
         from jmp.client.adapters.pty import Pty
 
         return Pty(self, link=link, replay=replay)
+
+    def serial(self, *, replay: bool = False, take_over: bool = False, **options: Any) -> Held[Any]:
+        """The console as a port of pyserial, for libraries that want one: ``with dut.console.serial(timeout=1) as port``.
+
+        ``options`` are those of ``serial.Serial``. A baud rate that is given is set at the device's line, as are DTR, RTS and
+        breaks later on, where the driver can. For threads only.
+        """
+        from jmp.client.adapters.sockets import Held, serial_port
+
+        return Held(self._backend, partial(serial_port, self, replay=replay, take_over=take_over, options=options))
 
     @verb
     def web(

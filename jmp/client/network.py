@@ -12,7 +12,10 @@ from jmp.driver.proxy import ByteStream, DriverClient, verb
 from jmp.errors import BadValue, ProtocolViolation, UsageError
 
 if TYPE_CHECKING:
+    from socket import socket as Socket
+
     from jmp.client.adapters.forward import Forward
+    from jmp.client.adapters.sockets import Held
 
 IDLE_SECONDS: Final = 60.0
 """A forwarded program's silence that ends its stream: more than the keep-alive of what runs over UDP for hours."""
@@ -39,6 +42,15 @@ class NetworkClient(DriverClient):
         open_stream = partial(self._backend.open, self._port, "connect", (), {})
         by_threads, by_tasks = ThreadForward(open_stream, listen), TaskForward(open_stream, listen)
         return Forward(self._backend, self._port, by_threads, by_tasks)
+
+    def socket(self) -> Held[Socket]:
+        """One connection as a socket of the system, for libraries that want one: ``with dut.net.socket() as sock``.
+
+        ``sock.makefile("rwb")`` is a file. What breaks the connection is raised at the end of the block. For threads only.
+        """
+        from jmp.client.adapters.sockets import Held, connected
+
+        return Held(self._backend, partial(connected, self.connect))
 
     @property
     def _port(self) -> str:
