@@ -71,6 +71,7 @@ TESTED = {
         "programs of the system",
         "arguments, progress, time-out; one at a time; what is given up is ended",
     ),
+    "capture": ("tcpdump on loopback", "packets, filters, limits, wrong filters and interfaces; nothing of it is left"),
     "command-camera": ("programs", "pictures as they are written, their end and last words"),
     "command-console": (
         "commands of the system",
@@ -89,6 +90,7 @@ TESTED = {
         "a gateway of our own that speaks the protocol",
         "all services, refusals, sessions kept alive; absent, no such unit",
     ),
+    "dbus": ("dbus-daemon, dbus-send and busctl", "calls, as another user too; absence"),
     "echo": ("sockets", "what is sent comes back, each side's end too"),
     "gpio": (
         "the kernel's simulated chip",
