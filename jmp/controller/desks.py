@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any, Final, Literal
 
@@ -14,7 +15,7 @@ import jmp
 from jmp.controller import policies
 from jmp.controller.lab import Lab
 from jmp.controller.meeting import Attendance, RouterLink
-from jmp.controller.store import Change
+from jmp.controller.store import Change, Full
 from jmp.driver import export
 from jmp.driver.schema import did_you_mean
 from jmp.errors import BadValue, JmpError, NotFound, Refused
@@ -111,7 +112,8 @@ class ExporterDesk(Desk):
         """Take part in the lab: what the exporter shall do, from now on and whenever it changes."""
         name = self.who.name
         attendance = self._attendance = self._read(registration)
-        await self.lab.do(lambda: self._register(registration))
+        with suppress(Full):  # its labels may wait for its next connection
+            await self.lab.do(lambda: self._register(registration))
         self.lab.attend(name, attendance)
         with self.lab.news.listen(("exporter", name), "keys") as listener:
             try:

@@ -3,7 +3,7 @@
 Theory of operation. SQLite writes in a thread of Trio's, one transaction at a time. Commits that come up meanwhile wait for the
 lock; whoever gets it next takes all of them into one transaction, each in a savepoint of its own, so that a conflict of one rolls
 back that one alone. With ``synchronous=FULL`` a transaction has reached the disk when COMMIT returns: only then does anybody hear
-of it. Any other failure stops the store for good.
+of it. A full disk fails the transaction that it meets, which is rolled back whole; any other failure stops the store for good.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from jmp.controller.store import KINDS, Change, Conflict, Record, Stale, Store, at_version
+from jmp.controller.store import KINDS, Change, Conflict, Full, Key, Record, Stale, Store, at_version
 from jmp.errors import Busy, JmpError, LabError
 from jmp.wire.records import from_wire, to_wire
 
@@ -43,6 +43,9 @@ SCHEMA: Final = (
 SQLite 3.34 has to understand them, and all else here: that is what RHEL 9 gives to its Python.
 """
 
+_NO_ROOM: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
+"""What SQLite says of a full disk. Whatever it was writing has no effect then."""
+
 T = TypeVar("T")
 
 
@@ -52,7 +55,7 @@ class _Commit:
 
     changes: Sequence[Change]
     done: bool = False
-    stale: Stale | None = None
+    failed: Stale | Full | None = None
     version: int = 0
 
 
@@ -109,8 +112,8 @@ class SqliteStore(Store):
         finally:
             if commit in self._waiting:
                 self._waiting.remove(commit)
-        if commit.stale is not None:
-            raise commit.stale
+        if commit.failed is not None:
+            raise commit.failed
         return [None if change.new is None else at_version(change.new, commit.version) for change in changes]
 
     async def watch(self, tell: Callable[[Change], None]) -> None:
@@ -167,15 +170,17 @@ class SqliteStore(Store):
                     commit.version = self._apply(commit.changes)
                 except Conflict as conflict:
                     database.execute("ROLLBACK TO one")
-                    commit.stale = Stale(
-                        conflict.message, {change.key: self._now(*change.key) for change in commit.changes}
-                    )
+                    commit.failed = Stale(conflict.message, self._at_present(commit))
                 database.execute("RELEASE one")
             database.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             if database.in_transaction:
                 database.execute("ROLLBACK")
-            raise
+            if getattr(error, "sqlite_errorcode", None) not in _NO_ROOM:
+                raise
+            said = f"there is no room for the lab's records in {self._file.parent}: nothing was changed"
+            for commit in group:
+                commit.failed = Full(said, self._at_present(commit))
 
     def _apply(self, changes: Sequence[Change]) -> int:
         """Raises ``Conflict``, and has made some of them then; returns the version that they have."""
@@ -201,6 +206,9 @@ class SqliteStore(Store):
             if made.rowcount != 1:
                 raise Conflict(f"{kind} {name} was changed by somebody else in the meantime")
         return int(version)
+
+    def _at_present(self, commit: _Commit) -> dict[Key, Record | None]:
+        return {change.key: self._now(*change.key) for change in commit.changes}
 
     def _now(self, kind: str, name: str) -> Record | None:
         row = self._database.execute(

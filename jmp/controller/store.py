@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from jmp.errors import Conflict, LabError
 from jmp.wire.records import Client, Exporter, Lease, Policy, Presence, Replica, Token
 
-__all__ = ["KINDS", "Change", "Conflict", "Key", "Record", "Rejected", "Stale", "Store", "Undone", "at_version"]
+__all__ = ["KINDS", "Change", "Conflict", "Full", "Key", "Record", "Rejected", "Stale", "Store", "Undone", "at_version"]
 
 Record = Client | Exporter | Policy | Token | Lease | Presence | Replica
 Key = tuple[str, str]
@@ -73,6 +73,10 @@ class Stale(Undone, Conflict):
 
 class Rejected(Undone):
     """The store does not take it: it lacks the right, or the record is none that it can keep. The same again fares no better."""
+
+
+class Full(Rejected):
+    """There is no room for it at present; the same again may be taken when there is."""
 
 
 class Store(ABC):

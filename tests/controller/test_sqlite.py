@@ -21,9 +21,10 @@ import trio
 import trio.testing
 
 from jmp.controller.sqlite import FILE, LOCK, SCHEMA, SqliteStore, backup
-from jmp.controller.store import Change, Conflict, Record, Stale
+from jmp.controller.store import Change, Conflict, Full, Record, Stale
 from jmp.errors import Busy, LabError
 from jmp.wire.records import Client, Exporter, Held, Lease, Policy, Role, Token, Want
+from tests.fakes.disk import fill, small_disk
 
 BO = Client(name="bo", labels={"team": "kärnten"})
 RECORDS: list[tuple[str, str, Record]] = [
@@ -68,8 +69,8 @@ async def contents(directory: Path) -> list[tuple[str, str, Record]]:
         return await load(store)
 
 
-def made(name: str) -> Change:
-    return Change("client", name, None, Client(name=name))
+def made(name: str, labels: dict[str, str] | None = None) -> Change:
+    return Change("client", name, None, Client(name=name, labels=labels or {}))
 
 
 async def test_records_come_back(tmp_path: Path) -> None:
@@ -417,6 +418,24 @@ async def test_full_disk(tmp_path: Path) -> None:
             await store.commit([made("later")])
     assert acknowledged
     assert [name for _, name, _ in await contents(tmp_path)] == acknowledged
+
+
+async def test_full_disk_until_there_is_room(tmp_path: Path) -> None:
+    acknowledged: list[str] = []
+    place = tmp_path / "disk"
+    with small_disk(place, "1m"):
+        async with opened(place) as store:
+            await store.commit([made("first")])
+            filler = fill(place)
+            with pytest.raises(
+                Full, match=rf"^there is no room for the lab's records in {place}: nothing was changed$"
+            ):
+                await commit_for_ever(store, acknowledged)
+            with pytest.raises(Full):
+                await store.commit([made("later", {"much": "x" * 100_000})])
+            filler.unlink()
+            await store.commit([made("later")])
+        assert [name for _, name, _ in await contents(place)] == [*acknowledged, "first", "later"]
 
 
 async def test_nobody_is_told_of_what_failed_for_another(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ async def _break(world: World, machines: list[str], seconds: float) -> None:
 async def _fault(world: World, machines: list[str], when: float) -> None:
     rng = world.rng
     await trio.sleep(when)
-    kind = rng.choice(("kill", "kill", "kill", "power", "stop", "cut", "cut", "stall", "part", "slow", "clock"))
+    kind = rng.choice(("kill", "kill", "kill", "power", "stop", "cut", "cut", "stall", "part", "slow", "clock", "full"))
     name = rng.choice([*machines, "controller", *(name for name in machines if name in ("one", "two"))])
     process = world.alive(name)
     if kind in ("kill", "power", "stop"):
@@ -136,6 +136,12 @@ async def _fault(world: World, machines: list[str], when: float) -> None:
         await trio.sleep(rng.choice((0.5, 5.0, 20.0)))
         world.note(name, "mend", other)
         world.mend(name, other)
+    elif kind == "full":
+        world.note("controller", "full")
+        world.machine("controller").disk["full"] = True
+        await trio.sleep(rng.choice((0.5, 5.0, 20.0)))
+        world.note("controller", "room")
+        world.machine("controller").disk.pop("full", None)
     elif kind == "slow":
         for cable in world.cables_of(process) if process is not None else ():
             cable.near.delay = cable.far.delay = rng.random() * 3

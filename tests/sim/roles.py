@@ -15,7 +15,7 @@ from jmp.controller.keys import Keys
 from jmp.controller.lab import Lab
 from jmp.controller.leases import Engine
 from jmp.controller.serve import Door
-from jmp.controller.store import Change, Record, at_version
+from jmp.controller.store import Change, Full, Record, at_version
 from jmp.driver import Driver, Stream, export, exportstream
 from jmp.exporter import config as configuration
 from jmp.exporter.config import ExporterConfig
@@ -46,6 +46,8 @@ class Disk(MemoryStore):
         await self.seek()
         if not self.process.alive:
             await trio.sleep_forever()
+        if self.process.machine.disk.get("full"):
+            raise Full("the disk is full", {change.key: self.records.get(change.key) for change in changes})
         kept = await super().commit(changes)
         await self.seek()
         return kept

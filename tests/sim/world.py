@@ -241,6 +241,8 @@ class World:
     def mend_all(self) -> None:
         """Let everything be well from now on."""
         self.faults = False
+        for machine in self.machines.values():
+            machine.disk.pop("full", None)
         self._apart.clear()
         self.slowest = 0.01
         for cable in self.cables:
