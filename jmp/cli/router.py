@@ -59,7 +59,7 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="The certificate's key.")] = None,
     most: Annotated[int, typer.Option(help="How many sessions it joins at once.")] = MAX_PAIRS,
     drain_for: Annotated[
-        str, typer.Option("--drain", metavar="DURATION", help="How long, on TERM, sessions may go on.")
+        str, typer.Option("--drain", metavar="DURATION", help="How long, on TERM, sessions may go on that cannot move.")
     ] = "30s",
     http: Annotated[
         str, typer.Option(metavar="HOST:PORT|none", help="Where /healthz, /readyz and /metrics are, in plain HTTP.")
@@ -67,7 +67,7 @@ def serve(
     log_level: LogLevel = "info",
     log_format: LogFormat = "text",
 ) -> None:
-    """Serve a lab as a router until TERM: no new sessions from then on, and those there are may go on for a while."""
+    """Serve a lab as a router until TERM: then its sessions go on over another, and those that cannot may end in their time."""
     log_to_stderr(log_level, log_format)
     check_address("--listen", address, network=True)
     if http != "none":

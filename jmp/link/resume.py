@@ -278,6 +278,11 @@ def opening_of(message: bytes) -> Opening | None:
     return Opening(key, not rest, token if type(token) is str else None)
 
 
+def is_resume(message: bytes) -> bool:
+    """Whether who sent this as its first message knows how to go on with its session: for those between the ends."""
+    return message.startswith(_RESUME_HEAD)
+
+
 def refusal(reason: str) -> bytes:
     """The listener's answer to the dialler of a session that cannot go on."""
     return _pack({"refused": reason})

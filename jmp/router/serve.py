@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import trio
@@ -21,6 +21,7 @@ import jmp
 from jmp.errors import JmpError, LabError, LinkLost, ProtocolViolation, Refused
 from jmp.link import Link, websocket
 from jmp.link.resumable import PASSING_CODES
+from jmp.link.resume import is_resume
 from jmp.link.rfc6455 import Closed
 from jmp.router.pairing import Pairing
 from jmp.rpc.call import Caller
@@ -34,7 +35,10 @@ MEET_SECONDS: Final = 20.0
 """How long the first of two ends waits for the other."""
 SILENCE: Final = 60.0
 """A link that carries nothing for so long is given up: both ends would have pinged each other several times."""
+TELL_SECONDS: Final = 2.0
+"""How long a router that stops tries to tell that to its controller, before it sends anybody away."""
 MAX_PAIRS: Final = 2000
+STOPPING: Final = "the router is stopping"
 TARGET: Final = "@lab"
 
 
@@ -45,6 +49,9 @@ class _Party:
     link: Link
     met: trio.Event
     other: _Party | None = None
+    lasts: bool = False
+    """Whether this end can go on with its session over another link."""
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 class Router:
@@ -56,11 +63,14 @@ class Router:
         self.connected = False
         """To a controller."""
         self.draining = False
+        self.told_draining = trio.Event()
+        """Set when the controller knows, and sends nobody here any more."""
         self.messages = 0
         """Carried so far; for the metrics, like :attr:`bytes`."""
         self.bytes = 0
         self.changed = trio.lowlevel.ParkingLot()
         self._pairing: Pairing[_Party] = Pairing(most)
+        self._parties: set[_Party] = set()
 
     @property
     def pairs(self) -> int:
@@ -91,6 +101,7 @@ class Router:
         """Join a link with its other end, and carry what comes from it, until either ends."""
         party = _Party(link, trio.Event())
         other = self._pairing.arrive(claims.session, claims.end, party)
+        self._parties.add(party)
         try:
             if other is not None:
                 party.other, other.other = other, party
@@ -98,18 +109,30 @@ class Router:
                 other.met.set()
                 log.info("session %s: %s and exporter %s have met", claims.session, claims.client, claims.exporter)
                 self.changed.unpark_all()
-            with trio.move_on_after(MEET_SECONDS):
-                await party.met.wait()
-            if party.other is None:
+            with party.scope:
+                with trio.move_on_after(MEET_SECONDS):
+                    await party.met.wait()
+                if party.other is not None:
+                    await self._carry(party, party.other.link)
+                    return
+            if party.scope.cancelled_caught:
+                await link.aclose(1012, STOPPING)
+            else:
                 missing = "exporter" if claims.end == "client" else "client"
                 await link.aclose(1013, f"the {missing} did not come within {MEET_SECONDS:g} s")
-                return
-            await self._carry(link, party.other.link)
         finally:
+            self._parties.discard(party)
             self._pairing.leave(claims.session, party)
             self.changed.unpark_all()
 
-    async def _carry(self, source: Link, sink: Link) -> None:
+    def send_away(self) -> None:
+        """Let those go who can meet elsewhere: whoever waits here, and pairs both of whose ends know how to go on."""
+        for party in self._parties:
+            if party.other is None or (party.lasts and party.other.lasts):
+                party.scope.cancel()
+
+    async def _carry(self, party: _Party, sink: Link) -> None:
+        source = party.link
         code, reason = 1014, "the other end is gone"
         with trio.CancelScope() as silent:
             try:
@@ -118,6 +141,9 @@ class Router:
                     message = await source.receive()
                     self.messages += 1
                     self.bytes += len(message)
+                    if not party.lasts and is_resume(message):
+                        party.lasts = True
+                        self.changed.unpark_all()
                     if not sink.send_nowait((message,)):
                         silent.deadline = float("inf")  # it is the sink that is slow
                         await sink.send((message,))
@@ -129,7 +155,7 @@ class Router:
                 log.debug("%s: %s", source.peer, error)
             except trio.Cancelled:
                 if not silent.cancel_called:
-                    code, reason = 1012, "the router is stopping"
+                    code, reason = 1012, STOPPING
                 raise
             finally:
                 with trio.CancelScope(shield=True):
@@ -181,14 +207,19 @@ async def _tell_load(router: Router, caller: Caller) -> None:
         if now != told:
             await caller.call(TARGET, "load", now, {})
             told = now
+            if router.draining:
+                router.told_draining.set()
         else:
             await router.changed.park()
 
 
 async def drain(router: Router, seconds: float) -> None:
-    """Take no more sessions, and wait until those there are have ended, ``seconds`` at most."""
+    """Take no more sessions; send those away that can go on elsewhere, and wait for the others to end, ``seconds`` at most."""
     router.draining = True
     router.changed.unpark_all()
-    with trio.move_on_after(seconds), suppress(LinkLost):
+    with trio.move_on_after(seconds):
+        with trio.move_on_after(TELL_SECONDS):
+            await router.told_draining.wait()
         while router.load:
+            router.send_away()
             await router.changed.park()

@@ -6,7 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from contextvars import copy_context
 from dis import get_instructions
 from time import perf_counter
@@ -243,7 +243,9 @@ class _Call:
                     except StopIteration as done:
                         value = done.value
                     else:
-                        self.stream.send_soon(bytes(gathered))
+                        # A stream that is over must not keep the step, which waits, from being taken up again.
+                        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                            self.stream.send_soon(bytes(gathered))
                         gathered.clear()
                         value = await _Resumed(step, trap)
                 except StopAsyncIteration:
