@@ -19,7 +19,7 @@ from jmp.driver.tree import State
 from jmp.errors import BY_CODE
 from jmp.exporter import config as configuration
 from jmp.exporter import hold, serve, session
-from jmp.link import resumable, resume, rfc6455, websocket
+from jmp.link import resume, rfc6455, websocket
 from jmp.mux.protocol import VERSION
 from jmp.rpc import messages
 from jmp.wire import codec, frames
@@ -51,7 +51,7 @@ def test_what_ends_say_of_their_session() -> None:
     assert told == {name: getattr(resume, name) for name in ("RESUME", "ACK")}
     assert not told.keys() & frames.Kind.__members__.keys()
     assert {*range(10, 12)} == {*told.values()}
-    assert {int(code) for code in re.findall(r"`(10\d\d)`", TEXT)} == resumable.PASSING_CODES
+    assert {int(code) for code in re.findall(r"`(10\d\d)`", TEXT)} == resume.PASSING_CODES
 
 
 def test_elements_of_frames() -> None:
@@ -79,7 +79,7 @@ def test_limits() -> None:
         if where.endswith(".serve") and name.islower():
             assert inspect.signature(websocket.serve).parameters[name].default == int(number)
         else:
-            assert getattr(importlib.import_module(where), name) == int(number) * UNITS[unit], name
+            assert getattr(importlib.import_module(where), name) == float(number) * UNITS[unit], name
     for module in told.keys() - {"jmp.link.websocket.serve"}:
         own = importlib.import_module(module)
         names = {

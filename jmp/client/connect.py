@@ -14,7 +14,7 @@ from contextlib import (
     contextmanager,
     nullcontext,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from jmp.link import Link
     from jmp.link.blocking import BlockingLink
+    from jmp.link.blocking_resumable import ResumableBlockingLink
     from jmp.link.resumable import Onward, Told
     from jmp.mux.stream import Connection
 
@@ -279,13 +280,21 @@ async def dial_trio(dial: Dial) -> Link:
         raise Timeout(f"{dial.url} did not answer within {dial.seconds:g} s") from None
 
 
+def _lasting(dial: Dial, link: BlockingLink) -> ResumableBlockingLink:
+    """``link``, and the next one to the same place whenever one breaks."""
+    from jmp.link.blocking_resumable import ResumableBlockingLink
+
+    return ResumableBlockingLink(link, lambda seconds: dial_blocking(replace(dial, seconds=seconds)))
+
+
 @contextmanager
 def open_blocking(dial: Dial, *, wait: float | None = 0.0, link: BlockingLink | None = None) -> Iterator[Any]:
     """The device at ``dial``, for threads, over ``link`` if there is one: a ``Blocking`` :class:`Device`."""
     from jmp.mux.blocking import BlockingConnection
     from jmp.rpc.blocking import BlockingCaller
 
-    connection = BlockingConnection(link or dial_blocking(dial), keep=not dial.is_local)
+    link = link or dial_blocking(dial)
+    connection = BlockingConnection(link if dial.is_local else _lasting(dial, link), keep=not dial.is_local)
     try:
         caller = BlockingCaller(connection)
         report = run(caller.call(TARGET, "begin", (), dial.introduction(wait)))

@@ -8,6 +8,7 @@
 ``resume``     a session over one link after another, sans-I/O: what is sent again, and what is not
 ``resumable``  the same as a Trio link
 ``sessions``   which session a link that was accepted belongs to
+``blocking_resumable``  the same as a blocking link
 ``memory``     a pair of links in one process, with delay, stall and cut for tests
 """
 

@@ -90,12 +90,12 @@ class BlockingLink:
                 try:
                     data = self._read(deadline)
                 except (LinkLost, ProtocolViolation) as end:
-                    self._end = end
-                    raise
+                    self._end = self._end or end
+                    raise self._end from end.__cause__
                 if data is None:
                     return None
                 if not data:
-                    self._end = LinkLost(
+                    self._end = self._end or LinkLost(
                         _CLOSED_HERE if self._closing else "the other side ended the connection without a good-bye"
                     )
                     raise self._end
@@ -124,6 +124,16 @@ class BlockingLink:
         finally:
             self._end = self._end or LinkLost(_CLOSED_HERE)
             self._abandon()
+
+    def abort(self, reason: str) -> None:
+        """Take the connection for lost, at once and without a good-bye; a thread that waits for it finds out."""
+        self._end = self._end or LinkLost(reason)
+        self._closing = True
+        self._abandon()
+
+    def arrived(self, position: int) -> bool | None:
+        """As in :class:`~jmp.link.Link`: not known here."""
+        return None
 
     def disown(self) -> None:
         """Forget the link without a good-bye: after a fork, in the child, it is the parent's."""

@@ -23,28 +23,23 @@ import trio
 
 from jmp.errors import Busy, JmpError, LabError, LinkLost, ProtocolViolation, Timeout
 from jmp.link import Link
-from jmp.link.resume import Ended, Resume
+from jmp.link.resume import (
+    ANSWER_SECONDS,
+    ATTEMPT_SECONDS,
+    FIRST_PAUSE,
+    GOOD_SECONDS,
+    LONGEST_PAUSE,
+    PASSING_CODES,
+    RESUME_SECONDS,
+    Ended,
+    Resume,
+)
 from jmp.link.rfc6455 import Buffer, Closed
 
 log = logging.getLogger("jmp.link")
 
 ACK_SECONDS: Final = 1.0
 """After which what was received is acknowledged, however little it is: it is kept at the other side until then."""
-RESUME_SECONDS: Final = 45.0
-"""How long a dialler looks for another link: a router restarts, a laptop changes its network, or sleeps for a moment."""
-LISTEN_SECONDS: Final = 60.0
-"""How long a listener waits for that: longer, because the dialler may notice the loss only after 15 s of silence."""
-ANSWER_SECONDS: Final = 5.0
-"""How long the other end may take to answer on a new link; then another one is tried."""
-ATTEMPT_SECONDS: Final = 10.0
-"""How long one attempt to get a link may take."""
-_FIRST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 1.0
-"""Seconds between attempts: doubled from the first to the longest, each drawn at random from the upper half."""
-_GOOD_SECONDS: Final = 0.5
-"""After which a link was a good one: the next attempt is made without a pause again."""
-PASSING_CODES: Final = frozenset({1012, 1013, 1014})
-"""Good-byes (RFC 6455, section 7.4) of who is between the ends; all others are an end's own, and end the session."""
 
 
 class Onward(NamedTuple):
@@ -279,11 +274,11 @@ class Redial:
 
     async def __call__(self, lost: LinkLost) -> Onward:
         """The next link. Raises what cannot be mended by trying again: a refusal, say."""
-        if trio.current_time() - self._last > _GOOD_SECONDS:
+        if trio.current_time() - self._last > GOOD_SECONDS:
             self._pause = 0.0
         while True:
             await trio.sleep(random.uniform(self._pause / 2, self._pause))
-            self._pause = min(max(self._pause * 2, _FIRST_PAUSE), LONGEST_PAUSE)
+            self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
             try:
                 with trio.fail_after(ATTEMPT_SECONDS):
                     found = await self._dial()

@@ -54,6 +54,22 @@ MIN_KEY: Final = 16
 """Bytes of the shortest key: it is all that tells one session of a client from another, so it must not be guessable."""
 MAX_PREFIX: Final = 16 * 1024
 
+RESUME_SECONDS: Final = 45.0
+"""How long a dialler looks for another link: a router restarts, a laptop changes its network, or sleeps for a moment."""
+LISTEN_SECONDS: Final = 60.0
+"""How long a listener waits for that: longer, because the dialler may notice the loss only after 15 s of silence."""
+ANSWER_SECONDS: Final = 5.0
+"""How long the other end may take to answer on a new link; then another one is tried."""
+ATTEMPT_SECONDS: Final = 10.0
+"""How long one attempt to get a link may take."""
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 1.0
+"""Seconds between attempts: doubled from the first to the longest, each drawn at random from the upper half."""
+GOOD_SECONDS: Final = 0.5
+"""After which a link was a good one: the next attempt is made without a pause again."""
+PASSING_CODES: Final = frozenset({1012, 1013, 1014})
+"""Good-byes (RFC 6455, section 7.4) of who is between the ends; all others are an end's own, and end the session."""
+
 _ACK: Final = struct.Struct(">4sQ")
 _ACK_HEAD: Final = b"\x93\x0b\x00\xcf"
 _RESUME_HEAD: Final = b"\x93\x0a\x00"

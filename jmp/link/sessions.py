@@ -14,8 +14,8 @@ import trio
 
 from jmp.errors import LinkLost, ProtocolViolation, Refused
 from jmp.link import Link
-from jmp.link.resumable import LISTEN_SECONDS, Onward, ResumableLink, resumable
-from jmp.link.resume import Opening, Resume, opening_of, refusal
+from jmp.link.resumable import Onward, ResumableLink, resumable
+from jmp.link.resume import LISTEN_SECONDS, Opening, Resume, opening_of, refusal
 
 log = logging.getLogger("jmp.link")
 

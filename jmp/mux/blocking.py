@@ -16,13 +16,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
 from jmp.errors import JmpError, LinkLost, ProtocolViolation
 from jmp.link.blocking import BlockingLink
 from jmp.mux.protocol import Credited, Ended, Event, Mux, Opened, Received, Role, Stopped, WasReset, again
 from jmp.wire.frames import MAX_DATA, Reset
+
+if TYPE_CHECKING:
+    from jmp.link.blocking_resumable import ResumableBlockingLink
 
 KEEP_EVERY: Final = 4.0
 """Seconds between two looks at an idle link: less than the other side's patience (see :mod:`jmp.mux.stream`)."""
@@ -62,7 +65,7 @@ os.register_at_fork(after_in_child=_disown_all)  # two processes that use one li
 class BlockingConnection:
     """A blocking link with streams on it. Any thread may use it; each stream one thread per direction."""
 
-    def __init__(self, link: BlockingLink, *, keep: bool = False) -> None:
+    def __init__(self, link: BlockingLink | ResumableBlockingLink, *, keep: bool = False) -> None:
         """``keep``: look after the link while it is idle. Needed where the other side watches for signs of life."""
         self._link = link
         self._mux = Mux(Role.DIALLER)
@@ -201,9 +204,11 @@ class BlockingConnection:
                     pass
                 self._mux.ping()  # the other side hears nothing from a client that only reads
                 silent = time.monotonic() - self._heard
-            if silent > SILENCE:
-                self._end(LinkLost(f"{self._link.peer} gave no sign of life for {SILENCE:g} s"))
-                self._link.close()
+                if silent > SILENCE:
+                    self._link.abort(f"{self._link.peer} gave no sign of life for {SILENCE:g} s")
+                    self._heard = time.monotonic()  # the session may go on over another link
+                    while not self._reading and self.error is None and self._read(0):
+                        pass
             self._flush()
 
 
@@ -214,6 +219,7 @@ class BlockingStream:
         self._connection = connection
         self._mux = connection._mux
         self._number = number
+        self._mark = self._mux.position
         self._front = b""
         self._chunks: deque[bytes] = deque()
         self._ended = False
@@ -248,6 +254,16 @@ class BlockingStream:
             self._mux.consumed(self._number, len(data))
         connection._flush()
         return data
+
+    def mark(self) -> None:
+        """Note what was sent until now: :meth:`arrived` is about that. At first it is what the stream was opened with."""
+        with self._connection._state:
+            self._mark = self._mux.position
+
+    @property
+    def arrived(self) -> bool | None:
+        """Whether that has reached the other side; None: that is not known."""
+        return self._connection._link.arrived(self._mark)
 
     def unread(self, data: bytes) -> None:
         """Give received bytes back: they are the next to be received."""

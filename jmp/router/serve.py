@@ -20,8 +20,7 @@ import trio
 import jmp
 from jmp.errors import JmpError, LabError, LinkLost, ProtocolViolation, Refused
 from jmp.link import Link, websocket
-from jmp.link.resumable import PASSING_CODES
-from jmp.link.resume import is_resume
+from jmp.link.resume import PASSING_CODES, is_resume
 from jmp.link.rfc6455 import Closed
 from jmp.router.pairing import Pairing
 from jmp.rpc.call import Caller

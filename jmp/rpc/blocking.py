@@ -44,7 +44,7 @@ class BlockingCaller:
 
     async def call(self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = f"{target}.{method}"
-        with _translated(name), self._begin(target, method, args, kwargs, end=True) as stream:
+        with self._begin(target, method, args, kwargs, end=True) as stream, _translated(name, stream):
             reply, value = _Answer(stream).next()
         if reply is not Reply.RESULT:
             raise ProtocolViolation(f"{name} answered with {reply.name}, not with one result")
@@ -56,9 +56,11 @@ class BlockingCaller:
         name = f"{target}.{method}"
         with self._begin(target, method, args, kwargs, end=True) as stream:
             answer = _Answer(stream)
+            asked: BlockingStream | None = stream
             while True:
-                with _translated(name):
+                with _translated(name, asked):
                     answer.more()
+                asked = None
                 for reply, value in answer.ready():
                     if reply is Reply.END:
                         return
@@ -73,7 +75,7 @@ class BlockingCaller:
         name = f"{target}.{method}"
         with self._begin(target, method, args, kwargs, end=False) as stream:
             answer = _Answer(stream)
-            with _translated(name):
+            with _translated(name, stream):
                 reply, _ = answer.next()
             if reply is not Reply.READY:
                 raise ProtocolViolation(f"{name} answered with {reply.name}, not with a byte stream")
@@ -100,6 +102,7 @@ class BlockingCaller:
             if not whole:
                 with _translated(f"{target}.{method}"):
                     stream.send_all(request[MAX_DATA:], end=end, deadline=deadline)
+                stream.mark()
             yield stream
         finally:
             stream.reset()  # does nothing to a stream that is over
@@ -165,7 +168,8 @@ class _Answer:
 
 
 @contextmanager
-def _translated(name: str) -> Iterator[None]:
+def _translated(name: str, asked: BlockingStream | None = None) -> Iterator[None]:
+    """``asked``: nothing has come in answer yet."""
     try:
         yield
     except StreamReset as error:
@@ -173,6 +177,7 @@ def _translated(name: str) -> Iterator[None]:
     except StreamClosed as error:
         raise Cancelled(f"{name}: {error}") from None
     except LinkLost as error:
-        raise LinkLost(f"the link was lost during {name}: {error.message}") from error
+        fate = "" if asked is None else f"; {messages.FATES[asked.arrived]}"
+        raise LinkLost(f"the link was lost during {name}: {error.message}{fate}") from error
     except DeadlinePassed:
         raise Timeout(f"{name} did not finish in the time given") from None

@@ -15,7 +15,8 @@ from jmp.client.connect import TARGET, Device, Dial, device_of, open_session
 from jmp.errors import Busy, JmpError, LabError, LinkLost
 from jmp.exporter.lab import LabExporter
 from jmp.link.memory import MemoryLink, memory_links
-from jmp.link.resumable import LISTEN_SECONDS, Onward, lasting
+from jmp.link.resumable import Onward, lasting
+from jmp.link.resume import LISTEN_SECONDS
 from jmp.link.sessions import Sessions
 from jmp.mux.protocol import Role
 from jmp.mux.stream import multiplex

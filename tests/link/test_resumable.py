@@ -12,8 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from jmp.errors import LinkLost
 from jmp.link import Link
 from jmp.link.memory import memory_links
-from jmp.link.resumable import ANSWER_SECONDS, LISTEN_SECONDS, RESUME_SECONDS
-from jmp.link.resume import Resume, _pack, opening_of
+from jmp.link.resume import ANSWER_SECONDS, LISTEN_SECONDS, RESUME_SECONDS, Resume, _pack, opening_of
 from jmp.link.rfc6455 import Closed
 from jmp.link.sessions import BEGIN_SECONDS, Sessions
 from jmp.mux.protocol import Role
