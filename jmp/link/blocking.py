@@ -61,7 +61,7 @@ class BlockingLink:
         """Send the message made of ``parts``, joined; returns when the system has taken it."""
         with self._writing:
             if self._closing:
-                raise LinkLost(_CLOSED_HERE)
+                raise self._end or LinkLost(_CLOSED_HERE)
             if self._end is not None:
                 raise self._end
             self._write(self._codec.encode(parts), None)

@@ -18,6 +18,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import IO
@@ -44,7 +45,7 @@ class Part:
     """A program of the lab that can be killed, and comes back."""
 
     def __init__(self, stack: ExitStack, command: str, log: Path, says: str) -> None:
-        self._server = lambda: server(command, log, says)
+        self._server = partial(server, command, log, says)
         self._stack = stack
         self._now = stack.enter_context(ExitStack())
         self.process = self._now.enter_context(self._server())

@@ -288,7 +288,7 @@ async def test_streams_of_the_other_side_are_refused(tmp_path: Path) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(in_thread, stream.receive_some)
                 await refused.wait()
-                stream._connection._link._abandon()
+                stream._connection._link.abort("it is over")
                 nursery.cancel_scope.cancel()
 
 
