@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,8 @@ from jmp.controller.kubernetes_objects import definitions
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "jmp", "kube")
 PATIENCE = 60.0
+LATER = ("policy/v1", "autoscaling/v2")
+"""What the API server that we build is too old for."""
 _numbers = itertools.count(1)
 
 
@@ -157,10 +160,32 @@ class Cluster:
         rights = list(yaml.safe_load_all((ROOT / "deploy/kubernetes/overlays/replicated/rbac.yaml").read_text()))
         rights[1]["subjects"][0]["namespace"] = namespace
         self.kubectl("-n", namespace, "apply", "-f", "-", input={"apiVersion": "v1", "kind": "List", "items": rights})
+        return self.kubeconfig_of(namespace, name)
+
+    def kubeconfig_of(self, namespace: str, name: str) -> Path:
+        """A kubeconfig of a service account that is there."""
         token = self.kubectl("-n", namespace, "create", "token", name, "--duration=2h").strip()
+        config = self._config(self._ports[2], {"token": token})
+        config["contexts"][0]["context"]["namespace"] = namespace
         path = self.directory / f"{namespace}.kubeconfig"
-        path.write_text(yaml.safe_dump(self._config(self._ports[2], {"token": token})))
+        path.write_text(yaml.safe_dump(config))
         return path
+
+    def shim(self, folder: Path) -> None:
+        """Puts a ``kubectl`` into ``folder`` that does not apply the kinds for which this server is too old."""
+        real = shutil.which("kubectl")
+        later = LATER if "v1.20" in self.kubectl("version", "-o", "json") else ()
+        shim = folder / "kubectl"
+        shim.write_text(
+            f"#!{sys.executable}\n"
+            "import subprocess, sys, yaml\n"
+            f"command, given = [{real!r}, *sys.argv[1:]], None\n"
+            "if 'apply' in command and '-' in command:\n"
+            f"    items = [one for one in yaml.safe_load_all(sys.stdin) if one['apiVersion'] not in {later!r}]\n"
+            "    given = yaml.safe_dump_all(items)\n"
+            "sys.exit(subprocess.run(command, input=given, text=True).returncode)\n"
+        )
+        shim.chmod(0o755)
 
 
 def select_nothing(seconds: float) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from jmp.errors import UsageError
 from tests.e2e.product import argv
 from tests.fakes.kube import Cluster
 from tests.fakes.lab import JMP
-from tests.kube.test_manifests import LATER, rendered
+from tests.kube.test_manifests import rendered
 
 pytestmark = pytest.mark.real
 HOST = "host=lab.example"
@@ -155,18 +153,7 @@ def test_bad_input_is_one_line() -> None:
 
 def test_a_cluster_gets_it(cluster: Cluster, tmp_path: Path) -> None:
     """And gets it again, changed. The kinds that the server is too old for are taken out on the way."""
-    real = shutil.which("kubectl")
-    later = tuple(LATER) if "v1.20" in cluster.kubectl("version", "-o", "json") else ()
-    (tmp_path / "kubectl").write_text(
-        f"#!{sys.executable}\n"
-        "import subprocess, sys, yaml\n"
-        f"command, given = [{real!r}, *sys.argv[1:]], None\n"
-        "if 'apply' in command:\n"
-        f"    items = [one for one in yaml.safe_load_all(sys.stdin) if one['apiVersion'] not in {later!r}]\n"
-        "    given = yaml.safe_dump_all(items)\n"
-        "sys.exit(subprocess.run(command, input=given, text=True).returncode)\n"
-    )
-    (tmp_path / "kubectl").chmod(0o755)
+    cluster.shim(tmp_path)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "KUBECONFIG": str(cluster.kubeconfig)}
     name = cluster.namespace().namespace
     done = install(HOST, f"namespace={name}", env=environment)

@@ -19,13 +19,11 @@ from jmp.controller.kubernetes_keys import ROUTER
 from jmp.controller.kubernetes_objects import definitions
 from jmp.router.http import pages
 from jmp.router.serve import Router
-from tests.fakes.kube import Cluster
+from tests.fakes.kube import LATER, Cluster
 
 pytestmark = pytest.mark.real
 DEPLOY = Path(__file__).parents[2] / "deploy" / "kubernetes"
 PRESENT = "1.37"
-LATER = {"policy/v1", "autoscaling/v2"}
-"""What the API server that we build is too old for."""
 FOREIGN = ("gateway.networking.k8s.io/", "monitoring.coreos.com/")
 """What Kubernetes itself does not have."""
 VARIANTS = {

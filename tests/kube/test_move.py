@@ -67,7 +67,7 @@ def test_to_a_cluster_and_back(cluster: Cluster, tmp_path: Path) -> None:
         held = acquire(lab)
         queued = [acquire(lab, "--detach") for _ in range(3)]
         before = history(lab)
-        start = [*as_itself, "--data", str(tmp_path / "replica"), "--replica", "a"]
+        start = [*as_itself, "--data", str(tmp_path / "replica"), "--replica", "a", "--router-url", lab.url]
         file = move(lab, lab.where, as_admin, start)
 
         # Everybody comes back by themselves, with the tokens that they have; what waits keeps its order.
@@ -121,7 +121,7 @@ def test_without_its_keys_everybody_joins_anew(cluster: Cluster, tmp_path: Path)
         assert done.returncode == 0
         assert "its 2 tokens are left out, and everybody joins anew" in done.stderr
         lab.stop()
-        lab.where = [*there, "--data", str(tmp_path / "replica")]
+        lab.where = [*there, "--data", str(tmp_path / "replica"), "--router-url", lab.url]
         lab.start()
         assert lab._controller is not None
         lab._controller.until("This is its first start")
