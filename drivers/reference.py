@@ -86,6 +86,10 @@ TESTED = {
         "orders, state, time-out; a command that is given up leaves no process",
     ),
     "conserver": ("conserver and its client", "every byte both ways, break, a console that is not there"),
+    "container": (
+        "podman",
+        "power, console, commands, pause; no image, no command, removed by others; nothing is left, of the dead neither",
+    ),
     "doip": (
         "a gateway of our own that speaks the protocol",
         "all services, refusals, sessions kept alive; absent, no such unit",
