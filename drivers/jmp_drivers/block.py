@@ -6,7 +6,7 @@ import errno
 import math
 import os
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import field
 from fcntl import ioctl
@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, TypeVar
 
 import trio
 
-from jmp.driver import ConfigError, DeviceError, export
+from jmp.driver import ConfigError, DeviceError, Machine, Suggestion, export
 from jmp_drivers._process import leashed, relay
 from jmp_drivers._size import parse_size
 from jmp_drivers.medium import Content, Medium
@@ -79,6 +79,20 @@ class BlockDevice(Medium):
             if self.max_size is None
             else (parse_size(self.max_size) if isinstance(self.max_size, str) else self.max_size)
         )
+
+    @classmethod
+    def suggest(cls, machine: Machine) -> Iterator[Suggestion]:
+        for place in machine.glob("/sys/class/block/*"):
+            name = place.rpartition("/")[2]
+            whole = not machine.exists(f"{place}/partition") and machine.text(f"{place}/size") not in ("", "0")
+            # The machine's own disks are neither.
+            plugged = machine.text(f"{place}/removable") == "1" or machine.usb(place) is not None
+            if whole and plugged and machine.exists(f"/dev/{name}"):
+                path = machine.link_to(f"/dev/{name}", "/dev/disk/by-id/*")
+                size = int(machine.text(f"{place}/size")) * 512 / 1e9
+                about = f"{machine.about(place, 'removable disk')}, {size:.1f} GB"
+                note = "what is flashed replaces its content"
+                yield Suggestion("storage", {"path": path}, about, f"/dev/{name}", note=note)
 
     async def open(self) -> None:
         if isinstance(problem := await trio.to_thread.run_sync(self._look), str):

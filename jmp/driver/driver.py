@@ -177,7 +177,10 @@ class Driver(_Configured):
 
     @classmethod
     def suggest(cls, machine: Machine) -> Iterable[Suggestion]:
-        """What there is on the machine that this driver is for: ``jmp scan`` proposes it. Looks only, opens nothing."""
+        """What there is on the machine that this driver is for: ``jmp scan`` proposes it. Looks only, opens nothing.
+
+        A subclass does not inherit it, since its configuration may be another.
+        """
         return ()
 
     def exports(self) -> dict[str, Export]:

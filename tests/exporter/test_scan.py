@@ -15,6 +15,7 @@ import trio
 
 from jmp.driver import Driver, Machine, Suggestion
 from jmp.exporter import config, scan
+from jmp_drivers.block import BlockDevice, SdMux
 from jmp_drivers.serial import Serial
 from tests.fakes.bundled import driver_class
 from tests.fakes.machine import Files
@@ -106,6 +107,21 @@ def test_a_driver_of_any_distribution_takes_part(machine: Files, tmp_path: Path)
         "  lamp-2:\n    type: lamp\n    config:\n      port: 1-3\n"
     )
     assert config.read_text(text, tmp_path / "bench.yaml", drivers, reserved={"lamp"})[1] == []
+
+
+def test_disks_that_are_plugged_in_but_none_of_the_machines(machine: Files) -> None:
+    stick = machine.usb("1-4", idVendor="0781", idProduct="5581", product="Ultra")
+    machine.disk("sdb", stick, sectors=60_000_000, removable=True, by_id="usb-Ultra-0:0")
+    machine.disk(
+        "sdc", machine.usb("1-5", idVendor="0bda", idProduct="9210"), sectors=0, removable=True
+    )  # no card in it
+    machine.disk("sda", "sys/devices/pci0000:00/ata1", sectors=500_000_000, removable=False)
+    (found,) = look(machine, **{"block-device": BlockDevice, "sd-mux": SdMux})
+    assert (found.type, found.entry()["storage"]["config"]) == (
+        "block-device",
+        {"path": "/dev/disk/by-id/usb-Ultra-0:0"},
+    )
+    assert found.comment()[0] == "Ultra (0781:5581), USB port 1-4, 30.7 GB: /dev/sdb"
 
 
 def test_links_out_of_the_root_are_not_followed(machine: Files) -> None:

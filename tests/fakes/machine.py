@@ -46,3 +46,16 @@ class Files:
             self.write(f"dev/{name}")
         if by_id:  # last, as udev does
             self.link(f"dev/serial/by-id/{by_id}", f"dev/{name}")
+
+    def disk(self, name: str, device: str, *, sectors: int, removable: bool, by_id: str = "") -> None:
+        """A disk of the device at ``device``, with one partition."""
+        for path in (name, f"{name}/{name}1"):
+            self.write(f"{device}/block/{path}/size", f"{sectors}\n")
+        self.write(f"{device}/block/{name}/removable", f"{int(removable)}\n")
+        self.write(f"{device}/block/{name}/{name}1/partition", "1\n")
+        self.link(f"sys/class/block/{name}", f"{device}/block/{name}")
+        self.link(f"sys/class/block/{name}1", f"{device}/block/{name}/{name}1")
+        self.write(f"dev/{name}")
+        self.write(f"dev/{name}1")
+        if by_id:
+            self.link(f"dev/disk/by-id/{by_id}", f"dev/{name}")

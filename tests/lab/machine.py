@@ -21,7 +21,7 @@ KERNEL = Path(
 )
 
 
-def run(command: str, folder: Path, *, seconds: float = 120) -> tuple[int | None, str]:
+def run(command: str, folder: Path, *, seconds: float = 240) -> tuple[int | None, str]:
     """Boot the machine, run a command of ``sh`` in the checkout, power off; its exit code (None: out of time) and output.
 
     ``folder`` is /mnt there, and all that it can write to. It takes two seconds besides the command's own.

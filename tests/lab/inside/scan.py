@@ -7,26 +7,41 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+import pytest
 import trio
 
+from jmp.driver import DeviceError, Machine
+from jmp.driver.plugins import driver_class, driver_names
+from jmp.exporter import config, scan
 from tests.exporter.test_scan import JMP, Lines
+from tests.fakes.patience import works
 
 UDC = Path("/sys/kernel/config/usb_gadget/dut/UDC")
+
+
+async def disk() -> None:
+    size = Path("/sys/class/block/sda/size")
+    if not Path("/dev/sda").exists() or size.read_text() == "0\n":
+        raise DeviceError("not yet")
 
 
 async def test_what_is_plugged_in() -> None:
     command = [*JMP, "scan", "--watch", "-o", "table"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with trio.fail_after(60):
-        proposed = await trio.run_process([*JMP, "scan", "--name", "lab"], capture_stdout=True)
-        text = proposed.stdout.decode()
+    with trio.fail_after(150):
+        await works(disk)  # disks are found a moment after they are plugged in
+        drivers = {name: driver_class(name) for name in driver_names()}
+        text = scan.proposal(scan.scan(Machine(), drivers, failed=lambda *failure: pytest.fail(str(failure))), "lab")
         assert "  # Lab Virtual DUT (1d6b:0104), serial number LAB0001, USB port 1-1\n" in text
-        assert "  console:\n    type: serial\n    config:\n      url: /dev/ttyACM0\n" in text
-        assert "  gpio:\n    type: gpio\n    config:\n      chip: /dev/gpiochip0\n" in text
-        Path("/run/lab.yaml").write_text(text)
-        await trio.run_process([*JMP, "exporter", "check", "/run/lab.yaml"], capture_stdout=True)
-        use = [*JMP, "shell", "--exporter-config", "/run/lab.yaml", "--", "j", "gpio", "set", "LED", "on"]
-        await trio.run_process(use)
+        for entry in (
+            "can:\n    type: can\n    config:\n      channel: vcan0\n",
+            "console:\n    type: serial\n    config:\n      url: /dev/ttyACM0\n",
+            "gpio:\n    type: gpio\n    config:\n      chip: /dev/gpiochip0\n",
+            "i2c:\n    type: i2c\n    config:\n      bus: 0\n",
+            "storage:\n    type: block-device\n    config:\n      path: /dev/sda\n",
+        ):
+            assert f"  {entry}" in text
+        assert config.read_text(text, Path("lab.yaml"), driver_class)[1] == []
         async with trio.open_nursery() as nursery:
             process: trio.Process = await nursery.start(partial(trio.run_process, command, check=False, **pipes))
             told, news = Lines(process.stdout), Lines(process.stderr)
