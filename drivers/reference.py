@@ -186,6 +186,7 @@ TESTED = {
         "TigerVNC's X server; QEMU's for the driver qemu",
         "pixels, changes, keys, buttons, passwords, impostors, loss and return; pictures held against Pillow",
     ),
+    "websocket": ("the library websockets' server", "bytes and text both ways, ends, refusals, silence"),
     "wake-on-lan": ("the program wakeonlan", "the same bytes as its packet; the commands for the rest"),
 }
 """Driver → the counterpart in its tests, and what they assert."""
