@@ -95,6 +95,10 @@ TESTED = {
         "all services, refusals, sessions kept alive; absent, no such unit",
     ),
     "dbus": ("dbus-daemon, dbus-send and busctl", "calls, as another user too; absence"),
+    "device-network": (
+        "dnsmasq, nftables and a DHCP client, in network namespaces",
+        "addresses, the way out, that others do not get in; nothing of it is left",
+    ),
     "echo": ("sockets", "what is sent comes back, each side's end too"),
     "gpio": (
         "the kernel's simulated chip",

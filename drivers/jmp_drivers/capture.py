@@ -6,6 +6,7 @@ import re
 import tempfile
 from dataclasses import field
 from subprocess import PIPE
+from typing import ClassVar
 
 import trio
 
@@ -24,6 +25,8 @@ class Capture(Driver):
     The exporter needs the right to do so: it runs as root, or tcpdump has CAP_NET_RAW. ``filter`` limits what a client can
     ever see, to the device's own packets say; a client's filter limits it further.
     """
+
+    interface: ClassVar[str | None] = "jmp.capture/v1"
 
     device: str = field(metadata={"key": "interface", "doc": "the interface: eth1, br0, any"})
     filter: str = field(default="", metadata={"doc": "pcap filter, such as 'host 192.168.7.2'"})

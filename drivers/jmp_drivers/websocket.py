@@ -130,6 +130,8 @@ class WebSocket(Network):
 
     async def _outward(self, stream: Stream, web: wsproto.WSConnection, server: trio.abc.Stream) -> None:
         async for data in stream:
+            if web.state is not wsproto.connection.ConnectionState.OPEN:
+                return  # the server closes; how, the other direction tells
             content = bytes(data)
             message = TextMessage(data=content.decode(errors="replace")) if self.text else BytesMessage(data=content)
             await server.send_all(web.send(message))

@@ -1,0 +1,166 @@
+"""A network of a device's own: a real DHCP client and real connections, each in a network namespace of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from jmp.driver import BadValue, ConfigError, DeviceError, serve
+from jmp.errors import Timeout
+from jmp_drivers.device_network import DeviceNetwork
+from tests.fakes.bundled import ROOT, problems_in
+
+DEVICE = "02:00:00:00:00:07"
+UDHCPC = """#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip address add "$ip/$mask" dev "$interface"
+ip route add default via "$router"
+"""
+SERVER = """
+import socket
+with socket.create_server(("", 8000)) as server:
+    print("ready", flush=True)
+    connection, peer = server.accept()
+    connection.sendall(peer[0].encode())
+    connection.close()
+"""
+CLIENT = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 8000), timeout=float(sys.argv[2])) as connection:
+    print(connection.recv(100).decode())
+"""
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    return done.stdout
+
+
+class Machine:
+    """A network namespace with one interface, whose other end is here."""
+
+    def __init__(self, holder: int) -> None:
+        self._enter = ["nsenter", "-t", str(holder), "-n"]
+
+    def run(self, *command: str) -> str:
+        return run(*self._enter, *command)
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Somebody who says, once, who is asking."""
+        command = [*self._enter, sys.executable, "-c", SERVER]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            try:
+                yield
+            finally:
+                server.kill()
+
+    def ask(self, address: str, seconds: float = 10) -> str:
+        return self.run(sys.executable, "-c", CLIENT, address, str(seconds)).strip()
+
+
+@contextmanager
+def machine(here: str, there: str, mac: str = "") -> Iterator[Machine]:
+    with subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", "echo ready; exec sleep 1000"], stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        try:
+            run("ip", "link", "add", here, "type", "veth", "peer", "name", there)
+            if mac:
+                run("ip", "link", "set", there, "address", mac)
+            run("ip", "link", "set", there, "netns", str(holder.pid))
+            made = Machine(holder.pid)
+            made.run("ip", "link", "set", there, "up")
+            yield made
+        finally:
+            holder.kill()
+
+
+async def story(folder: Path) -> None:
+    """Runs in a network namespace that is the exporter's machine."""
+    script = folder / "udhcpc"
+    script.write_text(UDHCPC)
+    script.chmod(0o755)
+    with ExitStack() as stack:
+        device = stack.enter_context(machine("nic0", "eth0", DEVICE))
+        world = stack.enter_context(machine("up0", "eth0"))
+        run("ip", "address", "add", "10.9.0.1/24", "dev", "up0")
+        run("ip", "link", "set", "up0", "up")
+        world.run("ip", "address", "add", "10.9.0.2/24", "dev", "eth0")
+        dhcp = ["busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-s", str(script)]
+        hosts = {DEVICE: "192.168.7.42"}
+        async with serve(DeviceNetwork(device="nic0", hosts=hosts, boot_file="Image")) as lan:
+            with pytest.raises(Timeout, match="no device has asked for an address"):
+                await lan.wait_lease(timeout=0.1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, lambda: device.run(*dhcp))
+                assert await lan.wait_lease(DEVICE, timeout=20) == "192.168.7.42"
+            (lease,) = await lan.leases()
+            assert (lease["mac"], lease["address"]) == (DEVICE, "192.168.7.42")
+            # Out of it, behind the exporter's address; the world has no way to it by itself.
+            with world.serving():
+                assert await trio.to_thread.run_sync(device.ask, "10.9.0.2") == "10.9.0.1"
+            # The exporter reaches the device, and nobody else does, even one who knows the way.
+            world.run("ip", "route", "add", "192.168.7.0/24", "via", "10.9.0.1")
+            with device.serving():
+                with pytest.raises(AssertionError, match="timed out"):
+                    await trio.to_thread.run_sync(world.ask, "192.168.7.42", 0.5)
+                here = [sys.executable, "-c", CLIENT, "192.168.7.42", "10"]
+                assert (await trio.to_thread.run_sync(run, *here)).strip() == "192.168.7.1"
+            with pytest.raises(BadValue, match="is no hardware address"):
+                await lan.wait_lease("x")
+        assert run("nft", "list", "tables") == ""
+        assert "192.168.7.1" not in run("ip", "address", "show", "nic0")
+        assert not [each for each in Path("/proc").glob("[0-9]*/cmdline") if b"--interface=nic0" in each.read_bytes()]
+        async with serve(DeviceNetwork(device="nic0", nat=False)) as lan:
+            with device.serving():  # it still has its address
+                assert (await trio.to_thread.run_sync(run, *here)).strip() == "192.168.7.1"
+            with world.serving(), pytest.raises(AssertionError, match=r"timed out|unreachable"):
+                await trio.to_thread.run_sync(device.ask, "10.9.0.2", 0.5)
+        async with serve(DeviceNetwork(device="nic0", options=["--no-such-option"])) as lan:
+            with pytest.raises(DeviceError, match=r"dnsmasq ended with status 1: .*bad command line options"):
+                await lan.leases()
+        async with serve(DeviceNetwork(device="nic9")) as lan:
+            with pytest.raises(DeviceError, match="there is no interface nic9"):
+                await lan.leases()
+
+
+def test_a_device_gets_an_address_and_a_way_out_and_is_left_alone(tmp_path: Path) -> None:
+    inside = (
+        "import trio, sys; from pathlib import Path; from tests.drivers.test_device_network import story;"
+        "trio.run(story, Path(sys.argv[1])); print('all as it should be')"
+    )
+    command = ["unshare", "--net", sys.executable, "-c", inside, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout == "all as it should be\n", done.stderr
+
+
+def test_configurations_that_cannot_be() -> None:
+    cases: list[dict[str, Any]] = [
+        {"device": "-x"},
+        {"device": "a;b"},
+        {"device": "eth1", "address": "192.168.7.1"},
+        {"device": "eth1", "address": "192.168.7.1/30"},
+        {"device": "eth1", "address": "lab"},
+        {"device": "eth1", "hosts": {"x": "192.168.7.2"}},
+        {"device": "eth1", "hosts": {DEVICE: "10.0.0.1"}},
+    ]
+    for wrong in cases:
+        with pytest.raises(ConfigError):
+            DeviceNetwork(**wrong)
+
+
+def test_examples_in_the_documentation_are_valid() -> None:
+    assert problems_in("docs/drivers/device-network.md") == []
