@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Awaitable, Callable
 from dataclasses import field
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from jmp.driver.interfaces import Network
 from jmp_drivers._reason import reason
 from jmp_drivers._tasks import open_nursery
 
+_Say = Callable[[wsproto.events.Event], Awaitable[None]]
 _PIECE = 64 * 1024
 _NORMAL = (1000, 1001)  # codes of an end in order
 _SHOWN = 200  # characters of a refusal that an error quotes
@@ -77,10 +79,16 @@ class WebSocket(Network):
             raise DeviceError(f"cannot connect to {self._target}: {reason(error.__cause__ or error)}") from error
         except wsproto.utilities.RemoteProtocolError as error:
             raise DeviceError(f"{self._target} does not speak WebSocket: {error}") from error
+        sending = trio.Lock()
+
+        async def say(event: wsproto.events.Event) -> None:
+            async with sending:
+                await server.send_all(web.send(event))
+
         try:
             async with server, open_nursery() as nursery:
-                nursery.start_soon(self._outward, stream, web, server)
-                await self._inward(stream, web, server)
+                nursery.start_soon(self._outward, stream, web, say)
+                await self._inward(stream, web, server, say)
                 nursery.cancel_scope.cancel()
         except trio.BrokenResourceError as error:
             raise DeviceError(f"{self._target} broke the connection: {reason(error.__cause__)}") from error
@@ -128,17 +136,17 @@ class WebSocket(Network):
             if not data:
                 raise DeviceError(f"{self._target} closed the connection before it was one")
 
-    async def _outward(self, stream: Stream, web: wsproto.WSConnection, server: trio.abc.Stream) -> None:
+    async def _outward(self, stream: Stream, web: wsproto.WSConnection, say: _Say) -> None:
         async for data in stream:
             if web.state is not wsproto.connection.ConnectionState.OPEN:
                 return  # the server closes; how, the other direction tells
             content = bytes(data)
             message = TextMessage(data=content.decode(errors="replace")) if self.text else BytesMessage(data=content)
-            await server.send_all(web.send(message))
+            await say(message)
         if web.state is wsproto.connection.ConnectionState.OPEN:
-            await server.send_all(web.send(CloseConnection(code=1000)))
+            await say(CloseConnection(code=1000))
 
-    async def _inward(self, stream: Stream, web: wsproto.WSConnection, server: trio.abc.Stream) -> None:
+    async def _inward(self, stream: Stream, web: wsproto.WSConnection, server: trio.abc.Stream, say: _Say) -> None:
         """Until the server closes."""
         while True:
             for event in web.events():
@@ -147,10 +155,10 @@ class WebSocket(Network):
                 elif isinstance(event, TextMessage):
                     await stream.send_all(event.data.encode())
                 elif isinstance(event, Ping):
-                    await server.send_all(web.send(event.response()))
+                    await say(event.response())
                 elif isinstance(event, CloseConnection):
                     if web.state is wsproto.connection.ConnectionState.REMOTE_CLOSING:
-                        await server.send_all(web.send(event.response()))
+                        await say(event.response())
                     if event.code not in _NORMAL:
                         why = f": {event.reason}" if event.reason else ""
                         raise DeviceError(f"{self._target} closed the connection with code {event.code}{why}")

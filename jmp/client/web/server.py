@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from typing import Final, NamedTuple
 
@@ -21,6 +21,7 @@ from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping
 
 from jmp.client.adapters.listen import Bound
 
+_Say = Callable[[wsproto.events.Event], Awaitable[None]]
 SECONDS: Final = 15.0
 """How long a request may take to come."""
 _PIECE: Final = 64 * 1024
@@ -140,12 +141,18 @@ class Server:
             out = web.send(AcceptConnection())
         except wsproto.utilities.RemoteProtocolError:
             return
+        sending = trio.Lock()
+
+        async def say(event: wsproto.events.Event) -> None:
+            async with sending:
+                await near.send_all(web.send(event))
+
         try:
             await near.send_all(out)
             far = await trio.open_unix_socket(self._port)
             async with far, trio.open_nursery() as nursery:
-                nursery.start_soon(self._upward, web, near, far, early, nursery.cancel_scope)
-                await self._downward(web, near, far)
+                nursery.start_soon(self._upward, web, near, far, say, early, nursery.cancel_scope)
+                await self._downward(far, say)
                 nursery.cancel_scope.cancel()
         except* (OSError, trio.BrokenResourceError, wsproto.utilities.LocalProtocolError):
             pass  # whoever looked is gone
@@ -155,6 +162,7 @@ class Server:
         web: wsproto.WSConnection,
         near: trio.SocketStream,
         far: trio.SocketStream,
+        say: _Say,
         early: bytes,
         scope: trio.CancelScope,
     ) -> None:
@@ -168,9 +176,9 @@ class Server:
                     content = event.data.encode() if isinstance(event.data, str) else bytes(event.data)
                     await far.send_all(content)
                 elif isinstance(event, Ping):
-                    await near.send_all(web.send(event.response()))
+                    await say(event.response())
                 elif isinstance(event, CloseConnection):
-                    await near.send_all(web.send(event.response()))
+                    await say(event.response())
                     scope.cancel()
                     return
             data = bytes(await near.receive_some(_PIECE))
@@ -178,17 +186,17 @@ class Server:
                 scope.cancel()
                 return
 
-    async def _downward(self, web: wsproto.WSConnection, near: trio.SocketStream, far: trio.SocketStream) -> None:
+    async def _downward(self, far: trio.SocketStream, say: _Say) -> None:
         """What the device sends, and at last why it sends no more."""
         try:
             async for data in far:
-                await near.send_all(web.send(BytesMessage(data=bytes(data))))
+                await say(BytesMessage(data=bytes(data)))
         except trio.BrokenResourceError:
             pass
         why = self._why() or "the device has ended it"
         while len(why.encode()) > _LONGEST_REASON:
             why = why[:-2].rstrip("…") + "…"
-        await near.send_all(web.send(CloseConnection(code=1000, reason=why)))
+        await say(CloseConnection(code=1000, reason=why))
 
 
 def _same(one: str, other: str) -> bool:
