@@ -4,7 +4,7 @@ import pytest
 
 from tests.real.linux_image import LinuxImage, linux_image
 
-collect_ignore = ["boot"]  # a user's test file: test_boot.py runs it with the device
+collect_ignore = ["boot", "story"]  # users' test files: test_boot.py and test_story.py run them with the device
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def linux_image() -> LinuxImage:
 
 def _build(scratch: Path, built: Path) -> None:
     root = scratch / "root"
-    for package in _download(scratch / "apt"):
+    for package in download(scratch / "apt", PACKAGES):
         subprocess.run(["dpkg-deb", "-x", package, root], check=True)
     (kernel,) = (root / "boot").glob("vmlinuz-*")
     shutil.copyfile(kernel, built / "Image")
@@ -94,8 +94,8 @@ def _build(scratch: Path, built: Path) -> None:
     (built / "initrd.gz").write_bytes(gzip.compress(archive, 1, mtime=0))
 
 
-def _download(folder: Path) -> list[Path]:
-    """Fetch the packages for arm64 with an apt of our own that leaves the host's alone."""
+def download(folder: Path, packages: Sequence[str]) -> list[Path]:
+    """Fetch packages for arm64, the first of which is a kernel, with an apt of our own that leaves the host's alone."""
     for each in ("lists/partial", "cache/archives/partial"):
         (folder / each).mkdir(parents=True)
     (folder / "status").touch()
@@ -114,9 +114,9 @@ def _download(folder: Path) -> list[Path]:
     }
     options = [f"-o{name}={value}" for name, value in settings.items()]
     subprocess.run(["apt-get", *options, "-qq", "update"], check=True)
-    depends = _output("apt-cache", *options, "depends", PACKAGES[0])
+    depends = _output("apt-cache", *options, "depends", packages[0])
     kernel = re.findall(r"Depends: (linux-image-\S+)", depends)  # the package of today's version
-    subprocess.run(["apt-get", *options, "-qq", "download", *kernel, *PACKAGES[1:]], check=True, cwd=folder)
+    subprocess.run(["apt-get", *options, "-qq", "download", *kernel[:1], *packages[1:]], check=True, cwd=folder)
     return list(folder.glob("*.deb"))
 
 
@@ -139,22 +139,22 @@ def _files(root: Path) -> Iterator[tuple[str, int, bytes]]:
     for name, text in FILES.items():
         yield name, stat.S_IFREG | (0o755 if name == "init" else 0o644), text.encode()
     yield "bin/busybox", stat.S_IFREG | 0o755, (root / "bin/busybox").read_bytes()
-    modules = {path.name.split(".")[0]: _module(path) for path in root.glob("lib/modules/*/kernel/**/*.ko*")}
-    order = list(dict.fromkeys(name for module in MODULES for name in _with_dependencies(module, modules)))
+    modules = {path.name.split(".")[0]: module(path) for path in root.glob("lib/modules/*/kernel/**/*.ko*")}
+    order = list(dict.fromkeys(name for module in MODULES for name in with_dependencies(module, modules)))
     yield "modules/order", stat.S_IFREG | 0o644, "\n".join(order).encode()
     for name in order:
         yield f"modules/{name}.ko", stat.S_IFREG | 0o644, modules[name]
 
 
-def _module(path: Path) -> bytes:
+def module(path: Path) -> bytes:
     return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
 
 
-def _with_dependencies(module: str, modules: dict[str, bytes]) -> Iterator[str]:
+def with_dependencies(module: str, modules: dict[str, bytes]) -> Iterator[str]:
     """What to load, dependencies first; a module names them in its .modinfo section."""
     named = re.search(rb"\0depends=([^\0]*)", modules[module])
-    for name in named[1].decode().split(",") if named and named[1] else ():
-        yield from _with_dependencies(name, modules)
+    for name in named[1].decode().replace("-", "_").split(",") if named and named[1] else ():
+        yield from with_dependencies(name, modules)
     yield module
 
 
