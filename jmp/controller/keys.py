@@ -144,9 +144,9 @@ class Keys:
 
     def adopt(self, files: Mapping[str, bytes]) -> None:
         """Take over the signing keys that another controller of this lab has made. Raises as :meth:`union` does."""
-        keys = self._parse(self.union(files)[_KEYS], _SHARED)
-        if keys != self._keys and keys and keys[-1].private is not None:
-            self._save(keys)
+        text = self.union(files)[_KEYS]
+        if text != self.files().get(_KEYS):
+            self._save(self._parse(text, _SHARED))
 
     # ---- tokens
 

@@ -148,8 +148,12 @@ class Engine:
         """Exporter → the lease that has it."""
         self._promised: dict[str, set[str]] = {}
         """Queued lease → the exporters that another controller is giving to it at this moment."""
-        self._left: set[str] = set()
-        """Queued leases that can have an exporter that is connected elsewhere: it is granted there."""
+        self._left: dict[str, str] = {}
+        """Queued leases that can have an exporter that is connected elsewhere, and that: it is granted there."""
+        self._left_since: dict[str, float] = {}
+        """Since when these exporters have had something left to them,"""
+        self._overdue: set[str] = set()
+        """and those that were not given to anybody for so long that nothing is left to them: their controller may be dead."""
         self._asked: set[str] = set()
         """Queued leases that were asked for here."""
         self.is_mine: Callable[[str], bool] | None = None
@@ -473,6 +477,8 @@ class Engine:
         online = observed is not None
         since = before.since if before is not None and before.online == online else now
         self._presence[exporter] = _Presence(online=online, since=since, observed=observed, here=not online)
+        self._overdue.discard(exporter)
+        self._left_since.pop(exporter, None)
         self._refresh(exporter)
         if (held := self.leases.get(self._held.get(exporter, ""))) is not None:
             self._note_due(held, now)
@@ -703,11 +709,11 @@ class Engine:
 
     def _schedule(self, now: float) -> None:
         """Give what is free to those who wait for it."""
+        self._left.clear()
         if not self._free:
             return
         reserved: dict[str, _Reservation] = {}
-        self._left.clear()
-        free = set(self._free)  # a small one: the other has grown with the lab, and is slow to go through
+        free = self._free - self._overdue  # a small one: the other has grown with the lab, and is slow to go through
         # Nobody gets what those would reserve who cannot have any of what is free.
         for *_, id in self._waiting_for(free):
             if not free:
@@ -717,14 +723,29 @@ class Engine:
                 continue
             later = lease.begin is not None and lease.begin > now
             options = self._options_of(lease)
-            if not later and (taken := self._take(lease, options, free, reserved, now)) is not None:
-                if self._presence[min(taken)].here:
+            taken = None if later else self._take(lease, options, free, reserved, now)
+            while taken is not None and self._leave(lease, min(taken), now):
+                free.discard(min(taken))
+                taken = self._take(lease, options, free, reserved, now)
+            if taken is not None:
+                if id not in self._left:
                     self._grant(lease, taken, now)
-                else:
-                    self._left.add(id)
                 free.difference_update(taken)
             elif later or len(options) > 1:
                 self._reserve(lease, options, reserved, now)
+
+    def _leave(self, lease: Lease, exporter: str, now: float) -> bool:
+        """Leave an exporter that is connected elsewhere to its controller to grant; whether that takes too long already."""
+        if self._presence[exporter].here:
+            return False
+        if exporter not in self._left_since:
+            self._left_since[exporter] = now
+            heapq.heappush(self._due, (now + DEFERENCE, lease.id))
+        if self._left_since[exporter] + DEFERENCE <= now:
+            self._overdue.add(exporter)
+            return True
+        self._left[lease.id] = exporter
+        return False
 
     def _take(
         self,
@@ -1044,6 +1065,8 @@ class Engine:
             and not self._is_promised(name)
         )
         (self._free.add if free else self._free.discard)(name)
+        if not free:
+            self._left_since.pop(name, None)
 
     def _is_promised(self, name: str) -> bool:
         lease = self.leases.get(self.exporters[name].lease)

@@ -113,6 +113,16 @@ async def test_a_key_that_nobody_else_would_know_signs_nothing(api: Api, tmp_pat
     assert kids(one) == before
 
 
+async def test_there_is_nothing_to_do_when_nothing_has_changed(api: Api, tmp_path: Path) -> None:
+    one = await opened(api, tmp_path / "a")
+    await one.keys.rotate()
+    written = (tmp_path / "a" / "keys.json").stat().st_ino
+    one.keys.changed = lambda: pytest.fail("nothing has changed")
+    for _ in range(2):
+        await one.keep()
+    assert (tmp_path / "a" / "keys.json").stat().st_ino == written
+
+
 async def test_keys_that_were_deleted_are_put_back(api: Api, tmp_path: Path) -> None:
     one = await opened(api, tmp_path / "a")
     path = f"/api/v1/namespaces/{api.namespace}/secrets/{SECRET}"

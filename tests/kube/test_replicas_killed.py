@@ -1,15 +1,20 @@
-"""Three controllers as processes over a real API server; they are killed, stopped and started at any moment."""
+"""Three controllers as processes over a real API server: they are killed and stopped while the lab is full, and so is its server.
+
+`JMP_TEST_SCALE=full` is the whole story, of 200 exporters and 500 queued leases; otherwise it is a short one.
+"""
 
 from __future__ import annotations
 
-import base64
+import os
 import random
 import signal
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, aclosing, asynccontextmanager
+from bisect import bisect_left, insort
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -17,89 +22,36 @@ import trio
 
 from jmp.client.lab import Lab
 from jmp.controller.kubernetes import open_store
-from jmp.controller.kubernetes_api import Access, connect
-from jmp.controller.kubernetes_keys import JOIN
 from jmp.controller.replicas import LOST
 from jmp.errors import JmpError
 from jmp.link import Link, websocket
-from jmp.mux.protocol import Role
-from jmp.mux.stream import multiplex
 from jmp.rpc.call import Caller
 from jmp.rpc.reconnect import keep_connected
 from jmp.wire.records import Lease, Observed, Phase, State, Want, to_wire
 from tests.fakes.kube import Cluster
-from tests.fakes.lab import Program
+from tests.fakes.replicas import Replica, admin_token, lab_at, replicas
 
 pytestmark = pytest.mark.real
 
-BOARDS = 12
-USERS = 8
+
+@dataclass(frozen=True)
+class Size:
+    """Of a story."""
+
+    boards: int
+    users: int
+    queued: int
+    """Leases that are asked for before the first exporter comes; each that is over is followed by another one."""
+    seconds: float
+    """For which there is trouble,"""
+    patience: float
+    """and within which all is over then."""
 
 
-class Replica:
-    """One controller."""
-
-    def __init__(self, name: str, kubeconfig: Path, access: Access, directory: Path) -> None:
-        self.name = name
-        self.port = 0
-        self._kubeconfig, self._access, self._directory = kubeconfig, access, directory
-        self.program: Program | None = None
-
-    def start(self) -> None:
-        """Start it, and wait until it is ready; again at the same address."""
-        arguments = ["controller", "serve", "--store", "kubernetes", "--replica", self.name, "--http", "none"]
-        arguments += ["--listen", f"127.0.0.1:{self.port}", "--name", "localhost", "--log-level", "warning"]
-        arguments += ["--kubeconfig", str(self._kubeconfig), "--namespace", self._access.namespace]
-        arguments += ["--data", str(self._directory / self.name)]
-        environment = {"PATH": "/usr/bin:/bin", "HOME": str(self._directory), "PYTHONPATH": ":".join(sys.path)}
-        self.program = Program(arguments, environment, self._directory)
-        self.port = int(self.program.until(r"ready at wss://localhost:(\d+)")[1])
-
-    def kill(self) -> None:
-        """End it at once."""
-        assert self.program is not None
-        self.program.process.kill()
-        self.program.finish()
-
-    def stop(self, number: signal.Signals) -> None:
-        """Stop it, or have it go on."""
-        assert self.program is not None
-        self.program.process.send_signal(number)
-
-
-class Balancer:
-    """Sends each connection to one of the replicas that answer, as a Service does."""
-
-    def __init__(self, replicas: list[Replica]) -> None:
-        self._replicas = replicas
-        self._turn = 0
-        self.ready = set(replicas)
-
-    async def serve(self, stream: trio.SocketStream) -> None:
-        """One connection."""
-        for _ in self._replicas:
-            self._turn += 1
-            replica = self._replicas[self._turn % len(self._replicas)]
-            if replica not in self.ready:
-                continue
-            try:
-                other = await trio.open_tcp_stream("127.0.0.1", replica.port)
-            except OSError:
-                continue
-            async with stream, other, trio.open_nursery() as nursery:
-                nursery.start_soon(_pump, stream, other, nursery.cancel_scope)
-                nursery.start_soon(_pump, other, stream, nursery.cancel_scope)
-            return
-        await stream.aclose()
-
-
-async def _pump(source: trio.SocketStream, sink: trio.SocketStream, scope: trio.CancelScope) -> None:
-    try:
-        async for data in source:
-            await sink.send_all(data)
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass
-    scope.cancel()
+FULL = os.environ.get("JMP_TEST_SCALE") == "full"
+SIZE = Size(200, 20, 500, 120.0, 300.0) if FULL else Size(30, 6, 75, LOST + 6, 200.0)
+BACK = 10.0
+"""Seconds after which every exporter that a killed controller had is back."""
 
 
 class Board:
@@ -110,14 +62,26 @@ class Board:
         self.observed = Observed(epoch=0)
         self.grants: list[tuple[int, str]] = []
         self.wrong: list[str] = []
+        self.away: list[float] = []
+        """How long it was without a controller, each time."""
+        self.lost: float | None = None
+        self.connected = trio.Event()
 
     async def attend(self, caller: Caller) -> None:
         """Be connected."""
         registration = {"labels": {"kind": "x"}, "observed": to_wire(self.observed), "tree": {}, "endpoints": []}
-        async with aclosing(caller.items("@lab", "attend", (registration,), {})) as items:
-            async for item in items:
-                if "desired" in item and self._is_to_be(item["desired"]):
-                    await caller.call("@lab", "observe", (to_wire(self.observed),), {})
+        try:
+            async with aclosing(caller.items("@lab", "attend", (registration,), {})) as items:
+                async for item in items:
+                    if self.lost is not None:
+                        self.away.append(trio.current_time() - self.lost)
+                        self.lost = None
+                    self.connected.set()
+                    if "desired" in item and self._is_to_be(item["desired"]):
+                        await caller.call("@lab", "observe", (to_wire(self.observed),), {})
+        finally:
+            if self.connected.is_set() and self.lost is None:
+                self.lost = trio.current_time()
 
     def _is_to_be(self, desired: dict[str, Any]) -> bool:
         epoch, grant, now = desired["epoch"], desired["grant"], self.observed
@@ -135,108 +99,184 @@ class Board:
         return self.observed != now
 
 
-@asynccontextmanager
-async def lab_at(dial: Callable[[], Any]) -> AsyncIterator[Lab]:
-    async with multiplex(await dial(), Role.DIALLER, watch=True) as connection:
-        yield Lab(Caller(connection))
+@dataclass
+class Story:
+    """What all have to do with."""
+
+    controllers: list[Replica]
+    asked: list[str] = field(default_factory=list)
+    over: dict[str, str] = field(default_factory=dict)
+    enough: trio.Event = field(default_factory=trio.Event)
+    ready: set[Replica] = field(default_factory=set)
+    turn: int = 0
+
+    async def dial(self, token: str) -> Link:
+        """A link to one of the controllers that answer, as a Service gives it."""
+        for _ in self.controllers:
+            self.turn += 1
+            replica = self.controllers[self.turn % len(self.controllers)]
+            if replica in self.ready:
+                try:
+                    with trio.fail_after(5):
+                        return await websocket.connect(replica.url, token=token, ca=self.controllers[0].ca)
+                except (JmpError, trio.TooSlowError):
+                    continue
+        raise JmpError("nobody answers")
 
 
-async def use(dial: Callable[[], Any], asked: list[str], over: dict[str, str], enough: trio.Event) -> None:
-    """Ask for leases, one after the other, and see each of them through."""
-    while not enough.is_set():
-        id: str | None = None
-        while id not in over:
+class User:
+    """Wants some leases at any time, and gives back each as soon as it is ready."""
+
+    def __init__(self, story: Story, token: str, leases: int) -> None:
+        self._story = story
+        self._token = token
+        self._leases = leases
+        self._mine: list[str] = []
+        self.asked = trio.Event()
+
+    async def run(self) -> None:
+        """Until there is enough, and all are over."""
+        while self._mine or not self._story.enough.is_set():
             try:
-                with trio.move_on_after(6):
-                    async with lab_at(dial) as lab:
-                        if id is None:
-                            id = (await lab.acquire([Want(selector="kind=x")], 5.0)).id
-                            asked.append(id)
-                        async with aclosing(lab.watch(id)) as watching:
-                            async for standing in watching:
-                                if standing.lease.state is State.READY:
-                                    await lab.release(id)
-                                elif standing.lease.state is State.ENDED:
-                                    over[id] = standing.lease.reason
+                async with lab_at(partial(self._story.dial, self._token)) as lab, trio.open_nursery() as nursery:
+                    for id in list(self._mine):
+                        nursery.start_soon(self._see_through, nursery, lab, id)
+                    while len(self._mine) < self._leases and not self._story.enough.is_set():
+                        nursery.start_soon(self._see_through, nursery, lab, await self._ask(lab))
+                    self.asked.set()
             except* JmpError:
-                pass  # its controller is gone, or does not know of the lease yet
-            await trio.sleep(0.02)
+                await trio.sleep(0.1)  # its controller is gone, or does not know of a lease yet
+
+    async def _ask(self, lab: Lab) -> str:
+        id = (await lab.acquire([Want(selector="kind=x")], 5.0)).id
+        self._mine.append(id)
+        self._story.asked.append(id)
+        return id
+
+    async def _see_through(self, nursery: trio.Nursery, lab: Lab, id: str) -> None:
+        async with aclosing(lab.watch(id)) as watching:
+            async for standing in watching:
+                if standing.lease.state is State.READY:
+                    await lab.release(id)
+                elif standing.lease.state is State.ENDED:
+                    self._story.over[id] = standing.lease.reason
+        self._mine.remove(id)
+        if not self._story.enough.is_set():
+            nursery.start_soon(self._see_through, nursery, lab, await self._ask(lab))
 
 
-async def trouble(cluster: Cluster, replicas: list[Replica], balancer: Balancer, over: trio.Event) -> None:
-    """Kill one after the other; stop one for longer than it takes to be given up; kill the API server."""
+async def trouble(cluster: Cluster, story: Story, boards: list[Board]) -> int:
+    """Kill one after the other; stop one for longer than it takes to be given up; kill the API server in between."""
     chance = random.Random(4)
-    stopped, *others = replicas
-    balancer.ready.discard(stopped)  # it would not be ready
-    stopped.stop(signal.SIGSTOP)
-    deadline = trio.current_time() + LOST + 4
-    while trio.current_time() < deadline:
-        await trio.sleep(chance.uniform(0.5, 3))
+    stopped, *others = story.controllers
+    began, kills, on_foot = trio.current_time(), 0, False
+    story.ready.discard(stopped)  # it would not be ready
+    stopped.signal(signal.SIGSTOP)
+    while trio.current_time() < began + SIZE.seconds or on_foot is False:
+        await trio.sleep(chance.uniform(1, 4))
         victim = chance.choice(others)
-        victim.kill()
-        await trio.to_thread.run_sync(victim.start)
-    stopped.stop(signal.SIGCONT)
-    balancer.ready.add(stopped)
-    cluster.kill_api()
-    await trio.to_thread.run_sync(cluster.start)
-    for victim in replicas:
-        victim.kill()
-        await trio.to_thread.run_sync(victim.start)
-    over.set()
+        await replace(story, victim)
+        kills += 1
+        if not on_foot and trio.current_time() > began + LOST + 4:
+            on_foot = True
+            stopped.signal(signal.SIGCONT)
+            story.ready.add(stopped)
+            others = story.controllers
+            cluster.kill_api()
+            await trio.to_thread.run_sync(cluster.start)
+    for victim in story.controllers:
+        await replace(story, victim)
+        kills += 1
+    return kills
+
+
+async def replace(story: Story, victim: Replica) -> None:
+    """Kill a controller, and start it again."""
+    story.ready.discard(victim)
+    victim.kill()
+    await trio.to_thread.run_sync(victim.start)
+    story.ready.add(victim)
 
 
 async def test_nothing_is_granted_twice_nor_lost(cluster: Cluster, tmp_path: Path) -> None:
     access = cluster.namespace()
-    with ExitStack() as stack:
-        account = cluster.account(access.namespace)
-        replicas = [Replica(name, account, access, tmp_path) for name in "abc"]
-        for replica in replicas:
-            replica.start()
-            stack.callback(replica.kill)
-        assert replicas[0].program is not None
-        replicas[0].program.until("This is its first start")
-        async with connect(access) as api, trio.open_nursery() as nursery:
-            nursery.cancel_scope.deadline = trio.current_time() + 110
-            balancer = Balancer(replicas)
-            [listener] = await nursery.start(partial(trio.serve_tcp, balancer.serve, 0, host="127.0.0.1"))
-            url = f"wss://localhost:{listener.socket.getsockname()[1]}"
-            ca = tmp_path / "a" / "ca-with-key.pem"
-
-            async def dial(token: str) -> Link:
-                with trio.move_on_after(5):
-                    return await websocket.connect(url, token=token, ca=ca)
-                raise JmpError("nobody answers")
-
-            admin = await _secret(api, JOIN, "join")
-            boards = [Board(f"board-{number}") for number in range(BOARDS)]
-            users = []
-            async with lab_at(partial(dial, admin.split()[0].removeprefix("JMP_TOKEN="))) as boss:
-                for board in boards:
-                    await boss.call("create", "exporter", board.name, {})
-                    issued = await boss.call("issue", board.name, "exporter")
-                    nursery.start_soon(keep_connected, partial(dial, issued["token"]), board.attend)
-                for number in range(USERS):
-                    await boss.call("create", "client", f"user-{number}", {})
-                    users.append((await boss.call("issue", f"user-{number}", "client"))["token"])
-            asked: list[str] = []
-            over: dict[str, str] = {}
-            enough = trio.Event()
+    with replicas(cluster, access, tmp_path, "abc") as controllers:
+        story = Story(controllers, ready=set(controllers))
+        boards = [Board(f"board-{number}") for number in range(SIZE.boards)]
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = trio.current_time() + SIZE.seconds + SIZE.patience
+            admin = await admin_token(access)
+            tokens: dict[str, str] = {}
+            users: list[User] = []
+            async with lab_at(partial(story.dial, admin)) as boss:
+                await abreast(partial(make, boss, "exporter", tokens), [board.name for board in boards])
+                await abreast(partial(make, boss, "client", tokens), [f"user-{n}" for n in range(SIZE.users)])
             async with trio.open_nursery() as busy:
-                busy.start_soon(trouble, cluster, replicas, balancer, enough)
-                for token in users:
-                    busy.start_soon(use, partial(dial, token), asked, over, enough)
+                for number in range(SIZE.users):
+                    users.append(User(story, tokens[f"user-{number}"], SIZE.queued // SIZE.users))
+                    busy.start_soon(users[-1].run)
+                for user in users:
+                    await user.asked.wait()
+                asked = trio.current_time()
+                for board in boards:
+                    nursery.start_soon(keep_connected, partial(story.dial, tokens[board.name]), board.attend)
+                for board in boards:
+                    await board.connected.wait()
+                connected = trio.current_time()
+                kills = await trouble(cluster, story, boards)
+                troubled, done = trio.current_time(), len(story.over)
+                story.enough.set()
+            rest = len(story.over) - done, trio.current_time() - troubled
             nursery.cancel_scope.cancel()
-    print(len(asked), "leases,", sum(len(board.grants) for board in boards), "grants")
-    assert set(asked) == over.keys(), "not all came to an end in time"
-    assert len(asked) > 100
-    assert [board.wrong for board in boards if board.wrong] == []
     async with open_store(access) as store:
-        leases = [record for _, _, record in await store.load() if isinstance(record, Lease)]
-    given = [(held.exporter, held.epoch) for lease in leases for held in lease.devices]
+        leases = {record.id: record for _, _, record in await store.load() if isinstance(record, Lease)}
+    away = sorted(seconds for board in boards for seconds in board.away)
+    print(f"\n{SIZE.boards} exporters connected in {connected - asked:.1f} s, {SIZE.queued} leases queued at any time")
+    print(
+        f"{kills} kills, one stopped for {LOST + 4:.0f} s, the API server killed: {done} leases in {troubled - connected:.0f} s"
+    )
+    print(f"then, undisturbed: {rest[0]} leases in {rest[1]:.1f} s, {rest[0] / max(rest[1], 0.1):.0f}/s")
+    print(f"exporters without a controller: {len(away)} times, median {median(away):.2f} s, longest {away[-1]:.2f} s")
+    assert set(story.asked) == story.over.keys(), "not all came to an end in time"
+    assert [board.wrong for board in boards if board.wrong] == []
+    given = [(held.exporter, held.epoch) for lease in leases.values() for held in lease.devices]
     assert len(set(given)) == len(given)
-    assert set(asked) <= {lease.id for lease in leases if lease.granted is not None and lease.ended is not None}
+    mine = [leases[id] for id in story.asked]
+    assert all(lease.granted is not None and lease.ended is not None for lease in mine)
+    assert away[-1] < BACK
+    late = overtaken(mine)
+    print(f"order: {sum(map(bool, late))} of {len(late)} leases were overtaken, none by more than {max(late)} others")
+    assert max(late) < 2 * SIZE.boards
 
 
-async def _secret(api: Any, name: str, item: str) -> str:
-    answer = await api.request("GET", f"/api/v1/namespaces/{api.namespace}/secrets/{name}")
-    return base64.b64decode(answer.body["data"][item]).decode()
+def overtaken(leases: list[Lease]) -> list[int]:
+    """For each lease how many were granted before it that were asked for after it.
+
+    Each controller grants what its own exporters are to have, so those at the head of the queue are granted at the same time;
+    and what a controller that is dead was to grant is left to it for a moment.
+    """
+    by_time = sorted(leases, key=lambda lease: lease.granted or 0.0)
+    before: list[int] = []
+    found = []
+    for lease in by_time:
+        found.append(len(before) - bisect_left(before, lease.number))
+        insort(before, lease.number)
+    return found
+
+
+async def make(boss: Lab, kind: str, tokens: dict[str, str], name: str) -> None:
+    await boss.call("create", kind, name, {"labels": {"kind": "x"}})
+    tokens[name] = (await boss.call("issue", name, kind))["token"]
+
+
+async def abreast(do: Callable[[str], Any], names: list[str]) -> None:
+    """Do it for all, some at a time."""
+    waiting = iter(names)
+
+    async def work() -> None:
+        for name in waiting:
+            await do(name)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(16):
+            nursery.start_soon(work)
