@@ -241,8 +241,8 @@ class Presence:
     """The controller."""
     since: float
     """When it connected; of two, the later one counts."""
-    peer: str
     observed: Observed
+    peer: str = ""
     software: str = ""
     """Its version of jmp."""
     endpoints: tuple[Endpoint, ...] = ()
