@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from jmp.driver import BadValue, ConfigError, DeviceError, serve
 from jmp_drivers.modbus import Modbus, Register
 from tests.fakes.mqtt import free_port
+from tests.fakes.patience import fails, works
 
 SERVER = """
 import asyncio, sys
@@ -106,6 +108,17 @@ def test_absent_and_lost() -> None:
         process.wait()
         with pytest.raises(DeviceError, match="Modbus device"):
             client.read(0)
+
+
+async def test_one_that_goes_comes_back() -> None:
+    port = free_port()
+    with trio.fail_after(60):
+        async with serve(Modbus(host="127.0.0.1", port=port, timeout=0.5)) as client:
+            with device(port):
+                assert await works(lambda: client.read(0)) == [0]
+            await fails(lambda: client.read(0), r"Modbus device 127\.0\.0\.1:\d+ \(unit 1\)")
+            with device(port):
+                assert await works(lambda: client.read(0)) == [0]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import trio
 
 from jmp.driver import BadValue, ConfigError, DeviceError, serve
 from jmp_drivers.scpi import Measure, Scpi, ScpiPower
+from tests.fakes.patience import works
 
 SCREEN = b"\x89PNG\n\n\x00" * 100
 SIMULATED = """\
@@ -132,6 +133,7 @@ async def test_one_that_does_not_answer_is_asked_anew() -> None:
         async with serve(Scpi(host="127.0.0.1", port=port, timeout=0.2)) as client:
             with pytest.raises(DeviceError, match=r"'SLOW\?' was not answered|no answer to 'SLOW\?'"):
                 await client.query("SLOW?")
+            assert await works(client.identify) == "JMP,supply,7,1.0"
         async with serve(Scpi(host="127.0.0.1", port=port)) as client:
             await client.identify()
             scope.cancel()
