@@ -35,6 +35,8 @@ def test_from_the_network(dut: Any) -> None:
         assert ssh(port, "uname -sm") == "Linux aarch64\n"
         assert ssh(port, "test -e /etc/disk || echo from the network") == "from the network\n"
         assert int(ssh(port, "cat /sys/block/vda/size")) * 512 == 2 << 30
+        url = dut.http.put(IMAGES / "data.sha256")
+        assert ssh(port, f"wget -q -O - {url}") == os.environ["STORY_DATA"]
 
 
 def test_from_its_disk(dut: Any) -> None:
