@@ -65,7 +65,7 @@ class Capture(Driver):
                 status = await process.wait()
             complaints.seek(0)
             said = [line for line in complaints.read().decode(errors="replace").splitlines() if line]
-        if status:
+        if status > 0:  # below, it was ended, by us
             words = next(
                 (line for line in said if line.startswith("tcpdump: ")), said[-1] if said else f"status {status}"
             )

@@ -17,6 +17,7 @@ from jmp.driver.proxy import ClientClass, DriverClient
 from jmp.errors import ConfigError
 
 BUILTIN: Final[Mapping[str, str]] = {
+    "jmp.capture/v1": "jmp.client.capture:CaptureClient",
     "jmp.console/v1": "jmp.client.console:ConsoleClient",
     "jmp.datagram/v1": "jmp.client.network:DatagramClient",
     "jmp.files/v1": "jmp.client.files:FilesClient",

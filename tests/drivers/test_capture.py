@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from jmp.client.interfaces import client_class
 from jmp.driver import BadValue, ConfigError, DeviceError, UsageError, serve
 from jmp_drivers.capture import Capture
 from tests.fakes.bundled import problems_in
@@ -65,7 +67,7 @@ async def test_packets_that_a_filter_lets_through(tmp_path: Path) -> None:
         one.bind(("127.0.0.1", 0))
         two.bind(("127.0.0.1", 0))
         mine, other = Talk(one), Talk(two)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             async with serve(Capture(device="lo", filter=f"udp port {mine.port}")) as wire:
                 async with wire.capture() as stream:
                     seen = await mine.until_seen(stream, b"first")
@@ -86,8 +88,33 @@ async def test_packets_that_a_filter_lets_through(tmp_path: Path) -> None:
                     assert packets(await rest(stream)) == []
 
 
+async def test_into_a_file(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.bind(("127.0.0.1", 0))
+        mine = Talk(one)
+        with trio.fail_after(60):
+            async with serve(Capture(device="lo"), class_of=client_class) as wire:
+                async with trio.open_nursery() as nursery:
+                    options = {"filter": f"udp port {mine.port}", "count": 2}
+                    nursery.start_soon(partial(wire.save, tmp_path / "two.pcap", **options))
+                    while len(packets((tmp_path / "two.pcap").read_bytes() if _written(tmp_path) else HEAD)) < 2:
+                        mine.send(b"x")
+                        await trio.sleep(0.05)
+                await wire.save(tmp_path / "none.pcap", filter="port 9", seconds=0.2)
+                with pytest.raises(UsageError, match=r"no/x\.pcap cannot be written"):
+                    await wire.save(tmp_path / "no/x.pcap")
+
+
+HEAD = struct.pack("<I20x", PCAP)
+
+
+def _written(folder: Path) -> bool:
+    path = folder / "two.pcap"
+    return path.exists() and path.stat().st_size >= len(HEAD)
+
+
 async def test_what_is_wrong_is_told() -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with serve(Capture(device="lo")) as wire:
             for wrong in ("no such word", "-w /tmp/x"):
                 with pytest.raises(UsageError, match="in the filter"):
@@ -107,7 +134,7 @@ async def test_what_is_wrong_is_told() -> None:
 
 
 async def test_a_client_that_goes_leaves_no_tcpdump() -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serve(Capture(device="lo")) as wire, wire.capture(filter="port 9") as stream:
             await stream.receive_some()  # the file's head
             assert _running()
