@@ -39,8 +39,11 @@ taps: Final[list[Callable[[Call], None]]] = []
 """Called with every call that begins, in the calling thread."""
 
 
+_SECRETS: Final = frozenset({"key", "passphrase", "password", "secret", "token"})
+
+
 class _Short(Repr):
-    """Values as a line of a report shows them. Of bytes only how many there are: nobody reads an image."""
+    """Values as a line of a report shows them. Of bytes only how many there are: nobody reads an image. Secrets by no means."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,6 +54,11 @@ class _Short(Repr):
         return f"<{len(value)} bytes>"
 
     repr_bytearray = repr_memoryview = repr_bytes
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+        return super().repr_dict(
+            {key: "***" if key in _SECRETS and item else item for key, item in value.items()}, level
+        )
 
 
 _short = _Short().repr
