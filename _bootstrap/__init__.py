@@ -56,6 +56,10 @@ def start() -> None:
 
         packages = unpacked_packages()
     sys.path[0] = packages
+    if sys.dont_write_bytecode:
+        from _bootstrap.bytecode import keep_bytecode
+
+        keep_bytecode(packages)
     from jmp.cli import main
 
     sys.exit(main())

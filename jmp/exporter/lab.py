@@ -64,28 +64,31 @@ class Memory:
 
     @classmethod
     def load(cls, file: Path) -> Memory:
-        """Raises ``ConfigError`` if the file cannot be read; a missing one is new."""
+        """Raises ``ConfigError`` if the file cannot be read; a missing or empty one is new."""
         try:
             text = file.read_text()
         except FileNotFoundError:
             return cls(file)
         except OSError as error:
             raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+        if not text:  # the machine lost its power before it was on the disk
+            return cls(file)
         try:
             value = json.loads(text)
             return cls(file, int(value["epoch"]), value["owed"], str(value.get("finished", "")))
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{file} is damaged: remove it once no lease of this exporter runs") from None
 
-    def save(self) -> None:
-        """Write it, durably, whole or not at all. Raises ``LabError``."""
+    def save(self, *, synced: bool = True) -> None:
+        """Write it, whole or not at all; ``synced``: so that it outlives the machine's end, too. Raises ``LabError``."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             new = self.file.with_name(f".{self.file.name}.{os.getpid()}")
             with new.open("w") as opened:
                 json.dump({"epoch": self.epoch, "owed": self.owed, "finished": self.finished}, opened)
-                opened.flush()
-                os.fsync(opened.fileno())
+                if synced:
+                    opened.flush()
+                    os.fsync(opened.fileno())
             new.replace(self.file)
         except OSError as error:
             raise LabError(f"{self.file} cannot be written: {error.strerror}") from error
@@ -212,7 +215,9 @@ class LabExporter:
 
     def _remember(self, epoch: int, owed: dict[str, str] | None) -> None:
         self._memory.epoch, self._memory.owed = epoch, owed
-        self._memory.save()
+        # A killed exporter finds it either way. What would be lost with the machine's power is the epoch, which the controller
+        # tells before anybody is let in, and who is owed an afterLease: waiting for the disk is for those who have one.
+        self._memory.save(synced=self.config.hooks.after_lease is not None)
 
     # ---- what the controller says
 

@@ -98,6 +98,15 @@ async def test_first_start_unpacks_to_the_cache_and_later_ones_use_it(app: Path,
     assert (first.build / "state").stat() == written
 
 
+async def test_modules_are_compiled_once_though_the_environment_says_never(app: Path, home: Path) -> None:
+    started = await start(app, HOME=home, PYTHONDONTWRITEBYTECODE="1")
+    compiled = list(started.build.rglob("*.pyc"))
+    assert {path.name.partition(".")[0] for path in compiled} == {"__init__"}
+    before = [path.stat().st_mtime_ns for path in compiled]
+    await start(app, HOME=home, PYTHONDONTWRITEBYTECODE="1")
+    assert [path.stat().st_mtime_ns for path in compiled] == before
+
+
 async def test_name_it_was_called_by_reaches_jmp(app: Path, home: Path) -> None:
     link = app.with_name("j")
     link.symlink_to(app.name)

@@ -111,8 +111,13 @@ class _Field:
     schema: Schema
 
 
-def fields_of(cls: type, outer: tuple[type, ...] = ()) -> dict[str, _Field]:
+def fields_of(cls: type, outer: tuple[type, ...] = ()) -> Mapping[str, _Field]:
     """The fields of a dataclass that are configuration, by the key that stands for each in data: its own, then its bases'."""
+    return _fields_of(cls, outer)
+
+
+@cache
+def _fields_of(cls: type, outer: tuple[type, ...]) -> Mapping[str, _Field]:
     hints = _class_hints(cls)
     owner = {
         name: place for place, base in reversed(list(enumerate(cls.__mro__))) for name in inspect.get_annotations(base)

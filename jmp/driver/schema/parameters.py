@@ -125,6 +125,21 @@ def _needs_conversion(hint: object) -> bool:
     return any(_needs_conversion(argument) for argument in typing.get_args(hint) if origin is not typing.Literal)
 
 
+def _as_they_are(parameters: Sequence[Parameter], args: Sequence[Any]) -> list[Any] | None:
+    """The arguments of nearly every call: plain ones, by position, that fit. None: they have to be looked at closely."""
+    if len(args) > len(parameters):
+        return None
+    for place, parameter in enumerate(parameters):
+        if place >= len(args):
+            if parameter.required:
+                return None
+        elif parameter.hint is not None or parameter.kind != "positional-or-keyword":
+            return None
+        elif check(parameter.schema, args[place]):
+            return None
+    return list(args)
+
+
 def bind(
     parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
@@ -134,6 +149,8 @@ def bind(
     a Path or an Enum's member, a dict a dataclass. Raises BadValue that names every missing, unexpected or wrong
     argument.
     """
+    if not kwargs and (taken := _as_they_are(parameters, args)) is not None:
+        return taken, {}
     problems: list[str] = []
     slots = [item for item in parameters if item.kind in ("positional-only", "positional-or-keyword")]
     named = {item.name: item for item in parameters if item.kind in ("positional-or-keyword", "keyword-only")}
