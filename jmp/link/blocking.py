@@ -50,6 +50,9 @@ class BlockingLink:
         self._tls: Tls | None = None
         self._tls_state = threading.Lock()  # OpenSSL's objects take one thread at a time; never held while waiting
         self._codec = codec
+        self._polls = {event: select.poll() for event in (select.POLLIN, select.POLLOUT)}
+        for event, poll in self._polls.items():  # one thread at a time waits for either
+            poll.register(sock.fileno(), event)
         self._early = b""
         self._rest = memoryview(b"")  # of the last thing written; goes out before anything else
         self._reading = threading.Lock()
@@ -198,9 +201,11 @@ class BlockingLink:
 
     def _write(self, buffers: Sequence[Buffer], deadline: float | None) -> None:
         """Write all of it. The caller holds ``_writing``."""
-        self._wait_written(deadline)
+        if self._rest:
+            self._wait_written(deadline)
         self._put(buffers)
-        self._wait_written(deadline)
+        if self._rest:
+            self._wait_written(deadline)
 
     def _put(self, buffers: Sequence[Buffer]) -> None:
         """Write what the system takes, and keep the rest. The caller has seen to it that there was none."""
@@ -256,11 +261,9 @@ class BlockingLink:
         return None
 
     def _poll(self, event: int, deadline: float | None) -> bool:
-        descriptor = self._socket.fileno()
-        if descriptor < 0:
+        if self._socket.fileno() < 0:
             raise LinkLost(_CLOSED_HERE)
-        poll = select.poll()
-        poll.register(descriptor, event)
+        poll = self._polls[event]
         # Rounded up, so that it is never polled in vain at the very end.
         left = None if deadline is None else min(max(0, int((deadline - monotonic()) * 1000 + 0.999)), 2**31 - 1)
         return bool(poll.poll(left))

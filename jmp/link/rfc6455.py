@@ -43,6 +43,8 @@ _PONG: Final = 0xA
 _WHOLE_BINARY: Final = _FIN | _BINARY
 
 _MAX_CONTROL: Final = 125
+_MAX_PIECES: Final = 64
+"""So many are kept apart: each takes memory besides its bytes, and somebody may send single ones."""
 _NO_KEY: Final = bytes(4)
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -82,8 +84,14 @@ class Codec:
         self._client = client
         self._mask = mask
         self._max_message = max_message
-        self._buffer: bytes | bytearray = b""
+        self._buffer = b""
         self._position = 0
+        self._later: list[bytes] = []
+        """What came after the buffer, and is not all that is needed."""
+        self._held = 0
+        """Bytes in that."""
+        self._needed = 0
+        """Bytes from the position on without which the message there cannot be made out."""
         self._fragments: bytearray | None = None
         # Only the latest pongs matter (section 5.5.3), so a flood of pings takes no memory; a close frame is always the last.
         self._replies: deque[bytes] = deque(maxlen=8)
@@ -115,13 +123,16 @@ class Codec:
         if self._position == len(self._buffer):
             self._buffer = data
         else:
-            rest = self._buffer
-            if isinstance(rest, bytearray):
-                del rest[: self._position]
-            else:
-                rest = bytearray(memoryview(rest)[self._position :])
-            rest += data
-            self._buffer = rest
+            # A long message comes in many pieces: they are put together once it is there, and copied once for that.
+            self._later.append(data)
+            self._held += len(data)
+            if len(self._later) == _MAX_PIECES:
+                self._later = [b"".join(self._later)]
+            if len(self._buffer) - self._position + self._held < self._needed:
+                return
+            self._buffer = b"".join([memoryview(self._buffer)[self._position :], *self._later])
+            self._later.clear()
+            self._held = 0
         self._position = 0
 
     def next_message(self) -> bytes | None:
@@ -137,6 +148,7 @@ class Codec:
             start = self._position
             available = len(buffer) - start
             if available < 2:
+                self._needed = 2
                 return None
             first = buffer[start]
             second = buffer[start + 1]
@@ -149,6 +161,7 @@ class Codec:
             if length == 126:
                 header = 4
                 if available < header:
+                    self._needed = header
                     return None
                 length = buffer[start + 2] << 8 | buffer[start + 3]
                 if length < 126:
@@ -156,6 +169,7 @@ class Codec:
             elif length == 127:
                 header = 10
                 if available < header:
+                    self._needed = header
                     return None
                 length = int.from_bytes(buffer[start + 2 : start + 10], "big")
                 if length >> 63:
@@ -170,10 +184,11 @@ class Codec:
                 header += 4
             end = start + header + length
             if available < header + length:
+                self._needed = header + length
                 return None
-            payload = bytes(memoryview(buffer)[start + header : end])
+            payload = buffer[start + header : end]
             if second >= _MASKED:
-                payload = _mask(payload, bytes(buffer[start + header - 4 : start + header]))
+                payload = _mask(payload, buffer[start + header - 4 : start + header])
             self._position = end
             if first == _WHOLE_BINARY:
                 return payload
@@ -268,6 +283,7 @@ class Codec:
             self._replies.append(self.encode_close(close_code))
         self._buffer = b""
         self._position = 0
+        self._later.clear()
         self._fragments = None
         self._end = end
         raise end

@@ -119,8 +119,14 @@ class _Pipe:
             data, self._early = self._early, b""
             return data
         while True:
+            if self._socket.fileno() < 0:
+                raise LinkLost(_CLOSED_HERE)
             try:
-                data = await self._socket.recv(_READ)
+                # Not the socket's own recv: that would try first, which is in vain whenever an answer is waited for.
+                await trio.lowlevel.wait_readable(self._socket.fileno())
+                data = os.read(self._socket.fileno(), _READ)
+            except BlockingIOError:
+                continue
             except trio.ClosedResourceError:
                 raise LinkLost(_CLOSED_HERE) from None
             except OSError as error:

@@ -22,7 +22,7 @@ from weakref import WeakSet
 from jmp.errors import JmpError, LinkLost, ProtocolViolation
 from jmp.link.blocking import BlockingLink
 from jmp.mux.protocol import Credited, Ended, Event, Mux, Opened, Received, Role, Stopped, WasReset, again
-from jmp.wire.frames import MAX_DATA, Reset
+from jmp.wire.frames import MAX_DATA, TARGET_MESSAGE, Reset
 
 if TYPE_CHECKING:
     from jmp.link.blocking_resumable import ResumableBlockingLink
@@ -286,10 +286,14 @@ class BlockingStream:
                     raise StreamClosed("this stream was closed here")
                 if self._stopped:
                     raise StreamClosed("the other side reads no more from this stream")
-                size = min(len(rest), self._mux.credit(self._number), MAX_DATA)
-                piece, rest = rest[:size], rest[size:]
-                if size or end:
-                    self._mux.send(self._number, piece, end=end and not len(rest))
+                while True:
+                    size = min(len(rest), self._mux.credit(self._number), MAX_DATA)
+                    piece, rest = rest[:size], rest[size:]
+                    if size or end:
+                        self._mux.send(self._number, piece, end=end and not len(rest))
+                    # What there is credit for leaves in one message, as far as that goes.
+                    if not len(rest) or not size or self._mux.outgoing_bytes >= TARGET_MESSAGE:
+                        break
             connection._flush()
             if not len(rest):
                 return

@@ -193,11 +193,14 @@ class MuxStream(trio.abc.HalfCloseableStream):
                 raise self._broken()
             await self._readable.wait()
 
-    def take_whole(self) -> bytes | None:
-        """All that the other side ever sends, if that came in one piece with its end; None if it did not."""
-        if not self._ended or len(self._chunks) != 1 or self._front or self._error is not None:
-            return None
-        return self._chunks.popleft()
+    def take_nowait(self) -> bytes:
+        """Bytes that are there already, or none; without a checkpoint."""
+        return self._take(None) if self._chunks and not self._front and self._error is None else b""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the other side will send nothing that is not here yet."""
+        return self._ended
 
     def _take(self, max_bytes: int | None) -> bytes:
         data = self._chunks.popleft()

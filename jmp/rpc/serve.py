@@ -36,7 +36,7 @@ class Method(NamedTuple):
     guard: Callable[[], AbstractContextManager[object]] = nullcontext
     """What surrounds the function from its beginning to its end, however long its items or bytes take."""
     at_once: bool = False
-    """It is a coroutine function that waits for nothing (:func:`waits_for_nothing`), so it needs no task."""
+    """It is a coroutine function that waits for nothing (:func:`waits_for_nothing`): it needs no task, and no guard."""
 
 
 def waits_for_nothing(function: Callable[..., Any]) -> bool:
@@ -80,10 +80,10 @@ class Answering:
         """Answer a call that came whole, of a method that waits for nothing; for others, give what answers in a task."""
         call = _Call(stream, self._resolve)
         try:
-            if not call.prepare_whole():
+            if not call.prepare_now():
                 return self
             assert call.method is not None
-            if call.method.at_once:
+            if call.method.at_once and stream.ended:
                 # In a context of its own, as a task has: what the method sets there ends with it.
                 copy_context().run(self._now, call)
                 if call.reply is None:
@@ -155,18 +155,19 @@ class _Call:
         self._resolve = resolve
         self._name = "a call"
 
-    def prepare_whole(self) -> bool:
-        """Find what carries out a call that came whole; False: it did not. Raises what is wrong with it."""
-        whole = self.stream.take_whole()
-        if whole is None:
+    def prepare_now(self) -> bool:
+        """Find what carries out a call whose request came in one piece; False: it did not. Raises what is wrong with it."""
+        data = self.stream.take_nowait()
+        if not data:
             return False
-        try:
-            value = codec.decode(whole)
-        except ProtocolViolation:
-            self.stream.unread(whole)  # bytes may follow the request
-            return False
-        self._prepare(value)
-        return True
+        decoder = codec.Decoder(messages.MAX_VALUE)
+        decoder.feed(data)
+        for value in decoder:
+            self.stream.unread(decoder.tail())
+            self._prepare(value)
+            return True
+        self.stream.unread(data)
+        return False
 
     def _prepare(self, value: object) -> Method:
         self.request = Request.decode(value)
@@ -177,15 +178,14 @@ class _Call:
     def run_now(self) -> None:
         """Carry out a call whose method waits for nothing."""
         assert self.method is not None
-        with self.method.guard():
-            coroutine = self.method.function()
-            try:
-                coroutine.send(None)
-            except StopIteration as done:
-                value = done.value
-            else:
-                coroutine.close()
-                raise RuntimeError(f"{self._name} waited, other than its code said")
+        coroutine = self.method.function()
+        try:
+            coroutine.send(None)
+        except StopIteration as done:
+            value = done.value
+        else:
+            coroutine.close()
+            raise RuntimeError(f"{self._name} waited, other than its code said")
         self.reply = self._encoded(messages.result, value)
         if self.stream.send_nowait(self.reply, end=True):
             self.stream.close()
@@ -209,7 +209,8 @@ class _Call:
                     async with aclosing(method.function()) as items:
                         value = await self._send_items(items)
                 else:
-                    await self.stream.send_all(messages.READY)
+                    if not self.stream.send_nowait(messages.READY):
+                        await self.stream.send_all(messages.READY)
                     await method.function(self.stream)
             if method.kind is Kind.CALL:
                 await self._answer(self._encoded(messages.result, value))

@@ -175,7 +175,7 @@ class Flash(Memory):
 
     process: Process
 
-    def save(self) -> None:
+    def save(self, *, synced: bool = True) -> None:
         """As :meth:`Memory.save`."""
         if self.process.alive:
             kept = {key: value for key, value in vars(self).items() if key not in ("file", "process")}

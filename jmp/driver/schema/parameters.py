@@ -133,9 +133,11 @@ def _as_they_are(parameters: Sequence[Parameter], args: Sequence[Any]) -> list[A
         if place >= len(args):
             if parameter.required:
                 return None
-        elif parameter.hint is not None or parameter.kind != "positional-or-keyword":
-            return None
-        elif check(parameter.schema, args[place]):
+        elif (
+            parameter.hint is not None
+            or parameter.kind != "positional-or-keyword"
+            or check(parameter.schema, args[place])
+        ):
             return None
     return list(args)
 
