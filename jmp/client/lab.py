@@ -18,9 +18,12 @@ from jmp.wire.records import Lease, State, Want, from_wire, to_wire
 
 if TYPE_CHECKING:
     from jmp.client.connect import Dial
+    from jmp.link.blocking import BlockingLink
 
 TARGET: Final = "@lab"
 Way = Literal["direct", "router"]
+RESUME_SECONDS: Final = 10.0
+"""How long calls of a controller wait for another link to it when one breaks; one that was restarted has forgotten them."""
 DIRECT_SECONDS: Final = 3.0
 """How long to try an exporter's own address before going through a router: it may be behind a firewall that drops packets."""
 
@@ -87,10 +90,14 @@ class Lab:
 def open_lab(config: ClientConfig) -> Iterator[Any]:
     """The lab of ``config``, for threads: :class:`Lab` with plain methods. Raises ``LabError``, ``Refused``."""
     from jmp.link.blocking import connect as dial_link
+    from jmp.link.blocking_resumable import ResumableBlockingLink
     from jmp.mux.blocking import BlockingConnection
     from jmp.rpc.blocking import BlockingCaller
 
-    link = dial_link(config.endpoint, token=config.token, ca=config.tls.ca)
+    def dial(seconds: float | None = None) -> BlockingLink:
+        return dial_link(config.endpoint, token=config.token, ca=config.tls.ca, timeout=seconds)
+
+    link = ResumableBlockingLink(dial(), dial, token=config.token, patience=RESUME_SECONDS)
     connection = BlockingConnection(link, keep=True)
     try:
         yield Blocking(Lab(BlockingCaller(connection)))

@@ -14,6 +14,7 @@ from jmp.controller.lab import Lab
 from jmp.driver.service import method_of
 from jmp.errors import NotFound, Refused
 from jmp.link import Link, websocket
+from jmp.link.sessions import Sessions
 from jmp.mux.protocol import Role as Side
 from jmp.mux.stream import multiplex
 from jmp.rpc.messages import Request
@@ -30,6 +31,8 @@ DESKS: Final[dict[Role, type[Desk]]] = {
     Role.EXPORTER: ExporterDesk,
     Role.ROUTER: RouterDesk,
 }
+CLIENT_SECONDS: Final = 10.0
+"""How long a client whose link has broken may take to come back to its calls; then it is gone, as far as its leases go."""
 STOPPING: Final = (1001, "the controller is stopping")
 
 Other = Callable[[websocket.UpgradeRequest], Awaitable[Callable[[Link], Awaitable[None]]]]
@@ -44,6 +47,7 @@ class Door:
         self.connections = 0
         """Open ones; for the metrics."""
         self._other = other
+        self._sessions = Sessions(CLIENT_SECONDS)
 
     async def authenticate(self, request: websocket.UpgradeRequest) -> Identity | Callable[[Link], Awaitable[None]]:
         """Who that is. Raises ``Refused``, which the log gets with the peer."""
@@ -84,7 +88,21 @@ class Door:
         """Serve one connection until it ends, or its token is good no longer."""
         if not isinstance(who, Identity):
             await who(link)
-            return
+        elif who.role in (
+            Role.EXPORTER,
+            Role.ROUTER,
+        ):  # what they say is levels: they say it again, also to another controller
+            await self._serve(who, link)
+        else:
+            await self._sessions.serve(link, partial(self._serve, who), partial(self._check_again, who))
+
+    def _check_again(self, who: Identity, token: str | None) -> None:
+        """Whether who shows this token may go on with the calls of ``who``. Raises ``Refused``."""
+        again = self._known(token or "")
+        if (again.name, again.role) != (who.name, who.role):
+            raise Refused(f"this session is not one of {again.name}")
+
+    async def _serve(self, who: Identity, link: Link) -> None:
         desk = DESKS[who.role](self.lab, who, link.peer)
         self.connections += 1
         log.info("%s: %s %s is connected", link.peer, who.role, who.name)

@@ -43,12 +43,19 @@ _CLOSED_HERE: Final = "this side closed the connection"
 
 
 class ResumableBlockingLink:
-    """As :class:`~jmp.link.blocking.BlockingLink`, but it ends with its session only. ``link`` is the first one."""
+    """As :class:`~jmp.link.blocking.BlockingLink`, but it ends with its session only.
 
-    def __init__(self, link: BlockingLink, dial: Dial) -> None:
+    ``link`` is the first one; ``token`` is shown on those that follow, for ``patience`` seconds in all after a loss.
+    """
+
+    def __init__(
+        self, link: BlockingLink, dial: Dial, *, token: str | None = None, patience: float = RESUME_SECONDS
+    ) -> None:
         self.peer = link.peer
         self._link = link
         self._dial = dial
+        self._token = token
+        self._patience = patience
         self._core = Resume(token_bytes(32))
         self._state = threading.Lock()  # guards the core; never held while waiting
         self._reading = threading.Lock()
@@ -172,14 +179,14 @@ class ResumableBlockingLink:
             self._link.abort("")
         if self._since - self._last > GOOD_SECONDS:
             self._pause = 0.0
-        end = self._since + RESUME_SECONDS
+        end = self._since + self._patience
         while True:
             self._closed.wait(max(min(self._not_before, deadline, end) - monotonic(), 0))
             if self._end is not None:
                 raise self._end
             now = monotonic()
             if now >= end:
-                raise Ended(f"the session was not resumed within {RESUME_SECONDS:g} s")
+                raise Ended(f"the session was not resumed within {self._patience:g} s")
             if now < self._not_before or (now >= deadline and not at_least_once):
                 return False
             limit = min(ATTEMPT_SECONDS, end - now, math.inf if at_least_once else deadline - now)
@@ -199,7 +206,7 @@ class ResumableBlockingLink:
         self._link.abort("")  # whoever sends there still finds out, and lets go
         with self._sending, self._state:
             self._link = link
-            self._core.attach()
+            self._core.attach(self._token)
             closed = self._end is not None
         if closed:
             link.close()

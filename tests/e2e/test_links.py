@@ -6,6 +6,7 @@ figures.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -26,8 +27,12 @@ from typing import IO
 import pytest
 
 import jmp
+from jmp.client.lab import open_lab
+from jmp.wire.records import Want
 from tests.e2e.product import argv, serving
-from tests.e2e.test_lab import SECONDS, add_exporter, free_port, place, run, server
+from tests.e2e.test_lab import MOCK, SECONDS, add_exporter, free_port, place, run, server
+from tests.e2e.test_lab import lab as lab_server
+from tests.e2e.test_lab_faults import client
 from tests.fakes.cutter import Cutter, cutter
 
 __all__ = ["place"]
@@ -97,6 +102,16 @@ def lab_with(place: Path, config: str) -> Iterator[Lab]:
         stack.enter_context(server("jmp exporter serve ./one.yaml", place / "one.log", "exporter one serves"))
         run("jmp config client use alice; until jmp get exporters | grep -q free; do :; done")
         yield lab
+
+
+@contextmanager
+def lab_of_one(place: Path) -> Iterator[None]:
+    """A controller with one exporter."""
+    with lab_server(place):
+        add_exporter("one", MOCK.format(name="one"))
+        with server("jmp exporter serve ./one.yaml", place / "one.log", "exporter one serves"):
+            run("jmp config client use alice; until jmp get exporters | grep -q free; do :; done")
+            yield
 
 
 CONFIG = """\
@@ -415,3 +430,30 @@ def test_a_router_that_stops_moves_its_sessions_to_another(place: Path) -> None:
         assert "jmp:" not in err
     print(f"\na key while its router stops: {took:.2f} s; the router was gone after {stopped:.1f} s")
     assert stopped < 20  # and not the 30 s for which sessions may go on that cannot move
+
+
+def test_calls_of_a_controller_go_on_over_a_link_that_is_cut(place: Path) -> None:
+    with lab_of_one(place), ExitStack() as stack:
+        alice = client("alice")
+        link = stack.enter_context(cutter(int(alice.endpoint.rpartition(":")[2])))
+        there = dataclasses.replace(alice, endpoint=f"wss://localhost:{link.port}")
+        bob = dataclasses.replace(client("bob"), endpoint=there.endpoint)
+        mine, other = (stack.enter_context(open_lab(config)) for config in (there, bob))
+        first = mine.acquire([Want(selector="board=mock")], 600.0)
+        mine.wait_granted(first.id)
+        second = other.acquire([Want(selector="board=mock")], 600.0)
+        states = []
+        for standing in other.watch(second.id):
+            states.append(str(standing.lease.state))
+            link.cut()
+            if len(states) == 1:
+                assert mine.call("whoami")["name"] == "alice"
+                link.cut()
+                mine.release(first.id)
+            if states[-1] == "ready":
+                break
+        other.release(second.id)
+        assert [item["state"] for item in mine.call("leases", ended=True)] in (["ending"], ["ended"])
+    assert states[0] == "queued"
+    assert states[-1] == "ready"
+    assert link.connections > 5
