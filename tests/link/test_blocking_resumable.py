@@ -133,7 +133,7 @@ def test_nobody_waits_and_the_keeper_sees_to_it(cable: tuple[Cutter, Any], monke
 
 
 def test_past_the_resume_time_a_call_says_what_became_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ResumableBlockingLink.__init__.__kwdefaults__, "patience", 0.5)
+    monkeypatch.setattr(ResumableBlockingLink.__init__, "__kwdefaults__", {"token": None, "patience": 0.5})
     with served(tmp_path) as port, cutter(port) as proxy, jmp.connect(f"ws://127.0.0.1:{proxy.port}") as dut:
         proxy.open = False
         proxy.cut()

@@ -12,6 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from jmp.errors import LinkLost
 from jmp.link import Link
 from jmp.link.memory import memory_links
+from jmp.link.resumable import Onward, lasting
 from jmp.link.resume import ANSWER_SECONDS, LISTEN_SECONDS, RESUME_SECONDS, Resume, _pack, opening_of
 from jmp.link.rfc6455 import Closed
 from jmp.link.sessions import BEGIN_SECONDS, Sessions
@@ -306,6 +307,38 @@ async def test_a_dialler_that_knows_nothing_of_it_is_served(autojump_clock: Mock
         while not far.ends:
             await far.news.park()
         assert far.ends[0].message == "the connection was cut"
+
+
+async def test_a_listener_that_knows_nothing_of_it_serves(autojump_clock: MockClock) -> None:
+    """As an exporter of before does: then the session is its first link."""
+
+    async def echo(stream: MuxStream) -> None:
+        async with stream:
+            async for data in stream:
+                await stream.send_all(data)
+
+    async def listen(link: Link) -> None:
+        async with multiplex(link, Role.LISTENER, serve=echo, watch=True) as connection:
+            await connection.wait_over()
+
+    async def dial() -> Onward:
+        raise AssertionError("there is nothing to go on with")
+
+    near, far = memory_links()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen, far)
+        async with lasting(near, dial) as link, multiplex(link, Role.DIALLER, watch=True) as connection:
+            stream = connection.open_stream(b"first")
+            for number in range(1000):
+                await stream.send_all(b"%04d" % number)
+            await stream.send_eof()
+            got = b"".join([data async for data in stream])
+            assert got == b"first" + b"".join(b"%04d" % number for number in range(1000))
+            stream = connection.open_stream()
+            near.cut()
+            with pytest.raises(trio.BrokenResourceError, match="the connection was cut"):
+                await stream.receive_some()
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(
