@@ -29,6 +29,7 @@ import httpx2
 import trio
 
 from jmp.controller.kubernetes_api import Access, Api, Denied, Gone, Object, connect
+from jmp.controller.kubernetes_events import Events, Happening, happening
 from jmp.controller.kubernetes_objects import (
     RESOURCES,
     Resource,
@@ -75,6 +76,7 @@ class KubernetesStore(Store):
 
     def __init__(self, api: Api) -> None:
         self.api = api
+        self.events = Events(api)
         self._objects: dict[Place, Object] = {}
         """As the server has sent them; never changed here."""
         self._records: dict[Key, Record] = {}
@@ -105,6 +107,7 @@ class KubernetesStore(Store):
             for resource in RESOURCES.values():
                 nursery.start_soon(self._follow, resource)
             nursery.start_soon(self._mend)
+            nursery.start_soon(self.events.run)
 
     async def commit(self, changes: Sequence[Change]) -> list[Record | None]:
         """As in :class:`~jmp.controller.store.Store`."""
@@ -125,11 +128,20 @@ class KubernetesStore(Store):
         finally:
             self.commits += 1
             self.commit_seconds += monotonic() - started
+            for change in changes:
+                if change.key in made:
+                    self._tell_of(change, made[change.key])
         return [made[change.key] for change in changes]
 
     async def aclose(self) -> None:
         """As in :class:`~jmp.controller.store.Store`."""
         await trio.lowlevel.checkpoint()
+
+    def _tell_of(self, change: Change, now: Record | None) -> None:
+        kind = "exporter" if change.kind == "presence" else change.kind
+        item = self._objects.get((kind, object_name(change.name)))
+        if item is not None and (what := happening(change.old, now)) is not None:
+            self.events.tell(item, what)
 
     # ---- what is there
 
@@ -212,6 +224,7 @@ class KubernetesStore(Store):
                 records["presence", key_of(resource, item)[1]] = read_presence(item)
         except LabError as error:
             log.warning("%s", error)
+            self.events.tell({"kind": resource.name, **item}, Happening(False, "Unreadable", str(error)))
             return
         self._objects[place] = item
         for key, record in records.items():

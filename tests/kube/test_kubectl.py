@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,17 @@ class Kubectl:
         made = {"apiVersion": "jmp.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
         return await self("apply", "-f", "-", input=made, check=check)
 
+    async def event(self, kind: str, name: str, type: str, reason: str, text: str) -> None:
+        """Wait until `kubectl get events` has this."""
+        while True:
+            listed = json.loads(await self("get", "events", "-o", "json"))
+            for event in listed["items"]:
+                about = event["involvedObject"]
+                if (about["kind"].lower(), about["name"], event["type"], event["reason"]) == (kind, name, type, reason):
+                    assert text in event["message"]
+                    return
+            await trio.sleep(0.05)
+
     async def ended(self, id: str) -> str:
         """Why a lease has ended."""
         with self.lab.lab.news.listen(("lease", id)) as listener:
@@ -68,6 +80,8 @@ async def test_a_lease_that_is_applied_is_granted_and_seen(kubectl: Kubectl) -> 
         [line] = [line for line in listed.splitlines() if "exporter.jmp.dev/one" in line]
         assert line.split()[1:4] == ["ready", "mine", "a"]
         assert await kubectl("get", "exporters", "-l", "board=lamp", "-o", "name") == "exporter.jmp.dev/one\n"
+        await kubectl.event("devicelease", "mine", "Normal", "Granted", "on one, to alice")
+        await kubectl.event("exporter", "one", "Normal", "Online", "connected to controller a")
         await kubectl("delete", "devicelease/mine")
         await kubectl("wait", "--for=jsonpath={.status.presence.observed.phase}=idle", "exporter/one", "--timeout=20s")
 
@@ -88,6 +102,7 @@ async def test_a_lease_that_cannot_be_says_why(kubectl: Kubectl, spec: Any, reas
         good = {"client": "alice", "wants": [{"selector": "board=lamp"}], "durationSeconds": 60}
         await kubectl.apply("DeviceLease", "wrong", **{**good, **spec})
         assert reason in await kubectl.ended("wrong")
+        await kubectl.event("devicelease", "wrong", "Warning", "Refused", reason)
 
 
 async def test_the_server_refuses_what_no_lease_can_have(kubectl: Kubectl) -> None:
@@ -130,5 +145,6 @@ async def test_a_policy_with_a_wrong_selector_counts_for_nothing(kubectl: Kubect
             while "good" not in kubectl.lab.lab.view.policy:
                 await listener.wait()
         assert "odd" not in kubectl.lab.lab.view.policy
+        await kubectl.event("accesspolicy", "odd", "Warning", "Unreadable", "counts for nothing")
         lease = await alice.call("acquire", [{"selector": "board=lamp", "exporter": None}], 60.0)
         assert lease["priority"] == 7

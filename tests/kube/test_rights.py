@@ -16,6 +16,7 @@ from jmp.audit import Audit
 from jmp.controller.keys import Keys
 from jmp.controller.kubernetes import KubernetesStore
 from jmp.controller.kubernetes_api import Access, Api, Denied, Gone, connect, find_access
+from jmp.controller.kubernetes_events import Happening
 from jmp.controller.kubernetes_keys import ROUTER, SECRET, SharedKeys, _see_to_router
 from jmp.controller.kubernetes_objects import RESOURCES
 from jmp.controller.lab import Lab
@@ -179,12 +180,20 @@ class Stage:
 
     async def do(self, right: Right) -> None:
         """What needs a right. Raises ``Denied`` or ``Rejected`` without it."""
-        if right.resource == "secrets":
+        if right.resource == "events":
+            await self.tell()
+        elif right.resource == "secrets":
             await getattr(self, f"{right.verb}_{right.name.replace('-', '_') or 'secret'}")()
         elif right.resource.endswith("/status"):
             await self.status(KINDS[right.resource.removesuffix("/status")])
         else:
             await getattr(self, right.verb)(KINDS[right.resource])
+
+    async def tell(self) -> None:
+        store, record = await self.made("client")
+        store.events.tell(store._objects["client", "x"], Happening(True, "Tested", str(record.version)))
+        event = await store.events._receive.receive()
+        await self.api.request("POST", f"/api/v1/namespaces/{self.api.namespace}/events", event)
 
     async def list(self, kind: str) -> None:
         await KubernetesStore(self.api)._list(RESOURCES[kind])
@@ -326,7 +335,7 @@ async def until(admin: Api, api: Api, right: Right, *, allowed: bool) -> None:
     """Wait until the API server goes by its rules, which takes it a moment."""
     resource, _, part = right.resource.partition("/")
     asked = {"namespace": api.namespace, "verb": right.verb, "resource": resource, "subresource": part}
-    asked |= {"name": right.name, "group": "" if resource == "secrets" else "jmp.dev"}
+    asked |= {"name": right.name, "group": "" if resource in ("secrets", "events") else "jmp.dev"}
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",
