@@ -12,6 +12,7 @@ import hmac
 import io
 import lzma
 import os
+import re
 import stat
 import sys
 import threading
@@ -321,4 +322,4 @@ def _bare(url: str) -> str:
 
 
 def _why(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__

@@ -64,7 +64,7 @@ def config() -> str:
 @pytest.fixture
 def dut(tmp_path: Path, config: str) -> Iterator[Any]:
     (tmp_path / "bench.yaml").write_text(config)
-    with jmp.fail_after(60), jmp.connect(exporter=str(tmp_path / "bench.yaml")) as device:
+    with jmp.fail_after(180), jmp.connect(exporter=str(tmp_path / "bench.yaml")) as device:
         yield device
 
 
@@ -194,7 +194,7 @@ class Lossy(Qemu):
 async def test_a_line_that_loses_characters_carries_nothing_out() -> None:
     board, loader = Lossy(arch="arm64", bios=Path("/usr/lib/u-boot/qemu_arm64/u-boot.bin")), UBoot()
     loader.children |= {"board": board, "console": board.children["console"]}
-    with trio.fail_after(60):
+    with trio.fail_after(180):
         async with serve(loader, class_of=client_class) as u_boot:
             await u_boot.board.power.on()
             await u_boot.interrupt()
