@@ -90,8 +90,9 @@ class Board:
         if grant is None:
             self.observed = Observed(epoch=epoch, lease=now.lease)
         elif (epoch, grant["lease"]) != (now.epoch, now.lease):
-            if epoch == now.epoch:
-                self.wrong.append(f"{grant['lease']} has the epoch {epoch} of {now.lease}")
+            # That its epoch was raised it may hear before it hears for whom.
+            if before := [lease for number, lease in self.grants if number == epoch]:
+                self.wrong.append(f"{grant['lease']} has the epoch {epoch} of {before[0]}")
             if now.phase is not Phase.IDLE:
                 self.wrong.append(f"{grant['lease']} is granted while {now.lease} is in use")
             self.grants.append((epoch, grant["lease"]))
