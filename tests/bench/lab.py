@@ -112,6 +112,9 @@ def worker(
 ) -> Iterator[Worker]:
     with started(module, *arguments, python=python, env=env) as process:
         yield Worker(process, what)
+        assert process.stdin is not None
+        process.stdin.close()  # at whose end it ends what it has started itself
+        process.wait(30)
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
