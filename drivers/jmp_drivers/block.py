@@ -84,13 +84,13 @@ class BlockDevice(Medium):
     def suggest(cls, machine: Machine) -> Iterator[Suggestion]:
         for place in machine.glob("/sys/class/block/*"):
             name = place.rpartition("/")[2]
-            whole = not machine.exists(f"{place}/partition") and machine.text(f"{place}/size") not in ("", "0")
+            sectors = int(machine.text(f"{place}/size") or 0)  # 0: gone, or a reader without a card
+            whole = not machine.exists(f"{place}/partition") and sectors > 0
             # The machine's own disks are neither.
             plugged = machine.text(f"{place}/removable") == "1" or machine.usb(place) is not None
             if whole and plugged and machine.exists(f"/dev/{name}"):
                 path = machine.link_to(f"/dev/{name}", "/dev/disk/by-id/*")
-                size = int(machine.text(f"{place}/size")) * 512 / 1e9
-                about = f"{machine.about(place, 'removable disk')}, {size:.1f} GB"
+                about = f"{machine.about(place, 'removable disk')}, {sectors * 512 / 1e9:.1f} GB"
                 note = "what is flashed replaces its content"
                 yield Suggestion("storage", {"path": path}, about, f"/dev/{name}", note=note)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 
@@ -59,9 +60,9 @@ class Machine:
         return self.root / path.lstrip("/")
 
     def glob(self, pattern: str) -> list[str]:
-        """The paths that match, sorted with numbers in the order of their values."""
-        found = self.root.glob(pattern.lstrip("/"))
-        return sorted((self._named(path) for path in found), key=_natural)
+        """The paths that match, sorted with numbers in the order of their values; what vanishes meanwhile is left out."""
+        found = glob(pattern.lstrip("/"), root_dir=self.root)  # unlike Path.glob, it goes on when a folder has gone
+        return sorted({f"/{path.rstrip('/')}" for path in found}, key=_natural)
 
     def exists(self, path: str) -> bool:
         return self.place(path).exists()
