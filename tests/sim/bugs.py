@@ -52,8 +52,8 @@ class HastyDisk(roles.Disk):
         return kept
 
     async def really_commit(self) -> None:
-        """Do it, a moment too late."""
-        await trio.sleep(0.1)
+        """Do it, when nobody waits for it any more."""
+        await trio.sleep(2.0)
         done = self.queue.popleft()
         if self.process.alive:
             self._version[0] += 1
