@@ -113,7 +113,9 @@ class ExporterDesk(Desk):
         name = self.who.name
         attendance = self._attendance = self._read(registration)
         with suppress(Full):  # its labels may wait for its next connection
-            await self.lab.do(lambda: self._register(registration))
+            known = self.lab.view.exporter.get(name)
+            if known is None or self._described(known, registration) != known:  # else it need not wait for the store
+                await self.lab.do(lambda: self._register(registration))
         self.lab.attend(name, attendance)
         with self.lab.news.listen(("exporter", name), "keys") as listener:
             try:
@@ -166,15 +168,16 @@ class ExporterDesk(Desk):
         exporter = self.lab.engine.exporters.get(self.who.name)
         if exporter is None:
             raise Refused(f"exporter {self.who.name} was deleted")
-        labels = registration.get("labels", {})
-        selector.check_labels(labels)
-        described = replace(
-            exporter,
-            labels={**labels, **exporter.own_labels},
-            description=str(registration.get("description", "")),
-        )
+        described = self._described(exporter, registration)
         if described != exporter:
             self.lab.engine.put(described, self.now)
+
+    @staticmethod
+    def _described(exporter: Exporter, registration: dict[str, Any]) -> Exporter:
+        labels = registration.get("labels", {})
+        selector.check_labels(labels)
+        description = str(registration.get("description", ""))
+        return replace(exporter, labels={**labels, **exporter.own_labels}, description=description)
 
 
 def _steady(wish: Desired) -> Desired:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +290,27 @@ async def test_what_a_store_rejects_though_nobody_asked_for_it_is_tried_again(
         store.rejects = lambda change: False
         assert (await a.wait(made.id, State.ENDED)).reason == "an admin's wish"
         assert trio.current_time() - began < 130
+
+
+async def test_an_exporter_with_nothing_new_to_say_does_not_wait_for_the_store(memory: list[MemoryLab]) -> None:
+    a, _, _ = memory
+    await a.add(records.Exporter(name="one"))
+    who = await a.identity("one", records.Role.EXPORTER)
+
+    async def away(changes: Sequence[Change]) -> list[Any]:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    with trio.fail_after(10), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(a.store, "commit", away)
+        a.lab.engine.put(records.Client(name="alice"), a.clock())
+        a.lab.changed()
+        registration = {"labels": {}, "observed": records.to_wire(records.Observed(epoch=0))}
+        async with (
+            multiplex(await a.dial(who), Role.DIALLER) as connection,
+            aclosing(Caller(connection).items("@lab", "attend", (registration,), {})) as items,
+        ):
+            assert "keys" in await anext(items)
 
 
 async def test_a_lease_that_was_deleted_says_so(labs: list[MemoryLab]) -> None:
