@@ -15,6 +15,7 @@ from trio.testing import MockClock
 from jmp.controller.lab import Lab
 from jmp.errors import JmpError
 from jmp.exporter.lab import LabExporter
+from jmp.router.serve import Router
 from jmp.wire.records import Phase, State, Want
 from tests.sim import roles
 from tests.sim.model import check
@@ -168,11 +169,15 @@ def _is_quiet(world: World, exporters: list[str], routers: list[str], clients: l
         return False
     if lab.view.active or lab.routers.keys() < set(routers):
         return False
+    for name in routers:
+        process = world.alive(name)
+        if process is None or not isinstance(role := process.about, Router) or not role.connected:
+            return False
     for name in exporters:
         process = world.alive(name)
-        if process is None or not isinstance(role := process.about, LabExporter):
+        if process is None or not isinstance(exporter := process.about, LabExporter):
             return False
-        if role.hold is not None and role.hold.phase is not Phase.IDLE:
+        if exporter.hold is not None and exporter.hold.phase is not Phase.IDLE:
             return False
         if name not in lab.engine._free:
             return False

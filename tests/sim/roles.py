@@ -103,7 +103,7 @@ async def controller(process: Process) -> None:
 
 async def router(process: Process) -> None:
     """``jmp router serve``."""
-    role = Router()
+    role = process.about = Router()
     url = f"wss://{process.name}"
     token, _ = identity(Role.ROUTER, process.name)
 
