@@ -378,6 +378,8 @@ class Connection:
         self._streams: dict[int, MuxStream] = {}
         self._room = trio.lowlevel.ParkingLot()
         self._wake_writer = _Signal()
+        self._writing = trio.CancelScope(shield=True)
+        """The writer's: where the block is cancelled, it has its last words to send still."""
         self._unsent: list[bytes | memoryview] = []
         self._direct = True
         """Whether the next frame may go to the link at once: nothing went that way since the last message or writer's turn."""
@@ -495,6 +497,10 @@ class Connection:
             self._wake_writer.wake()
 
     async def _write(self) -> None:
+        with self._writing:
+            await self._write_all()
+
+    async def _write_all(self) -> None:
         try:
             while True:
                 while parts := self._unsent or self._mux.outgoing():
@@ -559,6 +565,7 @@ async def multiplex(
         finally:
             with trio.move_on_after(CLOSE_GRACE, shield=True):
                 await _drain(connection)
+            connection._writing.cancel()
             nursery.cancel_scope.cancel()
             with trio.move_on_after(CLOSE_GRACE, shield=True):
                 await link.aclose(*connection.farewell)

@@ -603,3 +603,32 @@ async def test_one_that_does_not_watch_waits_for_ever(autojump_clock: trio.testi
         await trio.sleep(1000)
         assert dialler.error is None
         right.cut()
+
+
+async def test_one_that_is_cancelled_ends_at_once_and_says_its_last_words(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    ended: list[bytes] = []
+
+    async def serve(stream: MuxStream) -> None:
+        with trio.CancelScope(shield=True):
+            ended.append(await receive_all(stream))
+
+    near, far = memory_links()
+    async with multiplex(far, Role.LISTENER, serve=serve) as listener:
+        with trio.CancelScope() as scope:
+            async with multiplex(near, Role.DIALLER) as dialler:
+                streams = [dialler.open_stream(b"x") for _ in range(3)]
+                await trio.testing.wait_all_tasks_blocked()
+                began = trio.current_time()
+                scope.cancel()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await trio.testing.wait_all_tasks_blocked()
+                    for stream in streams:  # the first of these goes at once, the others are the writer's
+                        stream.close()
+        assert trio.current_time() == began
+        await listener.wait_over()
+    assert ended == [b"x"] * 3
