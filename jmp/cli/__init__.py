@@ -109,7 +109,7 @@ def guarded(run: Callable[[], int]) -> int:
     except JmpError as error:
         return _report(error)
     except OSError as error:
-        return _report(_output_failure() or error)
+        return _report(_output_failure(error) or error)
     except BaseExceptionGroup as group:
         leaves = _leaves(group)
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
@@ -130,16 +130,16 @@ def _open_closed() -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
-def _output_failure() -> JmpError | None:
-    """Why standard output does not take what was written; None if it does."""
+def _output_failure(error: OSError) -> JmpError | None:
+    """What to say if it is standard output that did not take what was written: all other writers say which file it was."""
+    import errno
+
     from jmp.errors import UsageError
 
-    try:
-        sys.stdout.flush()  # what could not be written is still there
-    except OSError as error:
-        _drop_output()
-        return UsageError(f"standard output cannot be written: {error.strerror}")
-    return None
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or error.filename is not None:
+        return None
+    _drop_output()
+    return UsageError(f"standard output cannot be written: {error.strerror}")
 
 
 def _drop_output() -> None:

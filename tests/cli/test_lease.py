@@ -93,12 +93,9 @@ def test_a_request_is_its_programs_until_the_lease_is_told(lab: ServedLab) -> No
     with lab.program("bob", "lease", "acquire", "-l", "board=solo") as waiting:
         id = waiting.until(r"lease (\w+) \(board=solo\) is queued: .*\n")[1]
         assert "tied\tyes" in lab.ok("bob", "lease", "show", id)
-        waiting.process.kill()
-        waiting.finish()
-    lab.ok("alice", "lease", "release", first)
-    third = acquire(lab, "alice", "-l", "board=solo", "--no-wait")  # though the one who was killed is before her
-    lab.ok("alice", "lease", "release", third)
-    lab.ok("bob", "lease", "release", id)
+        lab.ok("alice", "lease", "release", first)
+        assert waiting.finish()[:2] == (0, f"{id}\n")
+    assert "tied" not in lab.ok("bob", "lease", "show", id)
 
 
 def test_a_line_on_a_terminal_is_renewed(lab: ServedLab) -> None:
