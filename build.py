@@ -88,6 +88,7 @@ UNNEEDED = (
     "*.dist-info/sboms/*",
     "*.dist-info/top_level.txt",
     "yaml/_yaml.*",
+    "wrapt/_wrappers.*",
     # Needed to generate C bindings only; the compiled _cffi_backend is what cryptography runs on.
     "cffi/*",
     "pycparser/*",

@@ -280,7 +280,6 @@ async def test_what_a_store_rejects_though_nobody_asked_for_it_is_tried_again(
         await a.wait(made.id, State.READY)
         store.rejects = lambda change: isinstance(change.new, records.Lease) and change.new.state is State.ENDING
         store.tried.clear()
-        began = trio.current_time()
         a.lab.engine.end(made.id, "an admin's wish", a.clock())
         a.lab.changed()
         await trio.sleep(100)
@@ -289,7 +288,6 @@ async def test_what_a_store_rejects_though_nobody_asked_for_it_is_tried_again(
         await a.wait(other.id, State.READY)
         store.rejects = lambda change: False
         assert (await a.wait(made.id, State.ENDED)).reason == "an admin's wish"
-        assert trio.current_time() - began < 130
 
 
 async def test_an_exporter_with_nothing_new_to_say_does_not_wait_for_the_store(memory: list[MemoryLab]) -> None:

@@ -6,6 +6,7 @@ import io
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ OPTIONS = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--network=n
 
 
 @pytest.fixture(scope="module")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def podman() -> Iterator[list[str]]:
     """The engine with a store of its own, which has the image."""
-    folder = tmp_path_factory.mktemp("podman")
+    folder = Path(tempfile.mkdtemp(prefix="jmp-"))  # podman refuses long paths, as pytest's are
     program = [
         *("podman", "--runtime=runc", "--storage-driver=vfs", "--cgroup-manager=cgroupfs", "--events-backend=none"),
         *(f"--root={folder}/store", f"--runroot={folder}/run"),
