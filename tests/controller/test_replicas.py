@@ -25,6 +25,12 @@ from tests.fakes.memory_store import MemoryStore
 
 
 @pytest.fixture
+def autojump_clock() -> MockClock:
+    """Leaps when all have waited for 10 ms: until then they may wait for threads, which open drivers and keep files."""
+    return MockClock(autojump_threshold=0.01)
+
+
+@pytest.fixture
 async def memory(tmp_path: Path) -> AsyncIterator[list[MemoryLab]]:
     """Three controllers of one lab, whose store is in memory: for tests in which time leaps."""
     store = MemoryStore()

@@ -39,6 +39,12 @@ async def limit() -> AsyncIterator[None]:
 
 
 @pytest.fixture
+def autojump_clock() -> trio.testing.MockClock:
+    """Leaps when all have waited for 10 ms: until then they may wait for threads, which open drivers and keep files."""
+    return trio.testing.MockClock(autojump_threshold=0.01)
+
+
+@pytest.fixture
 async def lab(tmp_path: Path) -> AsyncIterator[MemoryLab]:
     async with memory_lab(tmp_path) as made:
         yield made

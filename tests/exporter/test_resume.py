@@ -27,6 +27,12 @@ from tests.fakes.exporters import Lamp, bench, exporting
 from tests.fakes.memory_lab import WANT, MemoryLab, memory_lab
 
 
+@pytest.fixture
+def autojump_clock() -> MockClock:
+    """Leaps when all have waited for 10 ms: until then they may wait for threads, which open drivers and keep files."""
+    return MockClock(autojump_threshold=0.01)
+
+
 @pytest.fixture(autouse=True)
 async def limit() -> AsyncIterator[None]:
     with trio.fail_after(300):
