@@ -87,7 +87,7 @@ def test_a_request_is_taken_back_by_a_signal(lab: ServedLab, number: signal.Sign
 
 
 def test_a_request_is_its_programs_until_the_lease_is_told(lab: ServedLab) -> None:
-    """So a program that is killed in the queue gets nothing that nobody knows of; what was told outlives its program."""
+    """Tied in the queue, so that it ends with a program that is killed; what was told outlives its program."""
     first = acquire(lab, "alice", "-l", "board=solo")
     assert "tied" not in lab.ok("alice", "lease", "show", first)
     with lab.program("bob", "lease", "acquire", "-l", "board=solo") as waiting:
