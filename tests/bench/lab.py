@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -114,7 +114,8 @@ def worker(
         yield Worker(process, what)
         assert process.stdin is not None
         process.stdin.close()  # at whose end it ends what it has started itself
-        process.wait(30)
+        with suppress(subprocess.TimeoutExpired):  # A peer that hangs at its end is killed, and its figures stay.
+            process.wait(30)
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
