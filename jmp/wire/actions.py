@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -13,7 +14,7 @@ def allowed(allow: Iterable[str], deny: Iterable[str], action: str) -> bool:
     """Whether ``action``, the path of a driver, a dot and the name of a method, is allowed: ``deny`` wins.
 
     In a pattern ``*`` stands for any number of characters, dots included, and nothing else is special. A pattern without a
-    dot is the path of a driver, and means all that is in it and below.
+    dot is the path of a driver, and means all that is in it and below. However many asterisks there are, it is decided soon.
     """
     return any(_matcher(pattern)(action) for pattern in allow) and not any(
         _matcher(pattern)(action) for pattern in deny
@@ -28,7 +29,7 @@ def check(pattern: str) -> None:
 
 @cache
 def _matcher(pattern: str) -> Callable[[str], re.Match[str] | None]:
-    text = ".*".join(re.escape(part) for part in pattern.split("*"))
     if "." not in pattern and not pattern.endswith("*"):
-        text += r"\..*"
-    return re.compile(text, re.DOTALL).fullmatch
+        pattern += ".*"
+    literal = re.sub(r"[?[]", r"[\g<0>]", pattern)  # which mean something to fnmatch
+    return re.compile(fnmatch.translate(literal)).match
