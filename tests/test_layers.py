@@ -22,6 +22,7 @@ RANK = {
     "wire": 2,
     "environment": 1,
     "logs": 1,
+    "private": 1,
     "errors": 0,
 }
 FILES = sorted(

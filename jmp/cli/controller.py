@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import socket
 import sys
@@ -18,11 +17,10 @@ import typer
 
 from jmp.audit import Audit
 from jmp.cli import output
-from jmp.cli.exporter import LogFormat, LogLevel, check_address, log_to_stderr, until_told
 from jmp.cli.labs import join_command
 from jmp.cli.places import Data, Kubeconfig, Namespace, Where, data_directory
+from jmp.cli.serving import LogFormat, LogLevel, check_address, log_to_stderr, own_names, until_told
 from jmp.cli.typed import new_app
-from jmp.client.config import write_private
 from jmp.controller.desks import DEFAULT_TOKEN_DAYS, issue, revoke
 from jmp.controller.keys import Keys
 from jmp.controller.lab import Lab
@@ -35,6 +33,7 @@ from jmp.errors import LabError, UsageError
 from jmp.exporter.serve import address_of, listen, notify
 from jmp.link import Link, websocket
 from jmp.link.address import parse as parse_url
+from jmp.private import write_private
 from jmp.router.serve import Router
 from jmp.rpc.keys import verifier_of
 from jmp.wire.records import Role
@@ -275,26 +274,13 @@ async def _first_start(
         output.note(f"\n  {command}\n")
     else:
         file = data / "admin.join"
-        write_private(file, command + "\n")
+        write_private(file, f"{command}\n".encode())
         output.note(f"\n  sh {shlex.quote(str(file))}\n\n(the file holds a secret; remove it then)")
     output.note(
         "Then these print the commands that join the first exporter and the first client:\n\n"
         "  jmp admin create exporter NAME\n"
         "  jmp admin create client NAME"
     )
-
-
-def own_names() -> list[str]:
-    """Names and addresses of this machine, the one to tell others first."""
-    name = socket.getfqdn()
-    found = [name if name != "localhost" else socket.gethostname(), socket.gethostname()]
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(("192.0.2.1", 9))  # sends nothing; tells by which address others are reached
-            found.append(probe.getsockname()[0])
-    except OSError:
-        logging.getLogger("jmp.controller").debug("this machine has no route to other networks")
-    return list(dict.fromkeys(found))
 
 
 @app.command()

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
-import signal
-import ssl
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import trio
 import typer
 
-from jmp import logs
 from jmp.cli import output
+from jmp.cli.places import default_socket, state_directory
+from jmp.cli.serving import LogFormat, LogLevel, check_address, log_to_stderr, tls_of, until_told
 from jmp.cli.typed import Output, new_app
 from jmp.client.connect import RESERVED
 from jmp.driver.plugins import driver_class
 from jmp.errors import ConfigError, UsageError
 from jmp.exporter import config as configuration
 from jmp.exporter.config import ExporterConfig
+from jmp.private import write_private
 
 app = new_app("Offer a device to its users.")
 run_app = new_app("Offer a device: the same as jmp exporter serve.")
@@ -35,46 +33,6 @@ Name = Annotated[
 def load(exporter: str) -> ExporterConfig:
     """The configuration with this name or in this file, checked."""
     return configuration.load(configuration.name_or_path(exporter), driver_class, reserved=RESERVED)
-
-
-LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
-LogFormat = Annotated[str, typer.Option(help="text or json: lines for people, or an object a line.")]
-"""Options of all that serve."""
-
-
-def runtime_directory() -> Path:
-    """Where exporters of this user put their sockets: ``$XDG_RUNTIME_DIR/jmp``, or ``/run/jmp`` for root, or a private one."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if base:
-        return Path(base) / "jmp"
-    if os.getuid() == 0:
-        return Path("/run/jmp")
-    path = Path(tempfile.gettempdir()) / f"jmp-run-{os.getuid()}"
-    path.mkdir(mode=0o700, exist_ok=True)
-    if path.is_symlink() or path.stat().st_uid != os.getuid():
-        raise ConfigError(f"{path} belongs to somebody else: set XDG_RUNTIME_DIR to a directory of your own")
-    return path
-
-
-def default_socket(name: str) -> Path:
-    """Where the exporter ``name`` listens unless told otherwise, and where ``jmp shell --exporter`` looks for it."""
-    return runtime_directory() / f"{name}.sock"
-
-
-def state_directory(name: str) -> Path:
-    """What an exporter keeps: its self-signed certificate and passphrase."""
-    base = os.environ.get("XDG_STATE_HOME") or (
-        Path("/var/lib") if os.getuid() == 0 else Path.home() / ".local" / "state"
-    )
-    return Path(base) / "jmp" / "exporters" / name
-
-
-def check_address(option: str, address: str, *, network: bool = False) -> None:
-    """Raise ``UsageError`` if one cannot listen there; ``network``: if others could not come in over the network."""
-    if problem := configuration.address_problem(address):
-        raise UsageError(f"{option} {problem}" if not network else f"{option} {address!r} is not HOST:PORT")
-    if network and address.startswith("unix:"):
-        raise UsageError(f"{option} {address}: HOST:PORT is needed, as others come over the network")
 
 
 @app.command()
@@ -188,15 +146,6 @@ async def _serve(
         path.unlink(missing_ok=True)  # a moment, and nothing else is running any more
 
 
-async def until_told(scope: trio.CancelScope) -> None:
-    """Cancel ``scope`` when this process is told to end."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            logging.getLogger("jmp").info("stopping: %s", signal.Signals(number).name)
-            scope.cancel()
-            return
-
-
 def _passphrase(name: str, file: Path | None) -> tuple[str, Path | str]:
     """The passphrase and where it is: given, or made once and kept."""
     if file is not None:
@@ -205,7 +154,7 @@ def _passphrase(name: str, file: Path | None) -> tuple[str, Path | str]:
         return from_environment, "FILE"
     file = state_directory(name) / "passphrase"
     if not file.exists():
-        _private(file, (secrets.token_urlsafe(24) + "\n").encode())
+        write_private(file, f"{secrets.token_urlsafe(24)}\n".encode())
     return read_passphrase(file), file
 
 
@@ -220,40 +169,6 @@ def read_passphrase(file: Path) -> str:
     if not text:
         raise ConfigError(f"{file} holds no passphrase: its first line is empty")
     return text
-
-
-def tls_of(name: str, cert: Path | None, key: Path | None) -> tuple[ssl.SSLContext, str | None]:
-    """The context for listening, and the fingerprint by which clients know a self-signed certificate."""
-    from jmp.link.tls import self_signed, server_context
-
-    if (cert is None) != (key is None):
-        raise UsageError("--tls-cert and --tls-key belong together: give both or none")
-    if cert is not None and key is not None:
-        return server_context(cert, key), None
-    pem = state_directory(name) / "tls.pem"
-    fingerprint = self_signed(pem, f"exporter {name}")
-    return server_context(pem), fingerprint
-
-
-def _private(file: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        new = file.with_name(f".{file.name}.{os.getpid()}")
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
-            opened.write(content)
-        new.replace(file)
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
-
-
-def log_to_stderr(level: str, form: str) -> None:
-    """Where a server's log goes."""
-    if level not in logs.LEVELS:
-        raise UsageError(f"--log-level takes one of {', '.join(logs.LEVELS)}, not {level!r}")
-    if form not in logs.FORMATS:
-        raise UsageError(f"--log-format takes one of {', '.join(logs.FORMATS)}, not {form!r}")
-    logs.log_to_stderr(level, form)
 
 
 @app.command()

@@ -13,7 +13,8 @@ import trio
 
 from jmp.audit import Audit
 from jmp.cli import output
-from jmp.cli.exporter import state_directory, tls_of, until_told
+from jmp.cli.places import state_directory
+from jmp.cli.serving import tls_of, until_told
 from jmp.client.config import ClientConfig, Metadata, Tls, credentials
 from jmp.errors import ConfigError
 from jmp.exporter.config import ExporterConfig

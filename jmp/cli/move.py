@@ -21,7 +21,7 @@ from jmp.controller.move import Moved
 from jmp.controller.sqlite import FILE, SqliteStore, backup, is_used
 from jmp.controller.store import Store
 from jmp.errors import ConfigError, Conflict, LabError, UsageError
-from jmp.link.tls import read_private, write_private
+from jmp.private import read_private, write_private
 
 if TYPE_CHECKING:
     from jmp.controller.kubernetes_api import Api

@@ -13,15 +13,15 @@ import typer
 
 from jmp.cli import output
 from jmp.cli.config import read_token
-from jmp.cli.controller import own_names
-from jmp.cli.exporter import LogFormat, LogLevel, check_address, log_to_stderr, until_told
+from jmp.cli.serving import LogFormat, LogLevel, check_address, log_to_stderr, own_names, until_told
 from jmp.cli.typed import new_app
-from jmp.client.config import TOKEN, write_private
+from jmp.client.config import TOKEN
 from jmp.errors import UsageError
 from jmp.exporter.serve import address_of, listen, notify
 from jmp.link import websocket
 from jmp.link.pages import serve_pages
 from jmp.link.tls import fetch_ca, self_signed, server_context
+from jmp.private import write_private
 from jmp.router.http import pages
 from jmp.router.serve import MAX_PAIRS, Router, attend, drain
 from jmp.wire.duration import parse
@@ -84,7 +84,7 @@ def serve(
     state = state_directory(name)
     if ca is None and ca_fingerprint is not None:
         ca = state / "ca.pem"
-        write_private(ca, fetch_ca(controller, ca_fingerprint))
+        write_private(ca, fetch_ca(controller, ca_fingerprint).encode())
     trio.run(_serve, name, controller, token_of, ca, address, url, tls_cert, tls_key, state, most, seconds, http)
 
 

@@ -14,7 +14,8 @@ import trio
 import typer
 
 from jmp.cli import output
-from jmp.cli.exporter import default_socket, load, read_passphrase
+from jmp.cli.exporter import load, read_passphrase
+from jmp.cli.places import default_socket
 from jmp.cli.typed import new_app
 from jmp.client.connect import Dial, open_session, who
 from jmp.client.relay import relay

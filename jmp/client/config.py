@@ -11,13 +11,13 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from jmp.driver.schema import did_you_mean
 from jmp.errors import BadValue, ConfigError, NotFound, UsageError
+from jmp.private import read_private, write_private
 
 _log = logging.getLogger(__name__)
 
@@ -106,8 +106,8 @@ class Store:
         }
         if ca is not None:
             values["tls"] = {"ca": f"{name}.ca.pem"}
-            write_private(path.with_name(f"{name}.ca.pem"), ca)
-        write_private(path, yaml.safe_dump(values, sort_keys=False))
+            write_private(path.with_name(f"{name}.ca.pem"), ca.encode())
+        write_private(path, yaml.safe_dump(values, sort_keys=False).encode())
         return path
 
     def delete(self, name: str) -> None:
@@ -135,7 +135,7 @@ class Store:
     def use(self, name: str) -> None:
         """Use this one from now on. Raises ``NotFound``."""
         self.load(name)
-        write_private(self.folder / "current", name + "\n")
+        write_private(self.folder / "current", f"{name}\n".encode())
 
     def _present(self, name: str) -> Path:
         path = self.path(name)
@@ -158,13 +158,13 @@ def read(path: Path) -> ClientConfig:
     """Read one file. Raises ``ConfigError`` with file, line and place."""
     from jmp.driver import schema, yamlfile
 
+    content = read_private(path)
+    if content is None:
+        raise ConfigError(f"{path} cannot be read: there is no such file")
     try:
-        with path.open() as opened:
-            _make_private(path, opened.fileno())
-            text = opened.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    document = yamlfile.read(text)
+        document = yamlfile.read(content.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
     problems = document.problems
     config: ClientConfig | None = None
     if not problems:
@@ -174,14 +174,6 @@ def read(path: Path) -> ClientConfig:
         where = f"{problem.where}: " if problem.where else ""
         raise ConfigError(f"{path}:{document.line(problem.where)}: {where}{problem.message}")
     return config
-
-
-def _make_private(path: Path, descriptor: int) -> None:
-    """What holds a token is its owner's alone, however it came here."""
-    if os.fstat(descriptor).st_mode & 0o077:
-        with suppress(OSError):  # somebody else's file, or one that is mounted read-only
-            os.fchmod(descriptor, 0o600)
-            _log.warning("jmp: %s could be read by others: that is changed, but its token may be known", path)
 
 
 def current(environ: Mapping[str, str] = os.environ, *, name: str | None = None) -> ClientConfig:
@@ -200,15 +192,3 @@ def current(environ: Mapping[str, str] = os.environ, *, name: str | None = None)
         chosen = store.load(name)
         chosen = replace(chosen, endpoint=endpoint or chosen.endpoint, token=token or chosen.token)
     return chosen if ca is None else replace(chosen, tls=Tls(ca=Path(ca)))
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all. Raises ``ConfigError``."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        new = path.with_name(f".{path.name}.{os.getpid()}")
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
-            opened.write(text)
-        new.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error

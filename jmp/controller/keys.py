@@ -32,7 +32,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from jmp.errors import ConfigError, LabError
-from jmp.link.tls import fingerprint_of, read_private, server_context, write_private
+from jmp.link.tls import fingerprint_of, server_context
+from jmp.private import read_private, write_private
 from jmp.wire.records import Role, Token
 from jmp.wire.tokens import ALGORITHM, ISSUER, LEEWAY
 

@@ -22,7 +22,7 @@ from jmp.controller.keys import Keys
 from jmp.controller.kubernetes_api import Api, Denied, Gone, Object
 from jmp.controller.lab import Lab
 from jmp.errors import LabError
-from jmp.link.tls import write_private
+from jmp.private import write_private
 from jmp.wire.records import Role
 
 log = logging.getLogger("jmp.controller")

@@ -17,6 +17,7 @@ from typing import Final
 
 from jmp.errors import ConfigError, LabError, ProtocolViolation, Refused, Timeout, UsageError
 from jmp.link.address import Address, parse
+from jmp.private import read_private, write_private
 
 log = logging.getLogger(__name__)
 
@@ -148,51 +149,6 @@ def _self_signed(name: str) -> bytes:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return certificate.public_bytes(serialization.Encoding.PEM) + private
-
-
-def read_private(file: Path) -> bytes | None:
-    """What :func:`write_private` wrote; None if it is missing. One that others could read is made private, and that is logged.
-
-    Raises :class:`~jmp.errors.ConfigError`.
-    """
-    try:
-        with file.open("rb") as opened:
-            if os.fstat(opened.fileno()).st_mode & 0o077:
-                log.warning(
-                    "%s could be read by others than its owner: that is changed, but its key may be known", file
-                )
-                os.fchmod(opened.fileno(), 0o600)
-            return opened.read()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from error
-
-
-def write_private(file: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, whole or not at all; it is on the disk when this returns.
-
-    Its directory is made if it is missing. Raises :class:`~jmp.errors.ConfigError`.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        new = file.with_name(f".{file.name}.{os.getpid()}")
-        new.unlink(missing_ok=True)  # of a process of the same number that was killed
-        try:
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
-                opened.write(content)
-                opened.flush()
-                os.fsync(opened.fileno())
-            new.replace(file)
-        finally:
-            new.unlink(missing_ok=True)
-        directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be written: {error.strerror or error}") from error
 
 
 def fingerprint_of(certificate: bytes) -> str:

@@ -57,7 +57,7 @@ def test_a_file_that_others_can_read_is_made_private(lab: ServedLab, joining: di
     file = folder(lab, name) / "clients" / f"{name}.yaml"
     file.chmod(0o644)
     done = lab.run(name, "whoami")
-    assert (done.returncode, done.stderr.count("\n"), "its token may be known" in done.stderr) == (0, 1, True)
+    assert (done.returncode, done.stderr.count("\n"), "the secret in it may be known" in done.stderr) == (0, 1, True)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
