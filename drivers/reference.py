@@ -185,7 +185,14 @@ TESTED = {
         "orders and what the hub says then; no such hub, no such port, no such program",
     ),
     "virtual-board": ("none: it is a device", "boot, login, console, flashing, network ports, power"),
-    "ustreamer": ("the program, without a camera", "its picture of that, the error, wrong arguments"),
+    "ustreamer": (
+        "the program, with the kernel's simulated camera and with none",
+        "pictures, sizes; a camera that goes and returns; its picture of none, the error, wrong arguments",
+    ),
+    "v4l2-camera": (
+        "ffmpeg, with the kernel's simulated camera",
+        "pictures, sizes, filters; two who look at once; a camera that is absent, busy, goes and returns; nothing runs on",
+    ),
     "vnc": (
         "TigerVNC's X server; QEMU's for the driver qemu",
         "pixels, changes, keys, buttons, passwords, impostors, loss and return; pictures held against Pillow",

@@ -23,6 +23,7 @@ from jmp.driver import ConfigError, DeviceError, serve
 from jmp_drivers import _jpeg
 from jmp_drivers._process import leashed
 from jmp_drivers.camera import CommandCamera, HttpCamera, Ustreamer
+from jmp_drivers.v4l2 import V4l2Camera
 from tests.drivers.test_telnet import listening
 from tests.fakes.bundled import problems_in
 
@@ -185,6 +186,9 @@ def test_configurations_that_cannot_be() -> None:
             HttpCamera(**wrong)
     with pytest.raises(ConfigError):
         CommandCamera(command="")
+    for wrong in ({"resolution": "720p"}, {"fps": -1.0}, {"quality": 0}):
+        with pytest.raises(ConfigError):
+            V4l2Camera(**wrong)
 
 
 def test_examples_in_the_documentation_are_valid() -> None:

@@ -46,6 +46,7 @@ ABSENT: dict[str, tuple[dict[str, Any], str, tuple[Any, ...], str]] = {
     "tasmota": ({"broker": "127.0.0.1:PORT", "topic": "x"}, "on", (), "127.0.0.1"),
     "telnet": ({"host": "127.0.0.1", "port": "PORT"}, "send", (b"x",), "127.0.0.1"),
     "uds": ({"channel": "can77", "tx": 1, "rx": 2}, "read", (1,), "CAN bus can77"),
+    "v4l2-camera": ({"device": "/dev/video77"}, "screenshot", (), "/dev/video77"),
     "usb-hub-power": ({"location": "7", "port": 7, "program": "jmp-none"}, "on", (), "jmp-none"),
 }
 """Driver → a configuration whose device is absent (PORT is one where nobody listens), a call, and what its error names."""

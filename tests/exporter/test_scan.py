@@ -17,6 +17,7 @@ from jmp.driver import Driver, Machine, Suggestion
 from jmp.exporter import config, scan
 from jmp_drivers.block import BlockDevice, SdMux
 from jmp_drivers.serial import Serial
+from jmp_drivers.v4l2 import V4l2Camera
 from tests.fakes.bundled import driver_class
 from tests.fakes.machine import Files
 
@@ -122,6 +123,36 @@ def test_disks_that_are_plugged_in_but_none_of_the_machines(machine: Files) -> N
         {"path": "/dev/disk/by-id/usb-Ultra-0:0"},
     )
     assert found.comment()[0] == "Ultra (0781:5581), USB port 1-4, 30.7 GB: /dev/sdb"
+
+
+def test_cameras_are_what_gives_pictures(machine: Files) -> None:
+    """A USB camera has a second node, for what it says of its pictures; a codec of the machine's has one that takes pictures."""
+    usb = machine.usb("1-6", idVendor="046d", idProduct="082d", product="HD Pro Webcam C920", serial="1234")
+    for number, (place, index, can) in enumerate(
+        [
+            (usb, 0, ":capture:"),
+            (usb, 1, ":"),
+            ("sys/devices/platform/codec", 0, ":video_output:"),
+            ("sys/devices/platform/unicam", 0, None),
+        ]
+    ):
+        node = f"{place}/video4linux/video{number}"
+        machine.write(f"{node}/index", f"{index}\n")
+        machine.write(f"{node}/dev", f"81:{number}\n")
+        machine.write(f"{node}/name", "unicam\n")
+        machine.link(f"sys/class/video4linux/video{number}", node)
+        machine.write(f"dev/video{number}")
+        if can is not None:
+            machine.write(f"run/udev/data/c81:{number}", f"E:ID_V4L_VERSION=2\nE:ID_V4L_CAPABILITIES={can}\n")
+    machine.link("dev/v4l/by-id/usb-046d_C920-video-index0", "dev/video0")
+    found = look(machine, camera=V4l2Camera)
+    assert [(each.suggestion.config["device"], each.suggestion.about) for each in found] == [
+        (
+            "/dev/v4l/by-id/usb-046d_C920-video-index0",
+            "HD Pro Webcam C920 (046d:082d), serial number 1234, USB port 1-6",
+        ),
+        ("/dev/video3", "unicam"),
+    ]
 
 
 def test_links_out_of_the_root_are_not_followed(machine: Files) -> None:

@@ -34,6 +34,7 @@ async def test_what_is_plugged_in() -> None:
         text = scan.proposal(scan.scan(Machine(), drivers, failed=lambda *failure: pytest.fail(str(failure))), "lab")
         assert "  # Lab Virtual DUT (1d6b:0104), serial number LAB0001, USB port 1-1\n" in text
         for entry in (
+            "camera:\n    type: v4l2-camera\n    config:\n      device: /dev/video0\n",
             "can:\n    type: can\n    config:\n      channel: vcan0\n",
             "console:\n    type: serial\n    config:\n      url: /dev/ttyACM0\n",
             "gpio:\n    type: gpio\n    config:\n      chip: /dev/gpiochip0\n",
