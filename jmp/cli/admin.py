@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from typing import Annotated, Any, Final
@@ -38,6 +39,8 @@ for _name, _group in {
     app.add_typer(_group, name=_name)
 
 TOKEN_DAYS: Final = 365
+POD_TOKEN: Final = "/var/run/secrets/jmp/token"
+"""Where a pod has its own token for the lab, if it is projected as the documentation says."""
 EVERYTHING_POLICY: Final = "default"
 """The policy that a new lab begins with; it allows everybody everything."""
 
@@ -85,10 +88,29 @@ StoreKind = Annotated[Where, typer.Option("--store", help="Where its records are
 
 @create.command("client")
 def create_client(
-    name: Name, labels: Labels = None, token_days: Days = TOKEN_DAYS, client: Client = None, form: Output = "table"
+    name: Name,
+    labels: Labels = None,
+    accounts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--service-account",
+            metavar="NAMESPACE/NAME",
+            help="Whose pods log in as this client, instead of a token; repeatable.",
+        ),
+    ] = None,
+    token_days: Days = TOKEN_DAYS,
+    client: Client = None,
+    form: Output = "table",
 ) -> None:
     """Add somebody who may lease, a person or a CI job, and print the command with which to join."""
-    _create_with_token(CLIENT, name, {"labels": labs.pairs(labels, "--label")}, token_days, client, form)
+    values: dict[str, Any] = {"labels": labs.pairs(labels, "--label")}
+    if not accounts:
+        _create_with_token(CLIENT, name, values, token_days, client, form)
+        return
+    with labs.as_admin(client) as (config, lab):
+        record = lab.call("create", "client", name, {**values, "service_accounts": accounts})
+    print_changed(CLIENT, record, form, "created")
+    _print_login(config, form)
 
 
 @create.command("exporter")
@@ -209,9 +231,23 @@ def print_found(
 
 
 @update.command("client")
-def update_client(name: Name, labels: NewLabels = None, client: Client = None, form: Output = "table") -> None:
-    """Change a client's labels."""
-    _update_labels(CLIENT, name, labels, {}, client, form)
+def update_client(
+    name: Name,
+    labels: NewLabels = None,
+    accounts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--service-account",
+            metavar="NAMESPACE/NAME|none",
+            help="Whose pods log in as this client, in place of those before; repeatable.",
+        ),
+    ] = None,
+    client: Client = None,
+    form: Output = "table",
+) -> None:
+    """Change a client's labels, and whose pods log in as it."""
+    values = {} if not accounts else {"service_accounts": [] if accounts == ["none"] else accounts}
+    _update_labels(CLIENT, name, labels, values, client, form)
 
 
 @update.command("exporter")
@@ -446,6 +482,16 @@ def _print_join(config: ClientConfig, answer: dict[str, Any], form: Wide) -> Non
         expires = labs.relative(answer["expires"], time.time())
         output.note(f"where it belongs, run this; it holds a secret, which is told only now and expires {expires}:\n")
         sys.stdout.write(f"{command}\n")
+
+
+def _print_login(config: ClientConfig, form: Wide) -> None:
+    """How a pod becomes a client that it may log in as."""
+    if form == "table":
+        fingerprint = labs.ca_fingerprint(config)
+        output.note("in a pod with a token of its service account for this lab (docs/kubernetes.md):\n")
+        words = ["jmp", "login", "--endpoint", config.endpoint]
+        words += ["--ca-fingerprint", fingerprint] if fingerprint is not None else []
+        sys.stdout.write(f"{shlex.join([*words, '--token-file', POD_TOKEN])}\n")
 
 
 def print_changed(kind: Kind, record: dict[str, Any], form: Wide, what: str) -> None:

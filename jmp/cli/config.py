@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import os
 import sys
@@ -19,7 +20,7 @@ from jmp.cli import labs, output
 from jmp.cli.typed import Output, new_app
 from jmp.client import config as configuration
 from jmp.client.config import CHOICE, ENDPOINT, TOKEN, ClientConfig, Metadata, Store, Tls, clients, credentials
-from jmp.client.lab import open_lab
+from jmp.client.lab import log_in, open_lab
 from jmp.errors import ConfigError, JmpError, Refused, UsageError
 from jmp.link.address import parse
 from jmp.wire import tokens
@@ -146,6 +147,8 @@ def login(
 
     The token is in a file, comes by standard input or the environment, or is asked for on a terminal; with nothing but a new CA
     for the lab in use, it is the one that is kept. The controller is asked who you are before anything is kept.
+
+    In a pod the file may hold the token of its service account: that gets one of the lab's, and the next one whenever it ends.
     """
     store = clients()
     endpoint = endpoint or os.environ.get(ENDPOINT) or None
@@ -158,19 +161,22 @@ def login(
             )
         known = store.load(name)
         endpoint, kept = known.endpoint, known.token if ca or ca_fingerprint else None
+        if token_file is None and not os.environ.get(TOKEN) and known.account_token is not None:
+            token_file = str(known.account_token)
     if name is not None:
         store.path(name)  # raises for what is no name, before anything is asked
     parse(endpoint)
     given = token_file is not None or bool(os.environ.get(TOKEN))
     token = read_token(token_file) if given else kept or _ask_token()
-    says = tokens.peek(token)
-    _check_role(store, says)
-    name = name or says["name"]
-    _check_free(store, name, endpoint, replace)
+    _check_role(store, token)
+    if name is None and tokens.account_of(token) is None:
+        name = tokens.peek(token)["name"]
+    if name is not None:
+        _check_free(store, name, endpoint, replace)
     pem = _ca(endpoint, ca_fingerprint, ca)
-    if pem is None:
+    if pem is None and name is not None:
         pem = _kept_ca(store, name, endpoint)
-    who = _keep(store, name, endpoint, token, pem)
+    name, who = _keep(store, name, endpoint, token, token_file, pem, replace)
     store.use(name)
     output.note(f"you are {who['name']} ({who['role']}) at {endpoint}, kept as {name}")
     _warn_choice(name)
@@ -274,14 +280,14 @@ def read_token(file: str | None) -> str:
         if not token:
             raise UsageError(f"a token is needed: in {TOKEN}, in a file (--token-file FILE), or by --token-file -")
         return token
+    if file != "-":
+        return configuration.read_token(Path(file))
     try:
-        token = (sys.stdin.read() if file == "-" else Path(file).read_text()).strip()
+        token = sys.stdin.read().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the token cannot be read from {file}: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        raise ConfigError(f"the token cannot be read from standard input: {error}") from None
     if not token:
-        raise ConfigError(f"{'standard input' if file == '-' else file} holds no token")
+        raise ConfigError("standard input holds no token")
     return token
 
 
@@ -299,13 +305,26 @@ def _join(
     parse(endpoint)
     _check_free(store, name, endpoint, replace)
     token = read_token(token_file)
-    _check_role(store, tokens.peek(token))
+    _check_role(store, token)
     pem = _ca(endpoint, ca_fingerprint, ca)
-    return _keep(store, name, endpoint, token, pem)
+    _, who = _keep(store, name, endpoint, token, token_file, pem, replace)
+    return who
 
 
-def _keep(store: Store, name: str, endpoint: str, token: str, pem: str | None) -> dict[str, Any]:
-    """Ask the controller who one is, then keep that. Returns what it said."""
+def _keep(
+    store: Store,
+    name: str | None,
+    endpoint: str,
+    token: str,
+    token_file: str | None,
+    pem: str | None,
+    replace: bool,
+) -> tuple[str, dict[str, Any]]:
+    """Ask the controller who one is, then keep that. Returns as what, and what it said.
+
+    A service account's token gets one of the lab's first; if it comes from a file it gets those that follow, too.
+    """
+    own: Path | None = None
     with ExitStack() as stack:
         file = None
         if pem is not None:
@@ -313,11 +332,17 @@ def _keep(store: Store, name: str, endpoint: str, token: str, pem: str | None) -
             kept.write(pem)
             kept.flush()
             file = Path(kept.name)
-        config = ClientConfig(metadata=Metadata(name=name), endpoint=endpoint, token=token, tls=Tls(ca=file))
+        config = ClientConfig(metadata=Metadata(name=name or "new"), endpoint=endpoint, token=token, tls=Tls(ca=file))
+        if tokens.account_of(token) is not None:
+            config = dataclasses.replace(config, token=log_in(config)["token"])
+            own = Path(token_file).absolute() if token_file not in (None, "-") else None
         lab = stack.enter_context(open_lab(config))
         who: dict[str, Any] = lab.call("whoami")
-    store.save(name, endpoint, token, pem)
-    return who
+    if name is None:
+        name = str(who["name"])
+        _check_free(store, name, endpoint, replace)
+    store.save(name, endpoint, config.token, pem, own)
+    return name, who
 
 
 def _ask_token() -> str:
@@ -360,8 +385,13 @@ def _check_free(store: Store, name: str, endpoint: str, replace: bool) -> None:
         raise UsageError(f"{name} is in another lab already ({present}): take another name, or add --replace")
 
 
-def _check_role(store: Store, says: dict[str, Any]) -> None:
+def _check_role(store: Store, token: str) -> None:
     roles = KINDS[store.kind]
+    if tokens.account_of(token) is not None:
+        if "client" in roles:
+            return
+        raise Refused("the token is a service account's, which logs in as a client: jmp login")
+    says = tokens.peek(token)
     if says["role"] in roles:
         return
     fitting = next((kind.lower() for kind, of in KINDS.items() if says["role"] in of), None)
@@ -387,10 +417,13 @@ def _ca(endpoint: str, fingerprint: str | None, file: Path | None) -> str | None
 
 def _renew(store: Store, name: str) -> None:
     config = store.load(name)
-    with open_lab(config) as lab:
-        answer = lab.call("renew")
+    if config.account_token is not None:
+        answer = log_in(dataclasses.replace(config, token=configuration.read_token(config.account_token)))
+    else:
+        with open_lab(config) as lab:
+            answer = lab.call("renew")
     pem = config.tls.ca.read_text() if config.tls.ca is not None else None
-    store.save(name, config.endpoint, answer["token"], pem)
+    store.save(name, config.endpoint, answer["token"], pem, config.account_token)
     output.note(f"the new token of {name} expires {labs.relative(answer['expires'], time.time())}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import shlex
 import socket
 import sys
@@ -21,14 +22,14 @@ from jmp.cli.labs import join_command
 from jmp.cli.places import Data, Kubeconfig, Namespace, Where, data_directory
 from jmp.cli.serving import LogFormat, LogLevel, check_address, log_to_stderr, own_names, until_told
 from jmp.cli.typed import new_app
-from jmp.controller.desks import DEFAULT_TOKEN_DAYS, issue, revoke
+from jmp.controller.desks import DEFAULT_TOKEN_DAYS
 from jmp.controller.keys import Keys
 from jmp.controller.lab import Lab
 from jmp.controller.leases import Engine
 from jmp.controller.meeting import RouterLink
-from jmp.controller.serve import Door, Other, serve_controller
+from jmp.controller.serve import Door, Other, Review, serve_controller
 from jmp.controller.sqlite import SqliteStore
-from jmp.controller.store import Store
+from jmp.controller.store import Change, Store
 from jmp.errors import LabError, UsageError
 from jmp.exporter.serve import address_of, listen, notify
 from jmp.link import Link, websocket
@@ -42,6 +43,8 @@ app = new_app("A lab's server: who may use what, and when.")
 
 PORT: Final = 8443
 HTTP_PORT: Final = 8080
+ADMIN_JOIN: Final = "admin.join"
+"""In the data directory: how its first admin joins a lab, until that one has done so."""
 
 
 @app.command()
@@ -115,7 +118,9 @@ def serve(
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     if router:
         # Behind one name there are several controllers: those who are to meet have to come to the same one.
-        router_url = router_url or f"wss://{_in_url(own_names()[-1])}:{{port}}"
+        # Where this one is, which only this machine can come to if it listens for that alone.
+        host = address.rpartition(":")[0].strip("[]")
+        router_url = router_url or f"wss://{_in_url(host if _is_loopback(host) else own_names()[-1])}:{{port}}"
         names = [*names, parse_url(router_url.replace("{port}", "1")).host]
     kept = _shared(data, names, kubeconfig, namespace, replica or socket.gethostname())
     return trio.run(_serve, address, names, url, data, router, router_url, http, log, kept)
@@ -125,6 +130,13 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 @dataclass
 class Kept:
     """What outlives a controller."""
@@ -132,18 +144,32 @@ class Kept:
     store: Store
     keys: Keys
     beside: list[Callable[..., Awaitable[None]]]
+    keep_join: Callable[[Lab, str, str], Awaitable[str]]
+    """Keeps the command with which the first admin joins, with its token; returns the token of the one that is kept."""
+    join: str
+    """What to run then,"""
+    secret: str
+    """and what is to be removed."""
     name: str = "controller"
-    keep_join: Callable[[str], Awaitable[str | None]] | None = None
-    """Keeps the first command where an admin finds it, and tells where; None if another controller has made one."""
     keep_router: Callable[[Lab], Awaitable[None]] | None = None
     """Keeps what routers nearby come in with."""
+    review: Review | None = None
+    """Says whose a service account's token is."""
 
 
 @asynccontextmanager
 async def _embedded(data: Path, names: list[str]) -> AsyncIterator[Kept]:
     store = SqliteStore.open(data)  # first: it keeps other controllers away from all that is in there
+    file = data / ADMIN_JOIN
+
+    async def keep_join(lab: Lab, command: str, token: str) -> str:
+        write_private(file, f"{command}\n".encode())
+        return token
+
     try:
-        yield Kept(store, Keys.open(data, names), [])
+        yield Kept(
+            store, Keys.open(data, names), [], keep_join, f"sh {shlex.quote(str(file))}", "the file holds a secret"
+        )
     finally:
         with trio.CancelScope(shield=True):
             await store.aclose()
@@ -154,18 +180,23 @@ async def _shared(
     data: Path, names: list[str], kubeconfig: Path | None, namespace: str | None, name: str
 ) -> AsyncIterator[Kept]:
     from jmp.controller.kubernetes import KubernetesStore
+    from jmp.controller.kubernetes_accounts import Reviewer
     from jmp.controller.kubernetes_api import connect, find_access
-    from jmp.controller.kubernetes_keys import JOIN, SharedKeys, create, keep_router
+    from jmp.controller.kubernetes_keys import JOIN, SharedKeys, keep_join, keep_router
 
     async with connect(find_access(kubeconfig, namespace)) as api:
-
-        async def keep_join(command: str) -> str | None:
-            made = await create(api, JOIN, {"join": f"{command}\n".encode()})
-            where = f"kubectl --namespace {api.namespace} get secret {JOIN} -o jsonpath='{{.data.join}}'"
-            return f"{where} | base64 -d | sh" if made else None
-
         keys = await SharedKeys.open(api, data, names)
-        yield Kept(KubernetesStore(api), keys.keys, [keys.run], name, keep_join, partial(keep_router, api))
+        yield Kept(
+            KubernetesStore(api),
+            keys.keys,
+            [keys.run],
+            partial(keep_join, api),
+            f"kubectl --namespace {api.namespace} get secret {JOIN} -o jsonpath='{{.data.join}}' | base64 -d | sh",
+            "the secret is good for everything",
+            name,
+            partial(keep_router, api),
+            Reviewer(api, names[0]),
+        )
 
 
 async def _serve(
@@ -194,7 +225,16 @@ async def _serve(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(until_told, nursery.cancel_scope)
             door = await nursery.start(
-                partial(serve_controller, lab, listeners, keys.tls(), other=_other(router), pages=pages, beside=beside)
+                partial(
+                    serve_controller,
+                    lab,
+                    listeners,
+                    keys.tls(),
+                    other=_other(router),
+                    review=kept.review,
+                    pages=pages,
+                    beside=beside,
+                )
             )
             if http != "none":
                 await nursery.start(partial(_serve_http, http, lab, door))
@@ -202,7 +242,7 @@ async def _serve(
             output.note(f"controller is ready at {url}, CA fingerprint {keys.ca_fingerprint}")
             if not any(token.role is Role.ADMIN and token.revoked is None for token in lab.view.token.values()):
                 try:
-                    await _first_start(lab, url, keys.ca_fingerprint, data, kept.keep_join)
+                    await _first_start(lab, url, kept, data)
                 except LabError as error:
                     output.note(f"No admin could be made, which the next start tries again: {error.message}")
             if kept.keep_router is not None:  # from now on: before its first admin nobody is known to a lab
@@ -252,30 +292,24 @@ async def _serve_http(
     await serve_http(await listen(address), lab, door, task_status=task_status)
 
 
-async def _first_start(
-    lab: Lab, url: str, fingerprint: str, data: Path, keep: Callable[[str], Awaitable[str | None]] | None
-) -> None:
-    answer = await lab.do(lambda: issue(lab, "admin", Role.ADMIN, DEFAULT_TOKEN_DAYS))
-    command = join_command("client", "admin", url, fingerprint, answer["token"])
-    kept = None
-    if keep is not None:
-        try:
-            kept = await keep(command)
-        finally:
-            if kept is None:
-                with trio.CancelScope(shield=True):
-                    await lab.do(lambda: revoke(lab, answer["id"]))
-        if kept is None:
-            return
+async def _first_start(lab: Lab, url: str, kept: Kept, data: Path) -> None:
+    text, _ = lab.keys.identity("admin", Role.ADMIN, DEFAULT_TOKEN_DAYS * 86400)
+    command = join_command("client", "admin", url, lab.keys.ca_fingerprint, text)
+    # First the command, then its token: who dies in between leaves one that another start makes good, or makes anew.
+    record = lab.keys.record_of(await kept.keep_join(lab, command, text))
+
+    def know() -> None:
+        if record.id not in lab.view.token:
+            lab.put(Change("token", record.id, None, record))
+
+    await lab.do(know)
     output.note("This is its first start. Whoever shall administer it runs:")
-    if kept is not None:
-        output.note(f"\n  {kept}\n\n(the secret is good for everything; delete it then)")
-    elif sys.stderr.isatty():
+    file = data / ADMIN_JOIN
+    if sys.stderr.isatty() and file.exists():
         output.note(f"\n  {command}\n")
+        file.unlink()
     else:
-        file = data / "admin.join"
-        write_private(file, f"{command}\n".encode())
-        output.note(f"\n  sh {shlex.quote(str(file))}\n\n(the file holds a secret; remove it then)")
+        output.note(f"\n  {kept.join}\n\n({kept.secret}; remove it then)")
     output.note(
         "Then these print the commands that join the first exporter and the first client:\n\n"
         "  jmp admin create exporter NAME\n"

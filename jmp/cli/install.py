@@ -211,6 +211,7 @@ def customization(values: Mapping[str, str]) -> dict[str, Any]:
     patches: list[tuple[str, str, Any]] = []
     if store == "kubernetes":
         patches.append(("HorizontalPodAutoscaler", "/spec/minReplicas", int(values["routers"])))
+        patches.append(("ClusterRoleBinding", "/metadata/name", f"jmp-token-reviewer-{values['namespace']}"))
     else:
         patches.append(("PersistentVolumeClaim", "/spec/resources/requests/storage", values["storage"]))
         if values["storage-class"]:
@@ -231,7 +232,11 @@ def customization(values: Mapping[str, str]) -> dict[str, Any]:
         "images": [{"name": "jmp", **_image(values["image"])}],
         "replicas": [{"name": "jmp-controller", "count": int(values["replicas"])}],
         "patches": [
-            {"target": {"kind": kind}, "patch": output.data([{"op": "add", "path": path, "value": value}], "yaml")}
+            {
+                "target": {"kind": kind},
+                "patch": output.data([{"op": "add", "path": path, "value": value}], "yaml"),
+                "options": {"allowNameChange": True},
+            }
             for kind, path, value in patches
         ],
     }

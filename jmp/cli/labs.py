@@ -210,6 +210,7 @@ def _client_row(client: Record, now: float) -> list[str]:
         disabled or "",
         labels_text(client["labels"]),
         relative(client["created"], now) if client["created"] else "",
+        ", ".join(client.get("service_accounts", ())),
     ]
 
 
@@ -278,7 +279,7 @@ CLIENT: Final = Kind(
     "clients",
     "name",
     ("name", "state", "note", "labels"),
-    ("created",),
+    ("created", "service accounts"),
     _client_row,
     "there are no clients; add one with: jmp admin create client NAME",
 )

@@ -21,7 +21,7 @@ from jmp.cli import output
 from jmp.cli.labs import Narrator, record_of
 from jmp.client.config import ClientConfig
 from jmp.client.connect import TARGET, Device, Dial, device_of, dial_on, dial_trio
-from jmp.client.lab import Lab, Standing, ended, find_way, open_lab_trio
+from jmp.client.lab import Lab, Standing, ended, find_way, open_lab_trio, up_to_date_trio
 from jmp.client.relay import relay
 from jmp.errors import JmpError, Timeout
 from jmp.link import Link, websocket
@@ -71,7 +71,8 @@ class Tenancy:
         """Keep the connection, and follow the lease, until cancelled. Raises what the controller refuses."""
 
         async def dial() -> Link:
-            return await websocket.connect(self.config.endpoint, token=self.config.token, ca=self.config.tls.ca)
+            config = self.config = await up_to_date_trio(self.config)
+            return await websocket.connect(config.endpoint, token=config.token, ca=config.tls.ca)
 
         await keep_connected(dial, self._follow, told=self._say, forever=False)
 

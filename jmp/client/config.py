@@ -58,6 +58,13 @@ class ClientConfig:
     endpoint: str = field(metadata={"doc": "URL of the controller: wss://HOST:PORT"})
     token: str = field(repr=False, metadata={"secret": True, "doc": "proves who one is; keep the file 0600"})
     tls: Tls = field(default_factory=Tls, metadata={"doc": "TLS towards the controller and routers"})
+    account_token: Path | None = field(
+        default=None,
+        metadata={
+            "key": "serviceAccountToken",
+            "doc": "file with a pod's own token, with which the next token is got when this one ends",
+        },
+    )
 
     @property
     def name(self) -> str:
@@ -92,7 +99,7 @@ class Store:
         """Raises ``NotFound`` with the nearest name, ``ConfigError`` with file, line and place."""
         return read(self._present(name))
 
-    def save(self, name: str, endpoint: str, token: str, ca: str | None) -> Path:
+    def save(self, name: str, endpoint: str, token: str, ca: str | None, account_token: Path | None = None) -> Path:
         """Write one; ``ca`` is PEM text, kept in a file beside it. Raises ``ConfigError``."""
         import yaml
 
@@ -107,6 +114,8 @@ class Store:
         if ca is not None:
             values["tls"] = {"ca": f"{name}.ca.pem"}
             write_private(path.with_name(f"{name}.ca.pem"), ca.encode())
+        if account_token is not None:
+            values["serviceAccountToken"] = str(account_token)
         write_private(path, yaml.safe_dump(values, sort_keys=False).encode())
         return path
 
@@ -176,6 +185,19 @@ def read(path: Path) -> ClientConfig:
     return config
 
 
+def read_token(file: Path) -> str:
+    """The token that a file holds. Raises ``ConfigError``."""
+    try:
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the token cannot be read from {file}: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    if not token:
+        raise ConfigError(f"{file} holds no token")
+    return token
+
+
 def current(environ: Mapping[str, str] = os.environ, *, name: str | None = None) -> ClientConfig:
     """Who one is: ``name``, else what the environment says, else the configuration in use. Raises ``UsageError``."""
     store = clients()
@@ -190,5 +212,7 @@ def current(environ: Mapping[str, str] = os.environ, *, name: str | None = None)
                 raise UsageError(f"there are several labs: jmp config client use {'|'.join(names)}")
             raise UsageError(NO_LAB)
         chosen = store.load(name)
-        chosen = replace(chosen, endpoint=endpoint or chosen.endpoint, token=token or chosen.token)
+        chosen = replace(chosen, endpoint=endpoint or chosen.endpoint)
+        if token is not None:
+            chosen = replace(chosen, token=token, account_token=None)
     return chosen if ca is None else replace(chosen, tls=Tls(ca=Path(ca)))

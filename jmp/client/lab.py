@@ -6,14 +6,16 @@ methods, :func:`open_lab_trio` as it is. Its methods are those of ``@lab``, see 
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from jmp.client.config import ClientConfig
+from jmp.client.config import ClientConfig, clients, read_token
 from jmp.driver.proxy import Backend, Blocking
 from jmp.errors import JmpError, LabError, Timeout
+from jmp.wire import tokens
 from jmp.wire.records import Lease, State, Want, from_wire, to_wire
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ TARGET: Final = "@lab"
 Way = Literal["direct", "router"]
 RESUME_SECONDS: Final = 10.0
 """How long calls of a controller wait for another link to it when one breaks; one that was restarted has forgotten them."""
+RENEW_SECONDS: Final = 600.0
+"""How long before its end a token that a service account has got is replaced by another one."""
 DIRECT_SECONDS: Final = 3.0
 """How long to try an exporter's own address before going through a router: it may be behind a firewall that drops packets."""
 
@@ -86,6 +90,50 @@ class Lab:
         return answer
 
 
+def log_in(config: ClientConfig) -> Mapping[str, Any]:
+    """What the lab says to a service account, whose token ``config`` has: a token of the lab's, and who that is of.
+
+    Raises ``LabError``, ``Refused``.
+    """
+    with open_lab(replace(config, account_token=None)) as lab:
+        answer: Mapping[str, Any] = lab.call("login")
+        return answer
+
+
+def up_to_date(config: ClientConfig) -> ClientConfig:
+    """``config`` with a token that is good for a while yet, if a service account's is there to get one with.
+
+    Raises ``LabError``, ``Refused``; ``ConfigError`` if that is not there any more.
+    """
+    if config.account_token is None or _is_good(config):
+        return config
+    store = clients()
+    with suppress(JmpError):
+        kept = store.load(config.name)  # another command may have been here already
+        if kept.account_token == config.account_token and kept.endpoint == config.endpoint and _is_good(kept):
+            return replace(config, token=kept.token)
+    own = read_token(config.account_token)
+    config = replace(config, token=log_in(replace(config, token=own))["token"])
+    with suppress(JmpError, OSError):  # where nothing can be kept the next command does this again
+        ca = config.tls.ca.read_text() if config.tls.ca is not None else None
+        store.save(config.name, config.endpoint, config.token, ca, config.account_token)
+    return config
+
+
+def _is_good(config: ClientConfig) -> bool:
+    expires = tokens.peek(config.token)["expires"]
+    return expires is not None and expires > time.time() + RENEW_SECONDS
+
+
+async def up_to_date_trio(config: ClientConfig) -> ClientConfig:
+    """As :func:`up_to_date`, under Trio."""
+    import trio
+
+    if config.account_token is None or _is_good(config):
+        return config
+    return await trio.to_thread.run_sync(up_to_date, config, abandon_on_cancel=True)
+
+
 @contextmanager
 def open_lab(config: ClientConfig) -> Iterator[Any]:
     """The lab of ``config``, for threads: :class:`Lab` with plain methods. Raises ``LabError``, ``Refused``."""
@@ -93,6 +141,8 @@ def open_lab(config: ClientConfig) -> Iterator[Any]:
     from jmp.link.blocking_resumable import ResumableBlockingLink
     from jmp.mux.blocking import BlockingConnection
     from jmp.rpc.blocking import BlockingCaller
+
+    config = up_to_date(config)
 
     def dial(seconds: float | None = None) -> BlockingLink:
         return dial_link(config.endpoint, token=config.token, ca=config.tls.ca, timeout=seconds)
@@ -113,6 +163,7 @@ async def open_lab_trio(config: ClientConfig) -> AsyncIterator[Lab]:
     from jmp.mux.stream import multiplex
     from jmp.rpc.call import Caller
 
+    config = await up_to_date_trio(config)
     link = await dial_link(config.endpoint, token=config.token, ca=config.tls.ca)
     async with multiplex(link, Role.DIALLER, watch=True) as connection:
         yield Lab(Caller(connection))

@@ -6,7 +6,7 @@ A desk checks who asks and says what comes of it; deciding is the engine's, tell
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any, Final, Literal
@@ -21,6 +21,7 @@ from jmp.driver.schema import did_you_mean
 from jmp.errors import BadValue, JmpError, NotFound, Refused
 from jmp.wire import selector
 from jmp.wire.records import (
+    SERVICE_ACCOUNT,
     Client,
     Desired,
     Exporter,
@@ -38,6 +39,8 @@ from jmp.wire.tokens import Identity
 
 DEFAULT_TOKEN_DAYS: Final = 365
 """How long an identity token is good for, unless its admin says otherwise. It can be revoked at any time."""
+LOGIN_DAYS: Final = 1 / 24
+"""How long one is that was got with a service account's own: that is there to get the next one."""
 NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._@-]{0,61}[A-Za-z0-9])?")
 
 Kind = Literal["client", "exporter", "policy"]
@@ -47,7 +50,7 @@ _RECORDS: Final[dict[str, type[Client] | type[Exporter] | type[Policy]]] = {
     "policy": Policy,
 }
 _SETTABLE: Final[dict[str, frozenset[str]]] = {
-    "client": frozenset({"labels", "disabled"}),
+    "client": frozenset({"labels", "disabled", "service_accounts"}),
     "exporter": frozenset({"labels", "disabled", "description"}),
     "policy": frozenset(item.name for item in fields(Policy)) - {"name", "created", "version"},
 }
@@ -94,8 +97,32 @@ class Desk:
         """A new identity token for oneself; the present one stays good until it is revoked or expires."""
         if not 0 < days <= DEFAULT_TOKEN_DAYS:
             raise BadValue(f"a token is good for up to {DEFAULT_TOKEN_DAYS} days")
+        if self.lab.view.token[self.who.id].service_account:
+            raise Refused("a service account's token is what the next one is got with: jmp login")
         answer = await self.lab.do(lambda: issue(self.lab, self.who.name, self.who.role, days))
         self.note("renew", f"token/{answer['id']}")
+        return answer
+
+
+class LoginDesk:
+    """What a pod may ask that has shown the token of its service account, which may log in as a client."""
+
+    def __init__(self, lab: Lab, client: str, account: str, peer: str) -> None:
+        self._lab, self._client, self._account, self._peer = lab, client, account, peer
+
+    @export
+    async def login(self) -> dict[str, Any]:
+        """An identity token of the client, for an hour."""
+        answer = await self._lab.do(lambda: issue(self._lab, self._client, Role.CLIENT, LOGIN_DAYS, self._account))
+        self._lab.audit.record(
+            actor=self._client,
+            role=str(Role.CLIENT),
+            peer=self._peer,
+            action="login",
+            object=f"token/{answer['id']}",
+            result="ok",
+            account=self._account,
+        )
         return answer
 
 
@@ -591,6 +618,8 @@ class AdminDesk(ClientDesk):
                 policies.check(record)
         except JmpError as error:
             raise BadValue(error.message) from None
+        if isinstance(record, Client):
+            _check_accounts(record, engine.clients.values())
         engine.put(record, self.now)
 
     def _drop(self, kind: Kind, name: str) -> None:
@@ -604,12 +633,21 @@ class AdminDesk(ClientDesk):
         revoke(self.lab, id)
 
 
-def issue(lab: Lab, name: str, role: Role, days: float) -> dict[str, Any]:
-    """Make an identity token; it is good once the lab has settled."""
+def _check_accounts(client: Client, others: Iterable[Client]) -> None:
+    for account in client.service_accounts:
+        if re.fullmatch(SERVICE_ACCOUNT, account) is None:
+            raise BadValue(f"{account!r} is no service account: NAMESPACE/NAME")
+        for other in others:
+            if other.name != client.name and account in other.service_accounts:
+                raise BadValue(f"service account {account} logs in as client {other.name} already")
+
+
+def issue(lab: Lab, name: str, role: Role, days: float, account: str = "") -> dict[str, Any]:
+    """Make an identity token, got with that of ``account`` if given; it is good once the lab has settled."""
     if not 0 < days <= 3650:
         raise BadValue("a token is good for more than 0 and at most 3650 days")
     text, record = lab.keys.identity(name, role, days * 86400)
-    lab.put(Change("token", record.id, None, record))
+    lab.put(Change("token", record.id, None, replace(record, service_account=account)))
     return {"id": record.id, "token": text, "expires": record.expires, "name": name, "role": str(role)}
 
 

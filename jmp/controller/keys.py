@@ -35,7 +35,7 @@ from jmp.errors import ConfigError, LabError
 from jmp.link.tls import fingerprint_of, server_context
 from jmp.private import read_private, write_private
 from jmp.wire.records import Role, Token
-from jmp.wire.tokens import ALGORITHM, ISSUER, LEEWAY
+from jmp.wire.tokens import ALGORITHM, ISSUER, LEEWAY, Verifier
 
 log = logging.getLogger("jmp.controller")
 
@@ -191,6 +191,11 @@ class Keys:
         record = Token(id=secrets.token_hex(8), subject=name, role=role, issued=now, expires=now + seconds)
         token = self._sign(name, record.id, now, record.expires, role=str(role), aud="controller")
         return token, record
+
+    def record_of(self, token: str) -> Token:
+        """The record of an identity token that was made here. Raises :class:`~jmp.errors.Refused` if this is none."""
+        who = Verifier(self.jwks(), frozenset(), clock=self._clock).identity(token)
+        return Token(id=who.id, subject=who.name, role=who.role, issued=who.issued, expires=who.expires)
 
     def session(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from jmp.controller.desks import DEFAULT_TOKEN_DAYS, issue, revoke
 from jmp.controller.keys import Keys
 from jmp.controller.kubernetes_api import Api, Denied, Gone, Object
 from jmp.controller.lab import Lab
-from jmp.errors import LabError
+from jmp.errors import LabError, Refused
 from jmp.private import write_private
 from jmp.wire.records import Role
 
@@ -173,6 +173,27 @@ async def _see_to_router(api: Api, lab: Lab) -> None:
 def _is_good(lab: Lab, id: str) -> bool:
     token = lab.view.token.get(id)
     return token is not None and token.revoked is None and token.expires > lab.clock() + ROUTER_RENEW_DAYS * _DAY
+
+
+async def keep_join(api: Api, lab: Lab, command: str, token: str) -> str:
+    """Keep how the first admin joins, before anybody is told: a command, and the token in it. Returns the token that is kept.
+
+    It is another one if a controller that was faster has kept that, or one that died before the lab knew of it. Raises
+    :class:`~jmp.errors.LabError` if none can be kept.
+    """
+    files = {"join": f"{command}\n".encode(), "token": token.encode()}
+    while not await create(api, JOIN, files):
+        there = await api.request("GET", _path(api, JOIN))
+        if there.status == 404:
+            continue
+        kept = files_of(there.body).get("token", b"").decode("utf-8", "replace")
+        with suppress(Refused):  # it is another lab's, or has ended
+            record = lab.keys.record_of(kept)
+            if record.role is Role.ADMIN and record.id not in lab.view.token:
+                return kept
+        if (await api.request("PUT", _path(api, JOIN), {**there.body, "data": _data(files)})).status < 400:
+            break
+    return token
 
 
 async def create(api: Api, name: str, files: Mapping[str, bytes]) -> bool:

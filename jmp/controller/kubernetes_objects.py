@@ -19,7 +19,18 @@ from jmp.controller import policies
 from jmp.controller.kubernetes_api import GROUP, VERSION, Object
 from jmp.controller.store import Key, Record
 from jmp.errors import JmpError, LabError
-from jmp.wire.records import Client, Exporter, Lease, Policy, Presence, Replica, Token, from_wire, to_wire
+from jmp.wire.records import (
+    SERVICE_ACCOUNT,
+    Client,
+    Exporter,
+    Lease,
+    Policy,
+    Presence,
+    Replica,
+    Token,
+    from_wire,
+    to_wire,
+)
 
 NAME: Final = f"{GROUP}/name"
 CREATED: Final = f"{GROUP}/created"
@@ -82,9 +93,12 @@ RESOURCES: Final = {
             "Client",
             "clients",
             ("jc",),
-            spec=("disabled",),
+            spec=("disabled", "service_accounts"),
             labels="labels",
-            columns=(("Disabled", "string", ".spec.disabled"),),
+            columns=(
+                ("Disabled", "string", ".spec.disabled"),
+                ("Accounts", "string", ".spec.serviceAccounts[*]"),
+            ),
         ),
         Resource(
             "exporter",
@@ -175,7 +189,7 @@ RESOURCES: Final = {
             "IdentityToken",
             "identitytokens",
             ("jtok",),
-            spec=("subject", "role", "issued", "expires", "revoked"),
+            spec=("subject", "role", "issued", "expires", "revoked", "service_account"),
             columns=(
                 ("Subject", "string", ".spec.subject"),
                 ("Role", "string", ".spec.role"),
@@ -415,6 +429,8 @@ def _schema(name: str, hint: Any) -> Object:
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return _schema(name, next(item for item in get_args(hint) if item is not NoneType))
+    if name == "service_accounts":
+        return {"type": "array", "items": {"type": "string", "pattern": f"^{SERVICE_ACCOUNT}$"}}
     if origin is tuple:
         return {"type": "array", "items": _schema("", get_args(hint)[0])}
     if origin is dict and get_args(hint)[1] is str:

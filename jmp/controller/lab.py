@@ -24,6 +24,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 import trio
@@ -31,7 +32,7 @@ import trio
 from jmp import logs
 from jmp.audit import Audit
 from jmp.controller.keys import Keys
-from jmp.controller.leases import PREPARE_LIMIT, Engine
+from jmp.controller.leases import PREPARE_LIMIT, RETENTION, Engine
 from jmp.controller.meeting import Attendance, RouterLink
 from jmp.controller.news import News
 from jmp.controller.replicas import Others
@@ -66,6 +67,10 @@ ABREAST: Final = 24
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 """Seconds before what a store has rejected is tried again: doubled from the first to the longest."""
+
+TOKENS_AT_ONCE: Final = 20
+"""How many records of tokens that have ended are removed together: they are kept for as long again as they were good, and
+for :data:`~jmp.controller.leases.RETENTION` at most."""
 
 DECIDED: Final = frozenset({"client", "exporter", "policy", "lease"})
 """The kinds of records that are the engine's."""
@@ -222,6 +227,7 @@ class Lab:
             nursery.start_soon(self._commit)
             nursery.start_soon(self._tick)
             nursery.start_soon(self._tell_queue)
+            nursery.start_soon(self._forget_tokens)
             if self.store.shared:
                 nursery.start_soon(self._watch)
                 nursery.start_soon(self.others.run)
@@ -418,8 +424,10 @@ class Lab:
             if own and change.new.state is not getattr(old, "state", None):
                 self._log(change.new)
             self.grants += own and change.new.granted is not None and getattr(old, "granted", None) is None
-        elif not own and change.kind == "token":
-            self.keys_changed()
+        elif change.kind == "token":
+            self.news.tell("tokens")
+            if not own:
+                self.keys_changed()
         elif not own and isinstance(old or change.new, Presence | Replica):
             self.others.heard(change.key, old)
         if change.kind == "lease":
@@ -450,6 +458,27 @@ class Lab:
                 deadline = self.engine.deadline()
                 with trio.move_on_after(max(deadline - now, 0.0) if deadline is not None else float("inf")):
                     await listener.wait()
+
+    async def _forget_tokens(self) -> None:
+        """Remove the records of tokens that ended long ago, some at a time."""
+        with self.news.listen("tokens") as listener:
+            while True:
+                mine = [token for token in self.view.token.values() if self.others.is_mine(token.id)]
+                ends = sorted((_forgotten(token), token.id) for token in mine)
+                over = [id for at, id in ends if at <= self.clock()][:TOKENS_AT_ONCE]
+                if over:
+                    try:
+                        await self.do(partial(self._drop_tokens, over))
+                    except Rejected:  # the log tells
+                        await trio.sleep(LONGEST_PAUSE)
+                    continue
+                with trio.move_on_after(ends[0][0] - self.clock() if ends else math.inf):
+                    await listener.wait()
+
+    def _drop_tokens(self, ids: Iterable[str]) -> None:
+        for id in ids:
+            if (token := self.view.token.get(id)) is not None:
+                self.put(Change("token", id, token, None))
 
     async def _tell_queue(self) -> None:
         while True:
@@ -653,6 +682,10 @@ class Lab:
             "allow": access.allow,
             "deny": access.deny,
         }
+
+
+def _forgotten(token: Token) -> float:
+    return token.expires + min(token.expires - token.issued, RETENTION)
 
 
 def _units(changes: Sequence[Change]) -> list[list[Change]]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import trio
 
-from jmp.controller.desks import AdminDesk, ClientDesk, Desk, ExporterDesk, RouterDesk
+from jmp.controller.desks import AdminDesk, ClientDesk, Desk, ExporterDesk, LoginDesk, RouterDesk
 from jmp.controller.lab import Lab
 from jmp.driver.service import method_of
 from jmp.errors import NotFound, Refused
@@ -20,7 +20,7 @@ from jmp.mux.stream import multiplex
 from jmp.rpc.messages import Request
 from jmp.rpc.serve import Method, serve
 from jmp.wire.records import Role
-from jmp.wire.tokens import Identity, Verifier
+from jmp.wire.tokens import Identity, Verifier, account_of
 
 log = logging.getLogger("jmp.controller")
 
@@ -33,20 +33,25 @@ DESKS: Final[dict[Role, type[Desk]]] = {
 }
 CLIENT_SECONDS: Final = 10.0
 """How long a client whose link has broken may take to come back to its calls; then it is gone, as far as its leases go."""
+LOGIN_SECONDS: Final = 15.0
+"""How long one may take to fetch the token that was come for."""
 STOPPING: Final = (1001, "the controller is stopping")
 
 Other = Callable[[websocket.UpgradeRequest], Awaitable[Callable[[Link], Awaitable[None]]]]
 """Lets in those who come with a token that is no identity: the router's business, when one runs in this process."""
+Review = Callable[[str], Awaitable[str]]
+"""Whose a service account's token is, NAMESPACE/NAME, as the cluster says. Raises ``Refused``, ``LabError``."""
 
 
 class Door:
     """Authenticates, and keeps every connection at the desk of its role for as long as its token is good."""
 
-    def __init__(self, lab: Lab, other: Other | None = None) -> None:
+    def __init__(self, lab: Lab, other: Other | None = None, review: Review | None = None) -> None:
         self.lab = lab
         self.connections = 0
         """Open ones; for the metrics."""
         self._other = other
+        self._review = review
         self._sessions = Sessions(CLIENT_SECONDS)
 
     async def authenticate(self, request: websocket.UpgradeRequest) -> Identity | Callable[[Link], Awaitable[None]]:
@@ -56,6 +61,8 @@ class Door:
         try:
             return self._known(request.token)
         except Refused:
+            if account_of(request.token) is not None:
+                return await self._account(request.token)
             if self._other is None:
                 raise
             try:
@@ -63,6 +70,34 @@ class Door:
             except Refused:
                 pass  # it is neither; the identity's reason is the one to tell
             raise
+
+    async def _account(self, token: str) -> Callable[[Link], Awaitable[None]]:
+        """What serves a pod that has come for a token of the client that its service account may log in as."""
+        if self._review is None:
+            raise Refused(
+                "this is the token of a service account, and this controller has no cluster to ask about it:"
+                " one with --store kubernetes does"
+            )
+        account = await self._review(token)
+        found = [client for client in self.lab.view.client.values() if account in client.service_accounts]
+        if not found:
+            hint = f"jmp admin update client NAME --service-account {account}"
+            raise Refused(f"service account {account} logs in as no client here; {hint} lets it")
+        if len(found) > 1:
+            names = ", ".join(sorted(client.name for client in found))
+            raise Refused(f"service account {account} is to log in as one client, and here that is {names}")
+        [client] = found
+        if client.disabled is not None:
+            raise Refused(f"client {client.name} is disabled: {client.disabled}")
+        return partial(self._serve_login, client.name, account)
+
+    async def _serve_login(self, client: str, account: str, link: Link) -> None:
+        desk = LoginDesk(self.lab, client, account, link.peer)
+        log.info("%s: service account %s logs in as client %s", link.peer, account, client)
+        async with multiplex(link, Side.LISTENER, serve=serve(partial(_resolve, desk), tracebacks=False)) as connection:
+            connection.farewell = STOPPING
+            with trio.move_on_after(LOGIN_SECONDS):
+                await connection.wait_over()
 
     def _known(self, token: str) -> Identity:
         who = self._verifier().identity(token)
@@ -76,6 +111,8 @@ class Door:
                 raise Refused(f"there is no client {who.name} any more")
             if client.disabled is not None:
                 raise Refused(f"client {who.name} is disabled: {client.disabled}")
+            if record.service_account and record.service_account not in client.service_accounts:
+                raise Refused(f"service account {record.service_account} does not log in as client {who.name} any more")
         elif who.role is Role.EXPORTER and who.name not in view.exporter:
             raise Refused(f"there is no exporter {who.name} any more")
         return who
@@ -139,10 +176,14 @@ class Door:
             client = view.client.get(who.name)
             if client is None or client.disabled is not None:
                 return f"client {who.name} is disabled" if client is not None else f"client {who.name} was deleted"
+            if record.service_account and record.service_account not in client.service_accounts:
+                return f"service account {record.service_account} does not log in as client {who.name} any more"
         return None
 
 
-def _resolve(desk: Desk, request: Request) -> Method:
+def _resolve(desk: Desk | LoginDesk, request: Request) -> Method:
+    if isinstance(desk, LoginDesk) and (request.target, request.method) != (TARGET, "login"):
+        raise Refused("a service account's own token gets one of the lab, no more: jmp login --token-file FILE")
     if request.target != TARGET:
         raise NotFound(f"a controller has {TARGET} only, not {request.target!r}: devices are used at their exporters")
     return method_of(desk, request)
@@ -154,12 +195,13 @@ async def serve_controller(
     tls: Any,
     *,
     other: Other | None = None,
+    review: Review | None = None,
     pages: Any = None,
     beside: Sequence[Callable[..., Awaitable[None]]] = (),
     task_status: trio.TaskStatus[Door] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Be a controller until cancelled. ``beside`` are tasks of the same process, such as the HTTP listener."""
-    door = Door(lab, other)
+    door = Door(lab, other, review)
     async with trio.open_nursery() as nursery:
         await nursery.start(lab.run)
         for task in beside:

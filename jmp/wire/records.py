@@ -107,6 +107,10 @@ class Lease:
     """Set by the store: of two versions, the larger one is the later one."""
 
 
+SERVICE_ACCOUNT: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-.a-z0-9]*[a-z0-9])?"
+"""The shape of a service account's name: NAMESPACE/NAME."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Client:
     """Somebody who may lease: a person, a CI job."""
@@ -115,6 +119,8 @@ class Client:
     labels: dict[str, str] = field(default_factory=dict)
     disabled: str | None = None
     """Why it may do nothing at present."""
+    service_accounts: tuple[str, ...] = ()
+    """Those of the cluster, as NAMESPACE/NAME, that may log in as this client."""
     created: float = 0.0
     version: int = 0
 
@@ -180,6 +186,8 @@ class Token:
     issued: float
     expires: float
     revoked: float | None = None
+    service_account: str = ""
+    """Whose own token it was made for; it is good only while that may log in as the subject."""
     version: int = 0
 
 

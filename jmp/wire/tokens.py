@@ -23,6 +23,8 @@ MAX_TOKEN: Final = 8 << 10
 """Characters. A session token with a hundred patterns has some 4 KiB; a longer one is not even looked at."""
 LEEWAY: Final = 30.0
 """Seconds by which clocks may differ."""
+SERVICE_ACCOUNT: Final = "system:serviceaccount:"
+"""How Kubernetes begins the name of a service account, before NAMESPACE:NAME."""
 
 _IDENTITY_AUDIENCE: Final = frozenset({"controller"})
 _SESSION_AUDIENCE: Final = frozenset({"router", "exporter"})
@@ -32,12 +34,13 @@ _BROKEN: Final = "this is no token, or a part of it is missing"
 
 @dataclass(frozen=True)
 class Identity:
-    """Who somebody is. ``id`` is that of the token, ``expires`` is in seconds since the epoch."""
+    """Who somebody is. ``id`` is that of the token, ``expires`` and ``issued`` are in seconds since the epoch."""
 
     name: str
     role: Role
     id: str
     expires: float
+    issued: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,14 @@ class Verifier:
             role = Role(_text(claims, "role"))
         except ValueError:
             raise Refused("the token is for a role that this version does not know") from None
-        return Identity(_text(claims, "sub"), role, _text(claims, "jti"), _time(claims, "exp"))
+        issued = claims.get("iat")
+        return Identity(
+            _text(claims, "sub"),
+            role,
+            _text(claims, "jti"),
+            _time(claims, "exp"),
+            float(issued) if _is_time(issued) else 0.0,
+        )
 
     def session(self, token: str) -> SessionClaims:
         """What a session token says."""
@@ -151,6 +161,28 @@ def peek(token: str) -> dict[str, Any]:
         "role": role if isinstance(role, str) else None,
         "expires": float(expires) if _is_time(expires) else None,
     }
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a token of a Kubernetes service account says of itself."""
+
+    audiences: frozenset[str]
+    expires: float | None
+
+
+def account_of(token: str) -> Account | None:
+    """What it says if it is a service account's, else None. Verifies nothing: that is the cluster's to do."""
+    try:
+        if len(token) > MAX_TOKEN:
+            return None
+        claims = _part(token, 1)
+    except Refused:
+        return None
+    if claims.get("iss") == ISSUER or not str(claims.get("sub")).startswith(SERVICE_ACCOUNT):
+        return None
+    expires = claims.get("exp")
+    return Account(_audience(claims), float(expires) if _is_time(expires) else None)
 
 
 def _signed(token: str, key: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import yaml
 
 import build
 from jmp.cli.install import SETTINGS
@@ -49,6 +50,8 @@ def test_as_it_stands(cluster: Cluster, place: Path, monkeypatch: pytest.MonkeyP
             elif first == "# the lab host":
                 stack.enter_context(server(rest.strip(), place / "host.log", "exporter board1 serves"))
                 run("until jmp get exporters | grep -q free; do :; done")
+            elif first == "# in the job":
+                job(cluster, place, rest)
             elif first == "# the move":
                 pods.end()
                 move(cluster, place, rest)
@@ -57,6 +60,24 @@ def test_as_it_stands(cluster: Cluster, place: Path, monkeypatch: pytest.MonkeyP
     assert re.search(r"devicelease.jmp.dev/nightly +ready +alice +board1", said)
     assert re.search(r"exporter.jmp.dev/board1 +ready +nightly", said)
     assert "deployment.apps/jmp-controller configured" in said
+
+
+def job(cluster: Cluster, place: Path, block: str) -> None:  # noqa: F811
+    """The pod of job.yaml, which has no home of anybody's; its kubelet writes the token."""
+    pod = yaml.safe_load((place / "job.yaml").read_text())["spec"]["template"]["spec"]
+    [source] = pod["volumes"][0]["projected"]["sources"]
+    audience = source["serviceAccountToken"]["audience"].replace("lab.example", "localhost")
+    made = ("-n", "ci", "create", "token", pod["serviceAccountName"], f"--audience={audience}")
+    (place / "token").write_text(cluster.kubectl(*made))
+    mounted = f"{pod['containers'][0]['volumeMounts'][0]['mountPath']}/{source['serviceAccountToken']['path']}"
+    login, _, rest = block.partition("\n")
+    printed = (place / "builder.login").read_text()
+    assert re.sub("[0-9a-f]{64}", "HEX", re.sub(r"localhost:\d+", "localhost:443", printed)) == f"{login}\n"
+    home = place / "pod"
+    home.mkdir()
+    for line in (printed.replace(mounted, str(place / "token")), rest):
+        run(f"export HOME={home} XDG_CONFIG_HOME={home}/config; {line}")
+    assert "builder (client)" in run(f"XDG_CONFIG_HOME={home}/config jmp whoami").stdout
 
 
 def move(cluster: Cluster, place: Path, block: str) -> None:  # noqa: F811

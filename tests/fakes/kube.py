@@ -158,7 +158,11 @@ class Cluster:
         name = "jmp-controller"
         self.kubectl("-n", namespace, "create", "serviceaccount", name)
         rights = list(yaml.safe_load_all((ROOT / "deploy/kubernetes/overlays/replicated/rbac.yaml").read_text()))
-        rights[1]["subjects"][0]["namespace"] = namespace
+        for right in rights:
+            for subject in right.get("subjects", ()):
+                subject["namespace"] = namespace
+            if right["kind"] == "ClusterRoleBinding":
+                right["metadata"]["name"] += f"-{namespace}"
         self.kubectl("-n", namespace, "apply", "-f", "-", input={"apiVersion": "v1", "kind": "List", "items": rights})
         return self.kubeconfig_of(namespace, name)
 

@@ -43,7 +43,13 @@ class Replica:
     def start(self) -> None:
         """Start it, and wait until it is ready; again at the same address."""
         arguments = ["controller", "serve", "--store", "kubernetes", "--replica", self.name, "--http", "none"]
-        arguments += ["--listen", f"127.0.0.1:{self.port}", "--name", "localhost", "--log-level", "warning"]
+        arguments += [
+            "--listen",
+            f"127.0.0.1:{self.port}",
+            "--name",
+            "localhost",
+            *(() if "--log-level" in self._more else ("--log-level", "warning")),
+        ]
         arguments += ["--kubeconfig", str(self._kubeconfig), "--namespace", self._access.namespace]
         arguments += ["--data", str(self._directory / self.name), *self._more]
         environment = {"PATH": "/usr/bin:/bin", "HOME": str(self._directory), "PYTHONPATH": ":".join(sys.path)}

@@ -61,10 +61,13 @@ def test_all_that_can_be_set_in_a_cluster() -> None:
         *("namespace=hil", "image=registry.example:5000/lab/jmp:2.1", "pull-secret=pull", "replicas=5", "routers=3"),
         *("expose=gateway", "class=cilium", "monitoring=true"),
     )
-    namespaced = [item for item in items if item["kind"] not in ("Namespace", "CustomResourceDefinition")]
+    unbound = ("Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding")
+    namespaced = [item for item in items if item["kind"] not in unbound]
     assert {item["metadata"]["namespace"] for item in namespaced} == {"hil"}
     assert one(items, "Namespace")["metadata"]["name"] == "hil"
     assert one(items, "RoleBinding")["subjects"][0]["namespace"] == "hil"
+    assert one(items, "ClusterRoleBinding")["subjects"][0]["namespace"] == "hil"
+    assert one(items, "ClusterRoleBinding")["metadata"]["name"] == "jmp-token-reviewer-hil", "one for each lab"
     for kind in ("Deployment", "StatefulSet"):
         pod = one(items, kind)["spec"]["template"]["spec"]
         assert pod["containers"][0]["image"] == "registry.example:5000/lab/jmp:2.1"

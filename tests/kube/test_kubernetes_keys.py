@@ -5,20 +5,27 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from jmp.audit import Audit
 from jmp.controller.kubernetes import open_store
 from jmp.controller.kubernetes_api import Answer, Api, Denied, Object, connect
-from jmp.controller.kubernetes_keys import ROUTER, SECRET, SharedKeys, keep_router
+from jmp.controller.kubernetes_keys import ROUTER, SECRET, SharedKeys, keep_join, keep_router
+from jmp.controller.lab import Lab
+from jmp.controller.leases import Engine
 from jmp.errors import LabError
+from jmp.link import websocket
 from jmp.wire.records import Role
 from jmp.wire.tokens import Verifier
 from tests.fakes.kube import Cluster
 from tests.fakes.memory_lab import memory_labs
+from tests.fakes.memory_store import MemoryStore
+from tests.fakes.replicas import admin_token, lab_at, replicas
 
 pytestmark = pytest.mark.real
 
@@ -185,3 +192,23 @@ async def test_routers_of_the_cluster_find_their_token(cluster: Cluster, tmp_pat
             second = await routers_secret(api, first["id"])
             assert verifier.identity(second["token"]).id == second["id"]
             nursery.cancel_scope.cancel()
+
+
+async def test_the_first_admins_command_outlives_the_controller_that_made_it(cluster: Cluster, tmp_path: Path) -> None:
+    """Killed after it had kept that, and before its lab knew of the token."""
+    access = cluster.namespace()
+    with trio.fail_after(60):
+        async with connect(access) as api:
+            keys = (await opened(api, tmp_path / "dead")).keys
+            lab = Lab(Engine(), MemoryStore(), keys, Audit(None))
+            token, _ = keys.identity("admin", Role.ADMIN, 86400.0)
+            assert await keep_join(api, lab, f"JMP_TOKEN={token} jmp", token) == token
+        with replicas(cluster, access, tmp_path, "a") as [a]:
+            assert await admin_token(access) == token
+            for _ in range(2):
+                link = partial(websocket.connect, a.url, token=token, ca=a.ca)
+                async with lab_at(link) as boss:
+                    found = await boss.call("list", "token")
+                assert [one["subject"] for one in found if one["role"] == "admin"] == ["admin"]
+                await trio.to_thread.run_sync(a.kill)
+                await trio.to_thread.run_sync(a.start)

@@ -15,9 +15,10 @@ import yaml
 from jmp.audit import Audit
 from jmp.controller.keys import Keys
 from jmp.controller.kubernetes import KubernetesStore
+from jmp.controller.kubernetes_accounts import REVIEWS, Reviewer
 from jmp.controller.kubernetes_api import Access, Api, Denied, Gone, connect, find_access
 from jmp.controller.kubernetes_events import Happening
-from jmp.controller.kubernetes_keys import ROUTER, SECRET, SharedKeys, _see_to_router
+from jmp.controller.kubernetes_keys import JOIN, ROUTER, SECRET, SharedKeys, _see_to_router, keep_join
 from jmp.controller.kubernetes_objects import RESOURCES
 from jmp.controller.lab import Lab
 from jmp.controller.leases import Engine
@@ -38,6 +39,7 @@ VERBS: Final = {
     "delete": ("DELETE", True),
     "deletecollection": ("DELETE", False),
 }
+GROUPS: Final = {"secrets": "", "events": "", "tokenreviews": "authentication.k8s.io"}
 OWN: Final = "/apis/jmp.dev/v1alpha1/namespaces/{namespace}/"
 PLACES: Final = {
     **{resource.plural: f"{OWN}{resource.plural}" for resource in RESOURCES.values()},
@@ -51,6 +53,8 @@ PLACES: Final = {
     "deployments": "/apis/apps/v1/namespaces/{namespace}/deployments",
     "leases": "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",
     "customresourcedefinitions": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+    "tokenreviews": REVIEWS,
+    "subjectaccessreviews": "/apis/authorization.k8s.io/v1/subjectaccessreviews",
     "nodes": "/api/v1/nodes",
     "namespaces": "/api/v1/namespaces",
 }
@@ -68,8 +72,8 @@ class Right:
         return f"{self.verb}-{self.resource}" + (f"-{self.name}" if self.name else "")
 
 
-def rules() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = next(yaml.safe_load_all(RIGHTS.read_text()))["rules"]
+def rules(number: int = 0) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = list(yaml.safe_load_all(RIGHTS.read_text()))[number]["rules"]
     return found
 
 
@@ -83,6 +87,8 @@ def rights_of(rule: Mapping[str, Any]) -> list[Right]:
 
 
 GIVEN: Final = [right for rule in rules() for right in rights_of(rule)]
+EVERYWHERE: Final = [right for rule in rules(2) for right in rights_of(rule)]
+"""Those that are bound to no namespace."""
 
 
 @pytest.fixture
@@ -108,7 +114,8 @@ async def test_whatever_else_is_tried_is_refused(admin: Api, account: Access) ->
         for here in (api, elsewhere):
             for resource, place in PLACES.items():
                 for verb, (method, named) in VERBS.items():
-                    if here is api and any((right.verb, right.resource) == (verb, resource) for right in GIVEN):
+                    given = [*EVERYWHERE, *(GIVEN if here is api else ())]
+                    if any((right.verb, right.resource) == (verb, resource) for right in given):
                         continue
                     path = place.format(namespace=here.namespace) + ("/other" if named else "")
                     with pytest.raises(Denied, match=f'cannot {verb} resource "{resource}"'):
@@ -290,6 +297,35 @@ class Stage:
         if refused is not None:
             raise refused
 
+    async def get_jmp_admin_join(self) -> None:
+        """A controller has kept a command, and died."""
+        refused: Denied | None = None
+        async with self.lab() as lab:
+            token, _ = lab.keys.identity("admin", Role.ADMIN, 3600.0)
+            path = f"/api/v1/namespaces/{self.admin.namespace}/secrets/{JOIN}"
+            await self.admin.request("DELETE", path)
+            await keep_join(self.admin, lab, "of one that died", token)
+            try:
+                assert await keep_join(self.api, lab, "mine", "other") == token
+            except Denied as error:
+                refused = error
+        if refused is not None:
+            raise refused
+
+    async def update_jmp_admin_join(self) -> None:
+        """What is kept is another lab's."""
+        refused: Denied | None = None
+        async with self.lab() as lab:
+            path = f"/api/v1/namespaces/{self.admin.namespace}/secrets/{JOIN}"
+            await self.admin.request("DELETE", path)
+            await keep_join(self.admin, lab, "another lab's", "odd")
+            try:
+                assert await keep_join(self.api, lab, "mine", "new") == "new"
+            except Denied as error:
+                refused = error
+        if refused is not None:
+            raise refused
+
     async def update_jmp_router(self) -> None:
         path = f"/api/v1/namespaces/{self.api.namespace}/secrets/{ROUTER}"
         if (await self.admin.request("GET", path)).status == 404:
@@ -315,6 +351,21 @@ async def test_each_right_is_needed(admin: Api, account: Access, tmp_path: Path)
             await until(admin, api, right, allowed=True)
 
 
+async def test_it_asks_whose_a_token_is(cluster: Cluster, admin: Api, account: Access) -> None:
+    """And needs the right that lets it."""
+    cluster.kubectl("-n", admin.namespace, "create", "serviceaccount", "pod")
+    token = cluster.kubectl("-n", admin.namespace, "create", "token", "pod", "--audience=lab.example").strip()
+    [right] = EVERYWHERE
+    async with connect(account) as api:
+        await until(admin, api, right, allowed=True)
+        assert await Reviewer(api, "lab.example")(token) == f"{admin.namespace}/pod"
+        cluster.kubectl("delete", "clusterrolebinding", f"jmp-token-reviewer-jmp-{admin.namespace}")
+        await until(admin, api, right, allowed=False)
+        with pytest.raises(Denied, match='cannot create resource "tokenreviews"') as caught:
+            await Reviewer(api, "lab.example")(token)
+        assert token not in str(caught.value)
+
+
 def without(right: Right) -> list[dict[str, Any]]:
     """The rules, one for each right, without one."""
     group = {resource: rule["apiGroups"] for rule in rules() for resource in rule["resources"]}
@@ -335,7 +386,7 @@ async def until(admin: Api, api: Api, right: Right, *, allowed: bool) -> None:
     """Wait until the API server goes by its rules, which takes it a moment."""
     resource, _, part = right.resource.partition("/")
     asked = {"namespace": api.namespace, "verb": right.verb, "resource": resource, "subresource": part}
-    asked |= {"name": right.name, "group": "" if resource in ("secrets", "events") else "jmp.dev"}
+    asked |= {"name": right.name, "group": GROUPS.get(resource, "jmp.dev")}
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",
