@@ -126,7 +126,8 @@ TESTED = {
     "outlets": ("switches worked by commands", "the order, the delay, what a failing one does to the others"),
     "qemu": (
         "QEMU with U-Boot, and with Linux",
-        "boot, console, power cycle, disks, ports, screen; a QEMU that is killed is noticed",
+        "boot, console, power cycle, disks, ports, screen; pause; memory and disk as they were, of a machine that is on, off or "
+        "was killed; a QEMU that is killed is noticed",
     ),
     "redfish-power": (
         "the emulator of sushy-tools",
@@ -147,6 +148,10 @@ TESTED = {
     ),
     "shell": ("programs of the system", "output, status, time-out; arguments are never executed; no process is left"),
     "snmp-power": ("net-snmp's agent", "orders, measurements, versions 2c and 3, refusals, loss and return"),
+    "spi": (
+        "the kernel's spidev, on a bus of the test's with a wire and a memory",
+        "bytes both ways, commands and answers, modes; absent, no such mode, a bus that goes and returns",
+    ),
     "ssh": (
         "OpenSSH's server, its programs, and Fabric",
         "commands, files and folders with and without SFTP, tunnels, a terminal; keys, passwords, impostors, refusal",

@@ -42,6 +42,7 @@ ABSENT: dict[str, tuple[dict[str, Any], str, tuple[Any, ...], str]] = {
     "serial": ({"url": "/dev/jmp-none"}, "send", (b"x",), "/dev/jmp-none"),
     "shelly": ({"host": "127.0.0.1:PORT"}, "on", (), "127.0.0.1"),
     "snmp-power": ({"host": "127.0.0.1:PORT", "oid": "1.3.6.1", "timeout": 0.5}, "on", (), "127.0.0.1"),
+    "spi": ({"device": "/dev/spidev77.0"}, "transfer", (b"x",), "/dev/spidev77.0"),
     "ssh-power": ({"host": "127.0.0.1", "port": "PORT", "on": "x", "off": "x"}, "on", (), "127.0.0.1"),
     "tasmota": ({"broker": "127.0.0.1:PORT", "topic": "x"}, "on", (), "127.0.0.1"),
     "telnet": ({"host": "127.0.0.1", "port": "PORT"}, "send", (b"x",), "127.0.0.1"),

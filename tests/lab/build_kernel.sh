@@ -1,9 +1,13 @@
 #!/bin/bash
 # Makes the kernel of the lab machine for the tests: user-mode Linux, a process, with hardware that is simulated by the kernel
-# itself: GPIO lines, CAN, I2C, USB devices, a camera. Usage: build_kernel.sh OUT
-# It is built of Debian's source package (6.1); this machine's package lists stay as they are.
+# itself: GPIO lines, CAN, I2C, SPI, USB devices, a camera. Usage: build_kernel.sh OUT
+# It is built of Debian's source package (6.1); this machine's package lists stay as they are. What is in OUT already stays
+# there if it was made as this file says.
 set -euo pipefail
 out=$(realpath -m "$1")
+here=$(dirname "$(realpath "$0")")
+recipe=$(cat "$here/build_kernel.sh" "$here/spi-lab.c" | sha256sum)
+[[ -x $out/linux && $(cat "$out/recipe" 2>/dev/null) == "$recipe" ]] && exit
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work"/apt/{lists/partial,cache/archives/partial} "$out"
@@ -39,16 +43,22 @@ config -e GPIOLIB GPIO_CDEV GPIO_SIM IRQ_SIM                                    
 config -e CAN CAN_RAW CAN_ISOTP CAN_DEV CAN_VCAN                                    # CAN
 config -e I2C I2C_CHARDEV                                                          # I2C
 config -m I2C_STUB
+config -e SPI SPI_MASTER SPI_SPIDEV                                                # SPI
 config -e USB_SUPPORT USB USB_ACM USB_GADGET USB_DUMMY_HCD USB_CONFIGFS USB_CONFIGFS_ACM USB_CONFIGFS_MASS_STORAGE SCSI \
     BLK_DEV_SD USB_STORAGE USBIP_CORE USBIP_VHCI_HCD                                # USB devices, both ends
 config -e MEDIA_SUPPORT MEDIA_TEST_SUPPORT V4L_TEST_DRIVERS VIDEO_DEV FB VIDEO_VIVID  # a camera
 make -s olddefconfig
 for name in HOSTFS GPIO_SIM CAN_VCAN CAN_ISOTP USB_DUMMY_HCD USB_CONFIGFS_ACM USB_CONFIGFS_MASS_STORAGE USB_ACM BLK_DEV_SD \
-    VIDEO_VIVID I2C_CHARDEV; do
+    VIDEO_VIVID I2C_CHARDEV SPI_SPIDEV; do
     grep -qx "CONFIG_$name=y" .config || { echo "the kernel cannot have $name" >&2; exit 1; }
 done
 grep -qx CONFIG_I2C_STUB=m .config || { echo "the kernel cannot have I2C_STUB" >&2; exit 1; }
 make -s -j"$(nproc)" linux modules
+mkdir "$work/spi"
+cp "$here/spi-lab.c" "$work/spi/"
+echo 'obj-m := spi-lab.o' > "$work/spi/Makefile"
+make -s M="$work/spi" modules
 strip -o "$out/linux.new" linux
-cp drivers/i2c/i2c-stub.ko "$out/"
-mv "$out/linux.new" "$out/linux"  # last: when it is there, all is
+cp drivers/i2c/i2c-stub.ko "$work/spi/spi-lab.ko" "$out/"
+mv "$out/linux.new" "$out/linux"
+echo "$recipe" > "$out/recipe"  # last: when it is there, all is

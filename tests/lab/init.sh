@@ -21,6 +21,9 @@ ip link set vcan0 up
 # I2C: bus 0 with a device at 0x20 and one at 0x50
 insmod "$KERNEL/i2c-stub.ko" chip_addr=0x20,0x50
 
+# SPI: bus 0 with a wire from its output to its input at chip select 0, a memory at 1
+insmod "$KERNEL/spi-lab.ko"
+
 # GPIO: a chip with eight lines, of which three have names
 chip=/sys/kernel/config/gpio-sim/lab
 mkdir -p "$chip/bank0"

@@ -1,6 +1,6 @@
 """A lab machine: user-mode Linux (a process) that runs on this machine's files, read-only, with hardware of its own.
 
-Its kernel (``build_kernel.sh``) simulates GPIO lines, CAN, I2C, USB with both ends and a camera, so drivers meet the real
+Its kernel (``build_kernel.sh``) simulates GPIO lines, CAN, I2C, SPI, USB with both ends and a camera, so drivers meet the real
 interfaces of the kernel. ``JMP_LAB_KERNEL`` names a folder with another kernel.
 """
 

@@ -5,6 +5,7 @@
 ``emulator``  one QEMU process and the wires to it
 ``machines``  QEMU's command line, and what each architecture gets by default
 ``disk``      the session's disk; ``nbd`` reads and writes it while the machine is off
+``snapshots`` what a session can go back to
 ``qmp``       QEMU's machine protocol
 """
 

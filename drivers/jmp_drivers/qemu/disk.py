@@ -23,6 +23,9 @@ from jmp_drivers._nbd import Nbd
 from jmp_drivers._process import leashed
 from jmp_drivers.qemu.program import require, while_alive
 
+NODE = "session-disk"
+"""QEMU's name of it, for its monitor."""
+
 
 class Disk:
     """One session's disk."""
@@ -34,6 +37,8 @@ class Disk:
         self._initial_size = size
         self._writable = writable
         self._overlay: IO[bytes] | None = None
+        self.keeps_snapshots = not writable
+        """Whether QEMU can put snapshots into it: not into the user's own image."""
         self.size = 0
         """Bytes, as the guest sees it; known after `prepare`."""
 
@@ -55,12 +60,7 @@ class Disk:
         self.size = json.loads(answer)["virtual-size"]
 
     async def _lay_overlay(self) -> None:
-        # Not /tmp, which often is memory. QEMU's own snapshots go to /var/tmp too.
-        folder = os.environ.get("TMPDIR", "/var/tmp")
-        try:
-            self._overlay = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-        except OSError as error:
-            raise DeviceError(f"no room for the session's disk in {folder}: {error.strerror}") from error
+        self._overlay = unnamed_file("the session's disk")
         backing = [] if self._path is None else ["-b", str(self._path), "-F", self._path_format]
         size = [str(self._initial_size)] if self._initial_size else []
         await self._run("qemu-img", "create", "-q", "-f", "qcow2", *backing, self._file, *size)
@@ -79,7 +79,7 @@ class Disk:
     @property
     def options(self) -> Mapping[str, str]:
         """Of QEMU's ``-drive``."""
-        return {"file": self._file, "format": self._format}
+        return {"file": self._file, "format": self._format, "node-name": NODE}
 
     @property
     def _file(self) -> str:
@@ -121,15 +121,28 @@ class Disk:
                 await nbd.disconnect()
 
     async def _run(self, *command: str) -> bytes:
-        """Run one of QEMU's tools and return what it prints; raises `DeviceError` if it fails."""
-        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as complaints:
-            argv = [require(command[0], "qemu-utils"), *command[1:]]
-            async with leashed(argv, pass_fds=self.descriptors, stdout=output, stderr=complaints) as process:
-                await process.wait()
-            if process.returncode:
-                raise DeviceError(f"{' '.join(command[:2])} failed: {_said(complaints)}")
-            output.seek(0)
-            return output.read()
+        return await run_tool(command, self.descriptors)
+
+
+def unnamed_file(what: str) -> IO[bytes]:
+    """A file that vanishes with us. Raises `DeviceError`."""
+    folder = os.environ.get("TMPDIR", "/var/tmp")  # not /tmp, which often is memory. QEMU's own snapshots go here too
+    try:
+        return tempfile.TemporaryFile(dir=folder)
+    except OSError as error:
+        raise DeviceError(f"no room for {what} in {folder}: {error.strerror}") from error
+
+
+async def run_tool(command: Sequence[str], descriptors: Sequence[int]) -> bytes:
+    """Run one of QEMU's tools, which inherits these, and return what it prints; raises `DeviceError` if it fails."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as complaints:
+        argv = [require(command[0], "qemu-utils"), *command[1:]]
+        async with leashed(argv, pass_fds=descriptors, stdout=output, stderr=complaints) as process:
+            await process.wait()
+        if process.returncode:
+            raise DeviceError(f"{' '.join(command[:2])} failed: {_said(complaints)}")
+        output.seek(0)
+        return output.read()
 
 
 def _listening_pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:

@@ -46,7 +46,7 @@ class Image:
 
 
 class Qemu(ConsoleOptions):
-    """A virtual machine under QEMU: power, serial console, monitor, disk, screen and network ports."""
+    """A virtual machine under QEMU: power, console, monitor, disk, screen, network ports; paused, saved and restored."""
 
     arch: Arch
     machine: str = field(default="", metadata={"doc": "QEMU's -machine; default: virt, or pc for x86_64"})
@@ -97,6 +97,36 @@ class Qemu(ConsoleOptions):
         await self._vm.reset()
         if self.power_on_open:
             await self._vm.on()
+
+    @export
+    async def pause(self) -> None:
+        """Let the guest stand still; its clock too."""
+        await self._vm.pause()
+
+    @export
+    async def resume(self) -> None:
+        """Let it go on."""
+        await self._vm.resume()
+
+    @export
+    async def save(self, name: str) -> None:
+        """Save the running machine as a snapshot: memory, devices and disk. One of that name is replaced."""
+        await self._vm.save(name)
+
+    @export
+    async def restore(self, name: str, paused: bool = False) -> None:
+        """Make the machine what it was then, whether it is on or off; paused, it waits for resume."""
+        await self._vm.restore(name, paused=paused)
+
+    @export
+    async def snapshots(self) -> list[dict[str, Any]]:
+        """The session's snapshots: name, and time in seconds since 1970."""
+        return self._vm.snapshots()
+
+    @export
+    async def forget(self, name: str) -> None:
+        """Delete a snapshot, which takes about as much room as the memory in use."""
+        await self._vm.forget(name)
 
 
 class VmPower(Power):

@@ -13,7 +13,7 @@ import shlex
 import signal
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from itertools import count
 
@@ -106,14 +106,17 @@ async def emulator(
     disk: Disk | None,
     *,
     binary: str,
+    paused: bool = False,
+    inherits: Sequence[int] = (),
     feed: Callable[[bytes], None],
     on_event: Callable[[Event], None],
     log: logging.Logger,
 ) -> AsyncIterator[Emulator]:
     """Run QEMU for as long as the body runs; entered once its monitor answers, while the guest begins to boot.
 
-    `feed` gets what comes from the serial port, to the very last byte unless cancelled. Raises `DeviceError`, with QEMU's own
-    words, if it does not start.
+    `paused`, the guest does not begin before the monitor's ``cont``. QEMU gets the descriptors that it `inherits`, by the same
+    numbers. `feed` gets what comes from the serial port, to the very last byte unless cancelled. Raises `DeviceError`, with
+    QEMU's own words, if it does not start.
     """
     complaints: deque[str] = deque(maxlen=20)
     with ExitStack() as stack, ExitStack() as theirs:
@@ -130,9 +133,15 @@ async def emulator(
         qmp = Qmp(monitor, on_event)
         drive = disk.options if disk else None
         line = command_line(
-            hardware, binary=binary, serial=serial_theirs.fileno(), monitor=monitor_theirs.fileno(), disk=drive
+            hardware,
+            binary=binary,
+            serial=serial_theirs.fileno(),
+            monitor=monitor_theirs.fileno(),
+            disk=drive,
+            paused=paused,
         )
-        inherited = [serial_theirs.fileno(), monitor_theirs.fileno(), screen, *(disk.descriptors if disk else ())]
+        inherited = [serial_theirs.fileno(), monitor_theirs.fileno(), screen, *inherits]
+        inherited += disk.descriptors if disk else ()
         log.debug("starting %s", shlex.join(line))
 
         # The readers end by themselves, with the last of QEMU's processes: then they have read all there was to read.

@@ -63,11 +63,17 @@ class Hardware:
 
 
 def command_line(
-    hardware: Hardware, *, serial: int, monitor: int, disk: Mapping[str, str] | None = None, binary: str = ""
+    hardware: Hardware,
+    *,
+    serial: int,
+    monitor: int,
+    disk: Mapping[str, str] | None = None,
+    binary: str = "",
+    paused: bool = False,
 ) -> list[str]:
     """The command that starts QEMU; `serial` and `monitor` are the descriptors of its ends of two socket pairs.
 
-    `disk` holds the options of its ``-drive``: file and format.
+    `disk` holds the options of its ``-drive``: file and format. `paused`, it waits for the monitor's ``cont``.
     """
     defaults = DEFAULTS[hardware.arch]
     machine = hardware.machine or defaults.machine
@@ -114,6 +120,8 @@ def command_line(
             line += [word for device in defaults.screen for word in ("-device", device)]
     else:
         line += ["-display", "none"]
+    if paused:
+        line += ["-S"]
     return [*line, *hardware.args]
 
 

@@ -12,6 +12,7 @@ import socket
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import trio
@@ -117,6 +118,8 @@ class Qmp:
         self._on_event = on_event
         self._protocol = Protocol()
         self._calls: dict[int, _Call] = {}
+        self._jobs: dict[str, trio.Event] = {}  # set once it has ended
+        self._names = count(1)
         self._greeted = trio.Event()
         self._ended = False
         self._sending = trio.Lock()
@@ -136,6 +139,8 @@ class Qmp:
             self._greeted.set()
             for call in self._calls.values():
                 call.done.set()
+            for ended in self._jobs.values():
+                ended.set()
 
     async def negotiate(self) -> None:
         """Wait for QEMU's greeting and enter command mode. Raises `DeviceError` if QEMU ends before."""
@@ -149,6 +154,23 @@ class Qmp:
         that QEMU reports and if QEMU ends. When cancelled, QEMU still carries the command out and its reply is dropped.
         """
         return await self._call(name, arguments, None)
+
+    async def run_job(self, name: str, arguments: Mapping[str, Any]) -> None:
+        """Run a command that starts a job of QEMU's, until that has ended. Raises what `execute` does.
+
+        When cancelled, QEMU still carries the job out.
+        """
+        job = f"{name}-{next(self._names)}"
+        ended = self._jobs[job] = trio.Event()
+        try:
+            await self.execute(name, {**arguments, "job-id": job})
+            await ended.wait()
+            (mine,) = [each for each in await self.execute("query-jobs") if each["id"] == job]
+            await self.execute("job-dismiss", {"id": job})
+        finally:
+            del self._jobs[job]
+        if "error" in mine:
+            raise DeviceError(f"QEMU's {name} failed: {mine['error']}")
 
     async def pass_descriptor(self, name: str, descriptor: int) -> None:
         """Give QEMU a copy of a file descriptor, under a name that the next command refers to."""
@@ -192,6 +214,8 @@ class Qmp:
             case Greeting():
                 self._greeted.set()
             case Event():
+                if message.name == "JOB_STATUS_CHANGE" and message.data["status"] == "concluded":
+                    self._jobs.get(message.data["id"], trio.Event()).set()
                 self._on_event(message)
             case Reply(id=id) | Failure(id=int(id)):
                 if call := self._calls.get(id):  # else its caller has been cancelled

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from enum import Enum
+from typing import Any
 
 import trio
 
@@ -20,6 +21,7 @@ from jmp_drivers.qemu.emulator import Emulator, emulator
 from jmp_drivers.qemu.machines import DEFAULTS, Hardware
 from jmp_drivers.qemu.program import require
 from jmp_drivers.qemu.qmp import Event
+from jmp_drivers.qemu.snapshots import Snapshots
 
 EVENT_BACKLOG = 1000
 """Events that a listener may be behind."""
@@ -52,6 +54,8 @@ class Vm:
 
     def __init__(self, hardware: Hardware, *, binary: str, disk: Disk | None, hub: Hub) -> None:
         self._disk = disk
+        self._snapshots = Snapshots(disk)
+        self._snapping = trio.Lock()
         self.hub = hub
         """The serial console; it goes on when the machine is switched off and on again, like a cable that stays plugged in."""
         self._hardware = hardware
@@ -77,6 +81,7 @@ class Vm:
                 self.hub.open_log()
                 if self._disk is not None:
                     await self._disk.prepare()
+                self._snapshots.prepare()
                 self._nursery = nursery
                 self._reason = "switch it on first"
                 if on:
@@ -95,6 +100,7 @@ class Vm:
 
     def _forget(self) -> None:
         self._nursery = None
+        self._snapshots.discard()
         if self._disk is not None:
             self._disk.discard()
 
@@ -107,9 +113,10 @@ class Vm:
         self.hub.end()
 
     async def reset(self) -> None:
-        """Switch off and forget what the session has changed on the disk. Raises `Busy` while the disk is in use."""
+        """Switch off and forget what the session has changed on the disk, and saved. Raises `Busy` while the disk is in use."""
         await self._disk_released()
         await self.off()
+        self._snapshots.prepare()
         if self._disk is not None:
             with self._using_disk():
                 await self._disk.prepare()
@@ -124,8 +131,8 @@ class Vm:
     def is_on(self) -> bool:
         return self._state in (State.ON, State.STOPPING)
 
-    async def on(self) -> None:
-        """Start QEMU, unless it runs. Returns when its monitor answers, while the guest begins to boot.
+    async def on(self, *, paused: bool = False) -> None:
+        """Start QEMU, unless it runs. Returns when its monitor answers, while the guest begins to boot, or `paused` before that.
 
         Raises `DeviceError` with QEMU's own words if it does not start, `Busy` while the disk is in use. When cancelled, QEMU
         is ended again.
@@ -139,7 +146,7 @@ class Vm:
         if self._nursery is None:
             raise self._off_error()
         self._enter(State.STARTING)
-        await self._nursery.start(self._live)
+        await self._nursery.start(self._live, paused)
 
     async def off(self, graceful: float = 0) -> None:
         """End QEMU, if it runs. With `graceful`, press the power button and give the guest that many seconds before.
@@ -173,7 +180,7 @@ class Vm:
         self._state = state
         self._changed.unpark_all()
 
-    async def _live(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _live(self, paused: bool, task_status: trio.TaskStatus[None]) -> None:
         """QEMU from start to end. Raises nothing once it has started."""
         self._last_shutdown = None
         qemu = None
@@ -182,6 +189,8 @@ class Vm:
                 self._hardware,
                 self._disk,
                 binary=self._find_binary(),
+                paused=paused,
+                inherits=self._snapshots.descriptors,
                 feed=self.hub.feed,
                 on_event=self._on_event,
                 log=self._log,
@@ -212,6 +221,50 @@ class Vm:
             self._log.warning("%s", end)
             self._reason = f"{end}; switch it on again"
         self.hub.feed(f"\r\n[{end}]\r\n".encode())
+
+    # ---- what it does at another time
+
+    async def pause(self) -> None:
+        """Let the guest stand still."""
+        await self.running().qmp.execute("stop")
+
+    async def resume(self) -> None:
+        """Let it go on."""
+        await self.running().qmp.execute("cont")
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """Name and time (seconds since 1970) of each, oldest first."""
+        return self._snapshots.listed()
+
+    async def save(self, name: str) -> None:
+        """Save memory, devices and disk. Raises `DeviceError` if the machine is off or QEMU cannot."""
+        async with self._snapping:
+            await self._snapshots.save(self.running().qmp, name)
+
+    async def restore(self, name: str, *, paused: bool = False) -> None:
+        """Make the machine what it was, on or off; `paused` it does not go on from there.
+
+        Raises `BadValue` if there is no such snapshot. A machine whose state cannot be loaded goes off.
+        """
+        self._snapshots.check(name)
+        async with self._snapping:
+            await self.on(paused=True)
+            qmp = self.running().qmp
+            await qmp.execute("stop")
+            try:
+                await self._snapshots.load(qmp, name)
+            except DeviceError:
+                await self.off()
+                raise
+            self.hub.feed(f"\r\n[back at the snapshot {name}]\r\n".encode())
+            if not paused:
+                await qmp.execute("cont")
+
+    async def forget(self, name: str) -> None:
+        """Delete a snapshot. Raises `BadValue` if there is none, `DeviceError` if the machine is off."""
+        self._snapshots.check(name)
+        async with self._snapping:
+            await self._snapshots.forget(self.running().qmp, name)
 
     # ---- what is reached while it is on
 

@@ -39,6 +39,7 @@ async def test_what_is_plugged_in() -> None:
             "console:\n    type: serial\n    config:\n      url: /dev/ttyACM0\n",
             "gpio:\n    type: gpio\n    config:\n      chip: /dev/gpiochip0\n",
             "i2c:\n    type: i2c\n    config:\n      bus: 0\n",
+            "spi:\n    type: spi\n    config:\n      device: /dev/spidev0.0\n",
             "storage:\n    type: block-device\n    config:\n      path: /dev/sda\n",
         ):
             assert f"  {entry}" in text
