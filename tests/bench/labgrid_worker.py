@@ -130,13 +130,13 @@ def main(folder: Path) -> None:
     command = [sys.executable, "-m", "tests.bench.labgrid_worker", "serve"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder) as process:
         assert process.stdout is not None
-        try:
-            address = process.stdout.readline().split()[-1]
-            # It goes on printing.
-            with subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL):
+        address = process.stdout.readline().split()[-1]
+        # It goes on printing, and what takes that ends with it.
+        with subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL):
+            try:
                 _measure(address, folder)
-        finally:
-            process.kill()
+            finally:
+                process.kill()
 
 
 def _measure(address: str, folder: Path) -> None:
