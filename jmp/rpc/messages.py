@@ -78,12 +78,14 @@ class Request(NamedTuple):
     @classmethod
     def decode(cls, value: object) -> Request:
         """Raises :class:`~jmp.errors.ProtocolViolation` unless ``value`` has the shape of a request."""
-        match value:
-            case [str(target), str(method), list(args), dict(kwargs), dict(options)] if all(
-                type(name) is str for name in kwargs
-            ):
-                return cls(target, method, tuple(args), kwargs, _seconds(options.get("timeout")))
+        if type(value) is list and tuple(map(type, value)) == _SHAPE:
+            target, method, args, kwargs, options = value
+            if not kwargs or all(type(name) is str for name in kwargs):
+                return cls(target, method, tuple(args), kwargs, _seconds(options.get("timeout")) if options else None)
         raise ProtocolViolation("a call does not begin with a request")
+
+
+_SHAPE: Final = (str, str, list, dict, dict)
 
 
 def _seconds(timeout: object) -> float | None:

@@ -41,6 +41,9 @@ MAX_NESTED: Final = 16
 _BELIEVED: Final = 4096
 """In bytes: headers in so little data may claim what they like; what is longer is scanned before it is decoded."""
 
+_ROOM: Final = 1024
+"""In bytes: what there is room for at first. Most values are small, and to make more room for each takes longer than they do."""
+
 _MALFORMED = (msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError)
 """What the decoder raises for bytes that no encoder of ours makes."""
 
@@ -88,9 +91,8 @@ class Decoder:
             self._buffer = bytearray(memoryview(self._buffer)[self._position :])
             self._buffer += data
         self._position = 0
-        if self._scanner is None:
-            self._scanner = _scanner()
-        self._scanner.feed(data)
+        if self._scanner is not None:
+            self._scanner.feed(data)
 
     def __iter__(self) -> Iterator[Any]:
         """The values that are complete by now. Raises :class:`~jmp.errors.ProtocolViolation`, also past the limit."""
@@ -98,7 +100,20 @@ class Decoder:
 
     def __next__(self) -> Any:
         if self._scanner is None:
-            raise StopIteration
+            left = len(self._buffer) - self._position
+            if not left:
+                raise StopIteration
+            if left <= min(_BELIEVED, self._limit):
+                # Nearly always it is one value, neither less nor more: that need not be scanned first.
+                try:
+                    value = _unpack(bytes(self._buffer), 0)
+                except _MALFORMED:
+                    pass  # less or more, or wrong: the scanner knows
+                else:
+                    self._position += left
+                    return value
+            self._scanner = _scanner()
+            self._scanner.feed(self._buffer)
         try:
             self._scanner.skip()
         except msgpack.OutOfData:
@@ -140,8 +155,8 @@ def _unpack(data: bytes, depth: int) -> Any:
 
 
 def _pack(value: object, depth: int = 0) -> bytes:
-    packed: bytes | None = msgpack.packb(value, default=_TO_EXT[depth], strict_types=True, use_bin_type=True)
-    assert packed is not None
+    packer = msgpack.Packer(default=_TO_EXT[depth], strict_types=True, use_bin_type=True, buf_size=_ROOM)
+    packed: bytes = packer.pack(value)
     return packed
 
 
