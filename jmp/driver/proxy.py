@@ -6,10 +6,9 @@ never suspends, so :class:`Blocking` can offer all of it, and client classes bui
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, overload
 
 from jmp.driver.schema import Parameter, describe, did_you_mean
@@ -212,10 +211,12 @@ class DriverClient:
         if name.startswith("_"):
             raise AttributeError(name)
         for known in (name, name.replace("_", "-")):  # configured names may hold hyphens
-            if known in self._children:
-                return self._children[known]
-            if known in self._node.methods:
-                return Method(self._backend, self._node, self._node.methods[known])
+            found: DriverClient | Method | None = self._children.get(known)
+            if found is None and known in self._node.methods:
+                found = Method(self._backend, self._node, self._node.methods[known])
+            if found is not None:
+                self.__dict__[name] = found  # it will be the same the next time
+                return found
         what = f"{self._node.path or 'the device'} has no method or driver {name!r}"
         raise AttributeError(what + did_you_mean(name, [*self._node.methods, *self._children]))
 
@@ -235,13 +236,11 @@ class Method:
         self._method = method
         self.__name__ = method.name
         self.__doc__ = f"{method.signature()}\n\n{method.doc}".rstrip()
+        kinds = {Kind.CALL: backend.call, Kind.ITEMS: backend.items, Kind.BYTES: backend.open}
+        self._begin: Callable[..., Any] = kinds[method.kind]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._method.kind is Kind.CALL:
-            return self._backend.call(self._target, self._method.name, args, kwargs)
-        if self._method.kind is Kind.ITEMS:
-            return self._backend.items(self._target, self._method.name, args, kwargs)
-        return self._backend.open(self._target, self._method.name, args, kwargs)
+        return self._begin(self._target, self.__name__, args, kwargs)
 
     def __repr__(self) -> str:
         return f"<method {self._target}.{self._method.signature()}>"
@@ -302,7 +301,11 @@ class Blocking:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return _blocking(getattr(self._wrapped, name))
+        value = getattr(self._wrapped, name)
+        found = _blocking(value)
+        if isinstance(value, Method | DriverClient):
+            self.__dict__[name] = found  # it will be the same the next time
+        return found
 
     def __dir__(self) -> list[str]:
         return dir(self._wrapped)
@@ -340,10 +343,10 @@ _PLAIN = (str, bytes, int, float, bool, type(None), list, tuple, dict, set, froz
 
 
 def _blocking(value: Any) -> Any:
+    if type(value) is CoroutineType:  # most often: a call
+        value = run(value)
     if isinstance(value, _PLAIN) or hasattr(type(value), "__enter__"):  # the latter serves both sides by itself
         return value
-    if inspect.iscoroutine(value):
-        return _blocking(run(value))
     if (
         callable(value)
         or isinstance(value, DriverClient | Asynchronous)

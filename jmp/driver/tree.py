@@ -95,6 +95,8 @@ class Tree:
         self._changed = changed
         self._keepers: dict[str, _Keeper] = {}
         self._exports: dict[str, dict[str, Export]] = {}
+        self._found: dict[tuple[str, str], tuple[_Keeper, Export]] = {}
+        """Methods that were called, by the path and name that they were called by: as many as there are at most."""
         for path, node in _walk(root, ""):
             node.path = path
             if node.driver is not None:
@@ -154,6 +156,10 @@ class Tree:
 
     def method(self, path: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Method:
         """What carries out a call, its arguments bound. Raises ``NotFound``, ``BadValue`` or ``DeviceError`` (degraded)."""
+        if (found := self._found.get((path, name))) is not None:
+            keeper, export = found
+            positional, named = bind(export.parameters, args, kwargs)
+            return keeper.method(export, positional, named)
         node = self.find(path)
         exports = self._exports.get(node.path, {})
         if name not in exports:
@@ -162,7 +168,10 @@ class Tree:
             raise NotFound(what + did_you_mean(name, known))
         export = exports[name]
         positional, named = bind(export.parameters, args, kwargs)
-        return self._keepers[node.path].method(export, positional, named)
+        keeper = self._keepers[node.path]
+        if path == node.path:  # by refs there may be any number of paths
+            self._found[path, name] = keeper, export
+        return keeper.method(export, positional, named)
 
     async def reset(self, path: str = "") -> None:
         """Reset the driver at ``path`` and those below it, children first; all that are ready."""

@@ -40,6 +40,10 @@ class Link(ABC):
     async def send(self, parts: Sequence[bytes | memoryview]) -> None:
         """Send the message made of ``parts``, joined. One task at a time. Cancelled: it was not sent, the link stays whole."""
 
+    def receive_nowait(self) -> bytes | None:
+        """The next message if it has been read already; None: it has not, and :meth:`receive` waits for it."""
+        return None
+
     @abstractmethod
     async def receive(self) -> bytes:
         """Wait for the next message. One task at a time; cancellation loses nothing."""

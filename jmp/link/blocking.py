@@ -1,8 +1,8 @@
 """WebSocket links without an event loop: for threads and for commands that have to start at once.
 
-One thread may send while another one receives. The socket never blocks; waiting is done with poll, so a wait can end in
-time. A thread that receives never waits for one that sends: it leaves the answer to a ping to that one. Imports are light
-(:mod:`ssl` for ``wss`` only).
+One thread may send while another one receives. A wait without an end is left to the system, since each call of it takes
+time; one that has to end in time is done with poll. A thread that receives never waits for one that sends: it leaves the
+answer to a ping to that one. Imports are light (:mod:`ssl` for ``wss`` only).
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _READ: Final = 256 << 10
 _SEND_BUFFER: Final = 1 << 20
 _MAX_BUFFERS: Final = 512
 _CLOSED_HERE: Final = "this side closed the connection"
-_QUIET: Final = getattr(socket, "MSG_NOSIGNAL", 0)  # no SIGPIPE, whatever the program does with that
+_NOT_WAITING: Final = socket.MSG_DONTWAIT | getattr(
+    socket, "MSG_NOSIGNAL", 0
+)  # no SIGPIPE, whatever the program does with that
 
 
 class BlockingLink:
@@ -41,7 +43,7 @@ class BlockingLink:
     """
 
     def __init__(self, sock: socket.socket, codec: Codec, peer: str) -> None:
-        sock.setblocking(False)
+        sock.setblocking(True)
         with contextlib.suppress(OSError):  # a Unix socket has no such delay
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
@@ -231,7 +233,7 @@ class BlockingLink:
 
     def _push(self, buffers: Sequence[Buffer]) -> int:
         try:
-            return self._socket.sendmsg(buffers, [], _QUIET)
+            return self._socket.sendmsg(buffers, [], _NOT_WAITING)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -242,9 +244,9 @@ class BlockingLink:
         if self._early:
             data, self._early = self._early, b""
             return data
-        while self._poll(select.POLLIN, deadline):
+        while deadline is None or self._poll(select.POLLIN, deadline):
             try:
-                data = self._socket.recv(_READ)
+                data = self._socket.recv(_READ, 0 if deadline is None else socket.MSG_DONTWAIT)
             except BlockingIOError:
                 continue
             except OSError as error:

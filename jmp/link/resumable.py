@@ -99,6 +99,26 @@ class ResumableLink(Link):
         while not self.send_nowait(parts):
             await self._changed.park()
 
+    def receive_nowait(self) -> bytes | None:
+        while not self._begins:
+            if self._end is not None:
+                raise self._end
+            try:
+                data = self._link.receive_nowait()
+            except (LinkLost, ProtocolViolation):
+                return None  # receive() meets that, too, and sees to it
+            if data is None:
+                return None
+            try:
+                message = self._core.receive(data)
+            except (LinkLost, ProtocolViolation) as error:
+                self._finish(error)
+                continue
+            self._heard()
+            if message is not None:
+                return message
+        return None
+
     async def receive(self) -> bytes:
         core = self._core
         while True:
@@ -119,13 +139,18 @@ class ResumableLink(Link):
             else:
                 if begins:
                     self._go_on()
-                if core.ack_due:
-                    self._send_next()
-                if core.owed and not self._busy:
-                    self._wake()
-                self._changed.unpark_all()
+                self._heard()
                 if message is not None:
                     return message
+
+    def _heard(self) -> None:
+        """Do what follows from a message: acknowledge, now or in time; who waited until something was acknowledged may go on."""
+        if self._core.ack_due:
+            self._send_next()
+        if not self._busy and self._core.owed:
+            self._wake()
+        if self._changed:
+            self._changed.unpark_all()
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """As in :class:`~jmp.link.Link`: the session is over, on both sides. What was sent before still goes."""

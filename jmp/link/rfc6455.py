@@ -43,6 +43,7 @@ _PONG: Final = 0xA
 _WHOLE_BINARY: Final = _FIN | _BINARY
 
 _MAX_CONTROL: Final = 125
+_JOINED: Final = 4096
 _MAX_PIECES: Final = 64
 """So many are kept apart: each takes memory besides its bytes, and somebody may send single ones."""
 _NO_KEY: Final = bytes(4)
@@ -216,10 +217,11 @@ class Codec:
             header = pack("!BBH", _FIN | opcode, masked | 126, length)
         else:
             header = pack("!BBQ", _FIN | opcode, masked | 127, length)
-        if not self._client:
-            return [header, *parts]
-        if not self._mask:
-            return [header + _NO_KEY, *parts]
+        if self._client and not self._mask:
+            header += _NO_KEY
+        if not self._client or not self._mask:
+            # To copy a few bytes takes less time than to hand several buffers to the system.
+            return [b"".join((header, *parts))] if length < _JOINED else [header, *parts]
         key = os.urandom(4)
         return [header + key, _mask(b"".join(parts), key)]
 

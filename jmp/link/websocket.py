@@ -209,22 +209,27 @@ class WebSocketLink(Link):
         while not self.send_nowait(parts):
             await self._pipe.flush()
 
+    def receive_nowait(self) -> bytes | None:
+        if self._end is not None:
+            raise self._end
+        return self._next_message()
+
+    def _next_message(self) -> bytes | None:
+        try:
+            message = self._codec.next_message()
+        except (Closed, Violation) as end:
+            self._end = end
+            self._reply()
+            raise
+        if self._codec.has_replies:
+            self._reply()
+        return message
+
     async def receive(self) -> bytes:
         """As in :class:`~jmp.link.Link`. Without a checkpoint when a message has already been read."""
         if self._end is not None:
             raise self._end
-        codec = self._codec
-        while True:
-            try:
-                message = codec.next_message()
-            except (Closed, Violation) as end:
-                self._end = end
-                self._reply()
-                raise
-            if codec.has_replies:
-                self._reply()
-            if message is not None:
-                return message
+        while (message := self._next_message()) is None:
             self._receiving = True
             try:
                 data = await self._pipe.receive()
@@ -238,7 +243,8 @@ class WebSocketLink(Link):
             if not data:
                 self._end = LinkLost("the other side ended the connection without a good-bye")
                 raise self._end
-            codec.feed(data)
+            self._codec.feed(data)
+        return message
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """As in :class:`~jmp.link.Link`; takes at most :data:`CLOSE_SECONDS`. On cancellation closes at once."""

@@ -72,6 +72,7 @@ class BlockingConnection:
         self._streams: dict[int, BlockingStream] = {}
         self._state = threading.Condition()  # guards everything here; held while reading never, while sending never
         self._reading = False
+        self._idle = 0  # threads that wait for the one that reads
         self._sending = threading.Lock()
         self._over = threading.Event()
         self._heard = time.monotonic()
@@ -139,7 +140,11 @@ class BlockingConnection:
             if left is not None and left <= 0:
                 raise DeadlinePassed
             if self._reading:
-                self._state.wait(left)
+                self._idle += 1
+                try:
+                    self._state.wait(left)
+                finally:
+                    self._idle -= 1
             else:
                 self._read(left)
 
@@ -159,7 +164,8 @@ class BlockingConnection:
         finally:
             self._state.acquire()
             self._reading = False
-            self._state.notify_all()
+            if self._idle:
+                self._state.notify_all()
         try:
             if message is not None:
                 self._heard = time.monotonic()
@@ -178,15 +184,17 @@ class BlockingConnection:
         return message is not None
 
     def _act(self, event: Event) -> None:
+        if isinstance(event, Received):
+            if (receiver := self._streams.get(event.stream)) is not None:
+                receiver._chunks.append(event.data)
+            return
         if isinstance(event, Opened):
             self._mux.reset(event.stream, Reset.REFUSED)
             return
         stream = self._streams.get(getattr(event, "stream", 0))
         if stream is None:
             return
-        if isinstance(event, Received):
-            stream._chunks.append(event.data)
-        elif isinstance(event, Ended):
+        if isinstance(event, Ended):
             stream._ended = True
         elif isinstance(event, Stopped):
             stream._stopped = True
@@ -215,18 +223,20 @@ class BlockingConnection:
 class BlockingStream:
     """One stream of a :class:`BlockingConnection`. ``deadline`` is in seconds of ``time.monotonic``."""
 
+    # What most streams never change belongs to the class: there is one for each call.
+    _front = b""
+    _ended = False
+    _stopped = False
+    _closed = False
+    _reset: WasReset | None = None
+    _waiting = 0
+
     def __init__(self, connection: BlockingConnection, number: int) -> None:
         self._connection = connection
         self._mux = connection._mux
         self._number = number
         self._mark = self._mux.position
-        self._front = b""
         self._chunks: deque[bytes] = deque()
-        self._ended = False
-        self._stopped = False
-        self._closed = False
-        self._reset: WasReset | None = None
-        self._waiting = 0
 
     def receive_some(self, max_bytes: int | None = None, *, deadline: float | None = None) -> bytes:
         """Wait for bytes; ``b""`` at their end.
@@ -238,7 +248,8 @@ class BlockingStream:
             return data
         connection = self._connection
         with connection._state:
-            self._wait(lambda: bool(self._chunks) or self._ended or self._reset is not None or self._closed, deadline)
+            if not self._chunks:
+                self._wait(self._may_receive, deadline)
             if self._closed:
                 raise StreamClosed("this stream was closed here")
             if not self._chunks:
@@ -251,8 +262,9 @@ class BlockingStream:
             if max_bytes is not None and len(data) > max_bytes:
                 self._chunks.appendleft(data[max_bytes:])
                 data = data[:max_bytes]
-            self._mux.consumed(self._number, len(data))
-        connection._flush()
+            owed = self._mux.consumed(self._number, len(data))
+        if owed:
+            connection._flush()
         return data
 
     def mark(self) -> None:
@@ -305,6 +317,10 @@ class BlockingStream:
         finally:
             self._waiting -= 1
 
+    def _may_receive(self) -> bool:
+        """Whether receiving can go on, or has to fail."""
+        return bool(self._chunks) or self._ended or self._reset is not None or self._closed
+
     def _may_send(self) -> bool:
         """Whether sending can go on, or has to fail."""
         return self._mux.credit(self._number) > 0 or self._stopped or self._closed or self._reset is not None
@@ -337,6 +353,7 @@ class BlockingStream:
     def _leave(self) -> None:
         self._closed = True
         self._connection._streams.pop(self._number, None)
-        self._connection._state.notify_all()
+        if self._connection._idle:
+            self._connection._state.notify_all()
         if self._waiting:  # by reading the link, maybe: the answer to this wakes that thread
             self._mux.ping()

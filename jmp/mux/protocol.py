@@ -309,16 +309,18 @@ class Mux:
             self._queue(pack(Kind.RESET, number, int(code), detail))
             self._forget(number)
 
-    def consumed(self, number: int, count: int) -> None:
-        """``count`` received bytes are held no longer: the other side may send as many again."""
+    def consumed(self, number: int, count: int) -> bool:
+        """``count`` received bytes are held no longer: the other side may send as many again. Whether it is to be told now."""
         stream = self._streams.get(number)
         if stream is None or stream.inbound is not Side.OPEN:
-            return
+            return False
         stream.owed += count
-        if stream.owed >= WINDOW // 2:
-            self._queue(pack(Kind.CREDIT, number, stream.owed))
-            stream.room += stream.owed
-            stream.owed = 0
+        if stream.owed < WINDOW // 2:
+            return False
+        self._queue(pack(Kind.CREDIT, number, stream.owed))
+        stream.room += stream.owed
+        stream.owed = 0
+        return True
 
     def ping(self, token: bytes = b"") -> None:
         """Ask for a sign of life: :class:`Pong` with ``token`` will follow."""

@@ -63,10 +63,7 @@ class StreamStopped(trio.BrokenResourceError):
 class _Signal:
     """One task waits, anybody wakes it."""
 
-    __slots__ = ("_task",)
-
-    def __init__(self) -> None:
-        self._task: trio.lowlevel.Task | None = None
+    _task: trio.lowlevel.Task | None = None
 
     @property
     def busy(self) -> bool:
@@ -94,24 +91,26 @@ class MuxStream(trio.abc.HalfCloseableStream):
     :class:`StreamStopped` (another one) that sending is over.
     """
 
+    # What most streams never change belongs to the class: there is one for each call.
+    scope: trio.CancelScope | None = None
+    """Cancelled when the stream breaks: set it to end, with the stream, work that does not itself wait for the stream."""
+    _ended = False
+    _stopped = False
+    _sent_end = False
+    _closed = False
+    _error: BaseException | None = None
+    _sending = False
+    _unsent = b""
+    _front = b""
+
     def __init__(self, connection: Connection, number: int) -> None:
         self._connection = connection
         self._mux = connection._mux
         self.number = number
         self._mark = self._mux.position
         self._chunks: deque[bytes] = deque()
-        self._ended = False
-        self._stopped = False
-        self._sent_end = False
-        self._closed = False
-        self._error: BaseException | None = None
         self._readable = _Signal()
         self._writable = _Signal()
-        self._sending = False
-        self._unsent = b""
-        self._front = b""
-        self.scope: trio.CancelScope | None = None
-        """Cancelled when the stream breaks: set it to end, with the stream, work that does not itself wait for the stream."""
 
     @property
     def broken(self) -> bool:
@@ -166,8 +165,9 @@ class MuxStream(trio.abc.HalfCloseableStream):
 
     def _wake_sender(self) -> None:
         """Sending is over: let one that waits, for credit or for the link, find out."""
-        self._writable.wake()
-        self._connection._room.unpark_all()
+        if self._sending:
+            self._writable.wake()
+            self._connection._room.unpark_all()
 
     # ---- receiving
 
@@ -193,6 +193,14 @@ class MuxStream(trio.abc.HalfCloseableStream):
                 raise self._broken()
             await self._readable.wait()
 
+    async def next_piece(self) -> bytes:
+        """``receive_some`` for who has just sent what is to be answered: without a checkpoint if it need not wait."""
+        while not (self._chunks or self._front or self._ended or self._closed or self._error):
+            await self._readable.wait()
+        if self._chunks and not self._front and not self._closed:
+            return self._take(None)
+        return await self.receive_some()
+
     def take_nowait(self) -> bytes:
         """Bytes that are there already, or none; without a checkpoint."""
         return self._take(None) if self._chunks and not self._front and self._error is None else b""
@@ -207,8 +215,8 @@ class MuxStream(trio.abc.HalfCloseableStream):
         if max_bytes is not None and len(data) > max_bytes:
             self._chunks.appendleft(data[max_bytes:])
             data = data[:max_bytes]
-        self._mux.consumed(self.number, len(data))
-        self._connection._flush()
+        if self._mux.consumed(self.number, len(data)):
+            self._connection._flush()
         return data
 
     # ---- sending
@@ -423,12 +431,13 @@ class Connection:
             turn, begun = trio.current_time(), 0
             try:
                 while True:
-                    if begun >= _TURN_STREAMS or trio.current_time() - turn > _TURN_SECONDS:
-                        # There may be more to read for long, which takes no waiting: others have their turn even so.
-                        await trio.lowlevel.checkpoint()
-                        turn, begun = trio.current_time(), 0
-                    message = await self.link.receive()
-                    self._heard = trio.current_time()
+                    message = self.link.receive_nowait()
+                    if message is None:
+                        message = await self.link.receive()
+                        self._heard = turn = trio.current_time()
+                        begun = 0
+                    else:
+                        self._heard = trio.current_time()
                     self._direct = True
                     opened: list[MuxStream] = []
                     for event in self._mux.receive(message):
@@ -437,6 +446,10 @@ class Connection:
                         self._begin(stream, handlers)
                     begun += len(opened)
                     self._flush()
+                    if begun >= _TURN_STREAMS or self._heard - turn > _TURN_SECONDS:
+                        # There may be more to read for long, which takes no waiting: others have their turn even so.
+                        await trio.lowlevel.checkpoint()
+                        turn, begun = trio.current_time(), 0
             except (LinkLost, ProtocolViolation) as error:
                 self._end(error)
                 if isinstance(error, ProtocolViolation):
@@ -446,6 +459,11 @@ class Connection:
             handlers.cancel_scope.cancel()
 
     def _act(self, event: Event, opened: list[MuxStream]) -> None:
+        if isinstance(event, Received):
+            self.used = self._heard
+            if (receiver := self._streams.get(event.stream)) is not None:
+                receiver._on_received(event.data)
+            return
         kind = type(event)
         if kind is Pong or kind is GoingAway:
             return
@@ -459,11 +477,7 @@ class Connection:
                 self._streams[number] = opened[-1]
             return
         stream = self._streams.get(number)
-        if isinstance(event, Received):
-            self.used = self._heard
-            if stream is not None:
-                stream._on_received(event.data)
-        elif stream is None:
+        if stream is None:
             pass
         elif kind is Ended:
             stream._on_ended()

@@ -10,9 +10,9 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from jmp.errors import Cancelled, LinkLost, ProtocolViolation, Timeout
+from jmp.errors import Cancelled, JmpError, LinkLost, ProtocolViolation, Timeout
 from jmp.mux.blocking import BlockingConnection, BlockingStream, DeadlinePassed, StreamClosed, StreamReset
 from jmp.rpc import messages
 from jmp.rpc.messages import Reply, Request
@@ -43,11 +43,17 @@ class BlockingCaller:
         self._connection = connection
 
     async def call(self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = f"{target}.{method}"
-        with self._begin(target, method, args, kwargs, end=True) as stream, _translated(name, stream):
+        stream: BlockingStream | None = None
+        try:
+            stream = self._open(target, method, args, kwargs, end=True)
             reply, value = _Answer(stream).next()
+        except _TRANSLATED as error:
+            raise _meant(error, f"{target}.{method}", stream) from _cause(error)
+        finally:
+            if stream is not None:
+                stream.reset()  # does nothing to a stream that is over
         if reply is not Reply.RESULT:
-            raise ProtocolViolation(f"{name} answered with {reply.name}, not with one result")
+            raise ProtocolViolation(f"{target}.{method} answered with {reply.name}, not with one result")
         return value
 
     async def items(
@@ -92,20 +98,30 @@ class BlockingCaller:
         self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, end: bool
     ) -> Iterator[BlockingStream]:
         """A stream with the request sent; reset if the block leaves it open."""
-        deadline = _deadline.get()
-        timeout = None if deadline is None else max(deadline - time.monotonic(), 0)
-        request = Request(target, method, args, kwargs, timeout).encode()
-        whole = len(request) <= MAX_DATA
         with _translated(f"{target}.{method}"):
-            stream = self._connection.open_stream(request[:MAX_DATA], end=end and whole)
+            stream = self._open(target, method, args, kwargs, end=end)
         try:
-            if not whole:
-                with _translated(f"{target}.{method}"):
-                    stream.send_all(request[MAX_DATA:], end=end, deadline=deadline)
-                stream.mark()
             yield stream
         finally:
             stream.reset()  # does nothing to a stream that is over
+
+    def _open(
+        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, end: bool
+    ) -> BlockingStream:
+        """A stream with the request sent."""
+        deadline = _deadline.get()
+        timeout = None if deadline is None else max(deadline - time.monotonic(), 0)
+        request = Request(target, method, args, kwargs, timeout).encode()
+        if len(request) <= MAX_DATA:
+            return self._connection.open_stream(request, end=end)
+        stream = self._connection.open_stream(request[:MAX_DATA])
+        try:
+            stream.send_all(request[MAX_DATA:], end=end, deadline=deadline)
+        except BaseException:
+            stream.reset()
+            raise
+        stream.mark()
+        return stream
 
 
 class BlockingByteStream:
@@ -147,9 +163,9 @@ class _Answer:
 
     def next(self) -> tuple[Reply, Any]:
         while True:
-            for reply in self.ready():
-                return reply
             self.more()
+            for value in self._decoder:
+                return messages.read(value)
 
     def more(self) -> None:
         """Wait for what :meth:`ready` can be made of."""
@@ -172,12 +188,23 @@ def _translated(name: str, asked: BlockingStream | None = None) -> Iterator[None
     """``asked``: nothing has come in answer yet."""
     try:
         yield
-    except StreamReset as error:
-        raise messages.from_reset(name, error.code, error.detail) from None
-    except StreamClosed as error:
-        raise Cancelled(f"{name}: {error}") from None
-    except LinkLost as error:
+    except _TRANSLATED as error:
+        raise _meant(error, name, asked) from _cause(error)
+
+
+_TRANSLATED: Final = (StreamReset, StreamClosed, LinkLost, DeadlinePassed)
+
+
+def _meant(error: Exception, name: str, asked: BlockingStream | None) -> JmpError:
+    if isinstance(error, StreamReset):
+        return messages.from_reset(name, error.code, error.detail)
+    if isinstance(error, LinkLost):
         fate = "" if asked is None else f"; {messages.FATES[asked.arrived]}"
-        raise LinkLost(f"the link was lost during {name}: {error.message}{fate}") from error
-    except DeadlinePassed:
-        raise Timeout(f"{name} did not finish in the time given") from None
+        return LinkLost(f"the link was lost during {name}: {error.message}{fate}")
+    if isinstance(error, StreamClosed):
+        return Cancelled(f"{name}: {error}")
+    return Timeout(f"{name} did not finish in the time given")
+
+
+def _cause(error: Exception) -> Exception | None:
+    return error if isinstance(error, LinkLost) else None  # the others say it all themselves

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from jmp.errors import Cancelled, LinkLost, ProtocolViolation
+from jmp.errors import Cancelled, JmpError, LinkLost, ProtocolViolation
 from jmp.mux.stream import Connection, MuxStream, StreamReset
 from jmp.rpc import messages
 from jmp.rpc.messages import Reply, Request
@@ -33,15 +33,15 @@ class Caller:
 
     async def call(self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value that a unary method returns."""
-        name = f"{target}.{method}"
         stream = await self._open(target, method, args, kwargs, end=True)
         try:
-            with self._translated(name, stream):
-                reply, value = await _Answer(stream).next()
+            reply, value = await _Answer(stream).next()
+        except trio.BrokenResourceError as error:
+            raise self._meant(error, f"{target}.{method}", stream) from _cause(error)
         finally:
             stream.reset()  # does nothing to a stream that is over
         if reply is not Reply.RESULT:
-            raise ProtocolViolation(f"{name} answered with {reply.name}, not with one result")
+            raise ProtocolViolation(f"{target}.{method} answered with {reply.name}, not with one result")
         return value
 
     async def items(
@@ -118,14 +118,21 @@ class Caller:
         """``asked``: nothing has come in answer yet."""
         try:
             yield
-        except StreamReset as error:
-            raise messages.from_reset(name, error.code, error.detail) from None
         except trio.BrokenResourceError as error:
-            lost = self.connection.error
-            if lost is None:
-                raise Cancelled(f"{name}: {error}") from error
-            fate = "" if asked is None else f"; {messages.FATES[asked.arrived]}"
-            raise LinkLost(f"the link was lost during {name}: {lost.message}{fate}") from error
+            raise self._meant(error, name, asked) from _cause(error)
+
+    def _meant(self, error: trio.BrokenResourceError, name: str, asked: MuxStream | None) -> JmpError:
+        if isinstance(error, StreamReset):
+            return messages.from_reset(name, error.code, error.detail)
+        lost = self.connection.error
+        if lost is None:
+            return Cancelled(f"{name}: {error}")
+        fate = "" if asked is None else f"; {messages.FATES[asked.arrived]}"
+        return LinkLost(f"the link was lost during {name}: {lost.message}{fate}")
+
+
+def _cause(error: trio.BrokenResourceError) -> trio.BrokenResourceError | None:
+    return None if isinstance(error, StreamReset) else error  # the reset says it all itself
 
 
 class ByteStream(trio.abc.HalfCloseableStream):
@@ -164,13 +171,13 @@ class _Answer:
 
     async def next(self) -> tuple[Reply, Any]:
         while True:
-            for reply in self.ready():
-                return reply
             await self.more()
+            for value in self._decoder:
+                return messages.read(value)
 
     async def more(self) -> None:
         """Wait for what :meth:`ready` can be made of."""
-        data = await self._stream.receive_some()
+        data = await self._stream.next_piece()
         if not data:
             raise ProtocolViolation("an answer ended before its time")
         self._decoder.feed(data)

@@ -95,8 +95,11 @@ class Answering:
         return lambda _: self._in_task(call)
 
     def _now(self, call: _Call) -> None:
-        with self._around(call.stream):
+        if self._around is _nothing:
             call.run_now()
+        else:
+            with self._around(call.stream):
+                call.run_now()
 
     async def _in_task(self, call: _Call) -> None:
         result = CANCELLED
@@ -153,7 +156,10 @@ class _Call:
         self.reply: bytes | None = None
         """An answer that has still to be sent."""
         self._resolve = resolve
-        self._name = "a call"
+
+    @property
+    def _name(self) -> str:
+        return "a call" if self.request is None else f"{self.request.target}.{self.request.method}"
 
     def prepare_now(self) -> bool:
         """Find what carries out a call whose request came in one piece; False: it did not. Raises what is wrong with it."""
@@ -163,7 +169,8 @@ class _Call:
         decoder = codec.Decoder(messages.MAX_VALUE)
         decoder.feed(data)
         for value in decoder:
-            self.stream.unread(decoder.tail())
+            if rest := decoder.tail():
+                self.stream.unread(rest)
             self._prepare(value)
             return True
         self.stream.unread(data)
@@ -171,7 +178,6 @@ class _Call:
 
     def _prepare(self, value: object) -> Method:
         self.request = Request.decode(value)
-        self._name = f"{self.request.target}.{self.request.method}"
         self.method = self._resolve(self.request)
         return self.method
 

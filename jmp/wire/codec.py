@@ -135,6 +135,8 @@ class Decoder:
 
     def tail(self) -> bytes:
         """Take out the bytes that follow the last value."""
+        if self._position == len(self._buffer) and self._scanner is None:
+            return b""
         rest = bytes(self._buffer[self._position :])
         self._buffer = b""
         self._scanner, self._scanned, self._position = None, 0, 0

@@ -116,35 +116,41 @@ def unpack(message: bytes) -> list[Frame]:
     frames: list[Frame] = []
     size = len(message)
     at = 0
-    while at < size:
+    while size - at > _SHORTEST:
         # OPEN and DATA as they are usually written, which is nearly all that ever comes: read where they lie.
-        if (
-            size - at > _SHORTEST
-            and message[at] == _ARRAY_OF_4
-            and 0 < message[at + 1] < 3
-            and message[at + 2] == _UINT_32
-        ):
-            stream = int.from_bytes(message[at + 3 : at + 7], "big")
-            width = _BIN_WIDTH.get(message[at + 7], 0)
-            begin = at + 8 + width
-            end = begin + int.from_bytes(message[at + 8 : begin], "big")
-            if width and stream and end < size and message[end] in _BOOL:
-                frames.append(Frame(message[at + 1], stream, message[begin:end], message[end] == _TRUE))
-                at = end + 1
-                continue
+        array, kind, wide, stream, width, length = _HEAD_8.unpack_from(message, at)
+        if array != _ARRAY_OF_4 or wide != _UINT_32 or not 0 < kind < 3 or not stream:
+            break
+        begin = at + 9
+        if width != _BIN_8:
+            if width == _BIN_16:
+                begin += 1
+            elif width == _BIN_32:
+                begin += 3
+            else:
+                break
+            length = int.from_bytes(message[at + 8 : begin], "big")
+        end = begin + length
+        if end >= size or message[end] not in _BOOL:
+            break
+        frames.append(_frame(Frame, (kind, stream, message[begin:end], message[end] == _TRUE)))
+        at = end + 1
+    if at < size:
         # The rest in one go: a message that mixes them costs no more for that.
         _unpack_any(message[at:] if at else message, frames)
-        break
     return frames
 
 
 _ARRAY_OF_4: Final = 0x94
 _UINT_32: Final = 0xCE
-_BIN_WIDTH: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+_BIN_8: Final = 0xC4
+_BIN_16: Final = 0xC5
+_BIN_32: Final = 0xC6
 _TRUE: Final = 0xC3
 _BOOL: Final = frozenset({0xC2, _TRUE})
 _SHORTEST: Final = 9
 """Bytes of an OPEN or DATA frame before the last of one without data."""
+_frame: Final = tuple.__new__  # less than half the time of Frame() itself
 
 
 def _unpack_any(message: bytes, frames: list[Frame]) -> None:

@@ -183,6 +183,6 @@ def test_a_method_that_is_gone_is_not_found() -> None:
     """A client made from an old report."""
     with serve(Board()) as client:
         method = client.add
-        method._wrapped._method.name = "ad"
+        method._wrapped.__name__ = "ad"
         with pytest.raises(NotFound, match="has no method 'ad'"):
             method(1)

@@ -217,11 +217,12 @@ class Flood(Link):
     def abort(self, reason: str) -> None:
         pass
 
+    def receive_nowait(self) -> bytes | None:
+        return self.messages.pop(0) if self.messages else None
+
     async def receive(self) -> bytes:
-        if not self.messages:
-            self.drained.set()
-            await trio.sleep_forever()
-        return self.messages.pop(0)
+        self.drained.set()
+        await trio.sleep_forever()
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         await trio.lowlevel.checkpoint()
