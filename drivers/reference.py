@@ -97,7 +97,8 @@ TESTED = {
     "dbus": ("dbus-daemon, dbus-send and busctl", "calls, as another user too; absence"),
     "device-network": (
         "dnsmasq, nftables and a DHCP client, in network namespaces",
-        "addresses, the way out, that others do not get in; nothing of it is left",
+        "addresses, the way out, that others do not get in, in a namespace of its own too; an interface that is unplugged; "
+        "nothing of it is left",
     ),
     "echo": ("sockets", "what is sent comes back, each side's end too"),
     "gpio": (

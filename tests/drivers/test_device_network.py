@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from jmp.driver import BadValue, ConfigError, DeviceError, serve
 from jmp.errors import Timeout
 from jmp_drivers.device_network import DeviceNetwork
 from tests.fakes.bundled import ROOT, problems_in
+from tests.fakes.patience import fails, works
 
 DEVICE = "02:00:00:00:00:07"
 UDHCPC = """#!/bin/sh
@@ -42,6 +44,9 @@ def run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, (command, done.stdout, done.stderr)
     return done.stdout
+
+
+HERE = [sys.executable, "-c", CLIENT, "192.168.7.42", "10"]
 
 
 class Machine:
@@ -88,6 +93,26 @@ def machine(here: str, there: str, mac: str = "") -> Iterator[Machine]:
             holder.kill()
 
 
+async def plug(script: Path, device: Machine, lan: Any) -> None:
+    """The device asks for an address, and gets the one that is meant for it."""
+    dhcp = ["busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-s", str(script)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, lambda: device.run(*dhcp))
+        assert await lan.wait_lease(DEVICE, timeout=20) == "192.168.7.42"
+    (lease,) = await lan.leases()
+    assert (lease["mac"], lease["address"]) == (DEVICE, "192.168.7.42")
+
+
+async def reaches(device: Machine, world: Machine) -> None:
+    """Out of it, behind the exporter's address; the exporter reaches the device, and others who know the way do not."""
+    with world.serving():
+        assert await trio.to_thread.run_sync(device.ask, "10.9.0.2") == "10.9.0.1"
+    with device.serving():
+        with pytest.raises(AssertionError, match="timed out"):
+            await trio.to_thread.run_sync(world.ask, "192.168.7.42", 0.5)
+        assert (await trio.to_thread.run_sync(run, *HERE)).strip() == "192.168.7.1"
+
+
 async def story(folder: Path) -> None:
     """Runs in a network namespace that is the exporter's machine."""
     script = folder / "udhcpc"
@@ -99,42 +124,54 @@ async def story(folder: Path) -> None:
         run("ip", "address", "add", "10.9.0.1/24", "dev", "up0")
         run("ip", "link", "set", "up0", "up")
         world.run("ip", "address", "add", "10.9.0.2/24", "dev", "eth0")
-        dhcp = ["busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-s", str(script)]
+        world.run("ip", "route", "add", "192.168.7.0/24", "via", "10.9.0.1")
         hosts = {DEVICE: "192.168.7.42"}
         async with serve(DeviceNetwork(device="nic0", hosts=hosts, boot_file="Image")) as lan:
             with pytest.raises(Timeout, match="no device has asked for an address"):
                 await lan.wait_lease(timeout=0.1)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.to_thread.run_sync, lambda: device.run(*dhcp))
-                assert await lan.wait_lease(DEVICE, timeout=20) == "192.168.7.42"
-            (lease,) = await lan.leases()
-            assert (lease["mac"], lease["address"]) == (DEVICE, "192.168.7.42")
-            # Out of it, behind the exporter's address; the world has no way to it by itself.
-            with world.serving():
-                assert await trio.to_thread.run_sync(device.ask, "10.9.0.2") == "10.9.0.1"
-            # The exporter reaches the device, and nobody else does, even one who knows the way.
-            world.run("ip", "route", "add", "192.168.7.0/24", "via", "10.9.0.1")
-            with device.serving():
-                with pytest.raises(AssertionError, match="timed out"):
-                    await trio.to_thread.run_sync(world.ask, "192.168.7.42", 0.5)
-                here = [sys.executable, "-c", CLIENT, "192.168.7.42", "10"]
-                assert (await trio.to_thread.run_sync(run, *here)).strip() == "192.168.7.1"
+            await plug(script, device, lan)
+            await reaches(device, world)
             with pytest.raises(BadValue, match="is no hardware address"):
                 await lan.wait_lease("x")
-        assert run("nft", "list", "tables") == ""
-        assert "192.168.7.1" not in run("ip", "address", "show", "nic0")
-        assert not [each for each in Path("/proc").glob("[0-9]*/cmdline") if b"--interface=nic0" in each.read_bytes()]
-        async with serve(DeviceNetwork(device="nic0", nat=False)) as lan:
-            with device.serving():  # it still has its address
-                assert (await trio.to_thread.run_sync(run, *here)).strip() == "192.168.7.1"
-            with world.serving(), pytest.raises(AssertionError, match=r"timed out|unreachable"):
-                await trio.to_thread.run_sync(device.ask, "10.9.0.2", 0.5)
+        nothing_is_left()
+        device.run("ip", "address", "flush", "dev", "eth0")
+        async with serve(DeviceNetwork(device="nic0", hosts=hosts, namespace=True)) as lan:
+            await plug(script, device, lan)
+            assert "nic0" not in run("ip", "link", "show"), "it is in there"
+            await reaches(device, world)
+            with Machine(os.getpid()).serving():  # the exporter's own servers are at its address in that network
+                assert await trio.to_thread.run_sync(device.ask, "192.168.7.1") == "192.168.7.42"
+        nothing_is_left()
+        for inside in (False, True):
+            async with serve(DeviceNetwork(device="nic0", nat=False, namespace=inside)) as lan:
+                await lan.leases()
+                with device.serving():  # it still has its address
+                    assert (await trio.to_thread.run_sync(run, *HERE)).strip() == "192.168.7.1"
+                with world.serving(), pytest.raises(AssertionError, match=r"timed out|unreachable"):
+                    await trio.to_thread.run_sync(device.ask, "10.9.0.2", 0.5)
         async with serve(DeviceNetwork(device="nic0", options=["--no-such-option"])) as lan:
             with pytest.raises(DeviceError, match=r"dnsmasq ended with status 1: .*bad command line options"):
                 await lan.leases()
         async with serve(DeviceNetwork(device="nic9")) as lan:
             with pytest.raises(DeviceError, match="there is no interface nic9"):
                 await lan.leases()
+        for inside in (False, True):
+            with machine("usb0", "eth0") as adapter:
+                async with serve(DeviceNetwork(device="usb0", namespace=inside)) as lan:
+                    await lan.leases()
+                    adapter.run("ip", "link", "delete", "eth0")  # its other end goes too
+                    await fails(lan.leases, "the interface usb0 is gone|there is no interface usb0")
+                    with machine("usb0", "eth0"):
+                        await works(lan.leases)
+            nothing_is_left()
+
+
+def nothing_is_left() -> None:
+    assert run("nft", "list", "tables") == ""
+    assert "192.168.7.1" not in run("ip", "address", "show")
+    assert "jmp" not in run("ip", "link", "show")
+    assert "192.168.7" not in run("ip", "route")
+    assert not [each for each in Path("/proc").glob("[0-9]*/cmdline") if b"--interface=nic0" in each.read_bytes()]
 
 
 def test_a_device_gets_an_address_and_a_way_out_and_is_left_alone(tmp_path: Path) -> None:
