@@ -134,6 +134,10 @@ TESTED = {
         "the emulator of sushy-tools",
         "orders until they are followed, state, no answer, no such system",
     ),
+    "renode": (
+        "none: a program of the test's that speaks as Renode does, which is in no package registry",
+        "on, off, reset, firmware, the console, commands of the monitor and their failures; its end; nothing runs on",
+    ),
     "scpi": (
         "an instrument of our own over TCP, to the driver and to pyvisa-py; pyvisa-sim",
         "answers, blocks, errors, numbers; silence, absent, lost",
