@@ -7,13 +7,14 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import trio
 
-from jmp.driver import ConfigError, DeviceError, export
+from jmp.driver import ConfigError, DeviceError, Service, Suggestion, export
 from jmp.driver.interfaces import Power, PowerState
 from jmp_drivers import _http
 from jmp_drivers._command import run_command
@@ -38,6 +39,14 @@ class RedfishPower(Metered, Power):
     )
     verify: bool = field(default=True, metadata={"doc": "with https, ask for a valid certificate"})
     timeout: float = field(default=60.0, metadata={"doc": "seconds that an order may take"})
+
+    services: ClassVar[tuple[str, ...]] = ("_redfish._tcp",)
+
+    @classmethod
+    def recognise(cls, service: Service) -> Iterator[Suggestion]:
+        config: dict[str, object] = {"url": f"https://{service.at(443)}"}
+        note = "say username and password; verify: false if its certificate is its own"
+        yield Suggestion("power", config, service.about("BMC"), service.at(443), note=note)
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)

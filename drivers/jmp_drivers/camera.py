@@ -7,17 +7,17 @@ import json
 import math
 import tempfile
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import field
 from pathlib import Path
 from subprocess import PIPE
-from typing import Literal
+from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 import trio
 
-from jmp.driver import ConfigError, DeviceError
+from jmp.driver import ConfigError, DeviceError, Service, Suggestion
 from jmp.driver.interfaces import Video
 from jmp_drivers import _http, _jpeg
 from jmp_drivers._process import leashed
@@ -86,6 +86,16 @@ class HttpCamera(Camera):
     user: str = field(default="", metadata={"doc": "who logs in (Basic)"})
     password: str = field(default="", metadata={"secret": True})
     verify: bool = field(default=True, metadata={"doc": "ask for a valid certificate"})
+
+    services: ClassVar[tuple[str, ...]] = ("_axis-video._tcp",)
+
+    @classmethod
+    def recognise(cls, service: Service) -> Iterator[Suggestion]:
+        base = f"http://{service.at(80)}/axis-cgi"
+        config: dict[str, object] = {"snapshot": f"{base}/jpg/image.cgi", "stream": f"{base}/mjpg/video.cgi"}
+        yield Suggestion(
+            "camera", config, service.about("Axis camera"), service.at(80), note="it wants user and password"
+        )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,13 +6,15 @@ import base64
 import os
 import re
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 import trio
 
-from jmp.driver import ConfigError, DeviceError, export
+from jmp.driver import ConfigError, DeviceError, Service, Suggestion, export
 from jmp.driver.interfaces import Power, PowerState
 from jmp_drivers import _http
 from jmp_drivers._command import run_command
@@ -147,6 +149,16 @@ class HttpPower(Power):
     password: str | None = field(default=None, metadata={"secret": True})
     verify: bool = field(default=True, metadata={"doc": "with https, ask for a valid certificate"})
     timeout: float = field(default=10.0, metadata={"doc": "seconds that an answer may take"})
+
+    services: ClassVar[tuple[str, ...]] = ("_http._tcp",)
+
+    @classmethod
+    def recognise(cls, service: Service) -> Iterator[Suggestion]:
+        if service.name.lower().startswith("tasmota"):
+            base = f"http://{service.at(80)}/cm?cmnd=Power"
+            config: dict[str, object] = {"on": f"{base}%20On", "off": f"{base}%20Off", "state": base}
+            note = "by its web interface; with an MQTT broker, tasmota tells what it measures, too"
+            yield Suggestion("power", config, service.about("Tasmota"), service.at(80), note=note)
 
     def __post_init__(self) -> None:
         self._reading = StatePatterns(self.on_pattern, self.off_pattern)

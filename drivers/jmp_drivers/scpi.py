@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import trio
 
-from jmp.driver import BadValue, ConfigError, DeviceError, Driver, export
+from jmp.driver import BadValue, ConfigError, DeviceError, Driver, Service, Suggestion, export
 from jmp.driver.interfaces import Power, PowerState
 from jmp_drivers._readings import Metered
 from jmp_drivers._reason import reason
@@ -234,6 +234,14 @@ class Scpi(_Measuring):
     """
 
     interface: ClassVar[str | None] = "jmp.scpi/v1"
+    services: ClassVar[tuple[str, ...]] = ("_scpi-raw._tcp",)
+
+    @classmethod
+    def recognise(cls, service: Service) -> Iterator[Suggestion]:
+        port = {} if service.port == 5025 else {"port": service.port}
+        who = [service.properties.get(key, "") for key in ("manufacturer", "model", "serialnumber")]
+        about = service.about(" ".join(filter(None, who)) or "instrument")
+        yield Suggestion("instrument", {"host": service.address, **port}, about, service.at(5025))
 
     @export
     async def identify(self) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterator
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlencode, urlsplit
 
 import trio
 
-from jmp.driver import ConfigError, DeviceError, export
+from jmp.driver import ConfigError, DeviceError, Service, Suggestion, export
 from jmp.driver.interfaces import Power, PowerState
 from jmp_drivers import _http
 from jmp_drivers._digest import authorization
@@ -31,6 +32,16 @@ class Shelly(Metered, Power):
         default=None, metadata={"secret": True, "doc": "of the relay's user, which is `admin`"}
     )
     timeout: float = field(default=10.0, metadata={"doc": "seconds that an answer may take"})
+
+    services: ClassVar[tuple[str, ...]] = ("_shelly._tcp",)
+
+    @classmethod
+    def recognise(cls, service: Service) -> Iterator[Suggestion]:
+        if service.properties.get("gen", "1") != "1":  # the first generation has another interface: http-power
+            about = service.about(f"Shelly {service.properties.get('app', '')}".rstrip())
+            yield Suggestion(
+                "power", {"host": service.at(80)}, about, service.at(80), note="one with a password needs it"
+            )
 
     def __post_init__(self) -> None:
         try:

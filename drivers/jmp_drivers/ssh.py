@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import trio
 
-from jmp.driver import ConfigError, DeviceError, Stream, export, exportstream
+from jmp.driver import ConfigError, DeviceError, Service, Stream, Suggestion, export, exportstream
 from jmp.driver.interfaces import Ssh as SshInterface
 from jmp_drivers.network import Tcp
 
@@ -30,6 +31,16 @@ class Ssh(SshInterface):
         default_factory=list, metadata={"doc": "public keys of the server, as 'TYPE KEY'; without any, it may have any"}
     )
     timeout: float = field(default=10.0, metadata={"doc": "seconds that connecting may take"})
+
+    services: ClassVar[tuple[str, ...]] = ("_ssh._tcp",)
+
+    @classmethod
+    def recognise(cls, service: Service) -> Iterator[Suggestion]:
+        port = {} if service.port == 22 else {"port": service.port}
+        config: dict[str, object] = {"host": service.address, **port}
+        yield Suggestion(
+            "ssh", config, service.about("SSH"), service.at(22), note="say who logs in: user, key or password"
+        )
 
     def __post_init__(self) -> None:
         self._target = Tcp(host=self.host, port=self.port, timeout=self.timeout)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from dataclasses import field
+from typing import ClassVar
 
 import trio
 
-from jmp.driver import ConfigError, DeviceError, export
+from jmp.driver import ConfigError, DeviceError, Service, Suggestion, export
 from jmp_drivers._reason import reason
 from jmp_drivers._telnet import Telnet as Protocol
 from jmp_drivers.console import HubConsole
@@ -27,6 +29,13 @@ class Telnet(HubConsole):
     port: int = 23
     raw: bool = field(default=False, metadata={"doc": "no telnet, but bytes as they are"})
     timeout: float = field(default=10.0, metadata={"doc": "seconds that connecting may take"})
+
+    services: ClassVar[tuple[str, ...]] = ("_telnet._tcp",)
+
+    @classmethod
+    def recognise(cls, service: Service) -> Iterator[Suggestion]:
+        port = {} if service.port == 23 else {"port": service.port}
+        yield Suggestion("console", {"host": service.address, **port}, service.about("telnet"), service.at(23))
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import field
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import trio
 
-from jmp.driver import BadValue, ConfigError, DeviceError, JmpError, Stream
+from jmp.driver import BadValue, ConfigError, DeviceError, JmpError, Service, Stream, Suggestion
 from jmp.driver.interfaces import Vnc as VncInterface
 from jmp_drivers import _keys
 from jmp_drivers._png import png
@@ -205,6 +205,13 @@ class Vnc(VncScreen):
     path: Path | None = field(default=None, metadata={"doc": "Unix socket of the exporter's machine, in place of host"})
     password: str = field(default="", metadata={"secret": True})
     timeout: float = field(default=10.0, metadata={"doc": "seconds that connecting, and a picture, may take"})
+
+    services: ClassVar[tuple[str, ...]] = ("_rfb._tcp",)
+
+    @classmethod
+    def recognise(cls, service: Service) -> Iterator[Suggestion]:
+        port = {} if service.port == 5900 else {"port": service.port}
+        yield Suggestion("screen", {"host": service.address, **port}, service.about("VNC"), service.at(5900))
 
     def __post_init__(self) -> None:
         if bool(self.host) == (self.path is not None):

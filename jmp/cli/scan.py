@@ -6,6 +6,7 @@ import json
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,13 @@ from jmp.cli import output
 from jmp.cli.typed import new_app
 from jmp.client.connect import RESERVED
 from jmp.driver.driver import Driver
-from jmp.driver.machine import Machine
+from jmp.driver.machine import Machine, Service
 from jmp.driver.plugins import driver_class, driver_names
 from jmp.errors import ConfigError, DeviceError, JmpError, UsageError
 from jmp.exporter import scan as scanning
 from jmp.exporter.scan import Found
 
+_SECONDS = 3.0  # in which devices in the network have to answer: most take a tenth of one, those that sleep take one
 Form = Literal["yaml", "json", "table", "name"]
 
 app = new_app("Propose an exporter's configuration from what is plugged in.", invoke_without_command=True)
@@ -33,6 +35,10 @@ app.info.no_args_is_help = False
 @app.callback()
 def scan(
     watch: Annotated[bool, typer.Option("--watch", help="Tell what appears and what goes, until interrupted.")] = False,
+    network: Annotated[
+        bool,
+        typer.Option("--network", help="Ask in this machine's networks, too, what is there (mDNS, for 3 seconds)."),
+    ] = False,
     name: Annotated[str, typer.Option(metavar="NAME", help="The exporter's name; by default the machine's.")] = "",
     root: Annotated[
         Path, typer.Option(metavar="DIR", help="Look at the /dev and /sys below DIR: of a container's host, say.")
@@ -44,7 +50,8 @@ def scan(
 ) -> None:
     """Propose an exporter's configuration from what is plugged in: each driver that knows something there suggests itself.
 
-    Nothing is opened or changed. To see what a cable or stick is called, start jmp scan --watch and plug it in.
+    Nothing is opened or changed, and nothing is sent to a network unless --network is given.
+    To see what a cable or stick is called, start jmp scan --watch and plug it in.
     Exit status 74 if nothing is found.
     """
     if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -52,17 +59,20 @@ def scan(
     if not root.is_dir():
         raise UsageError(f"--root {root}: there is no such folder")
     machine, drivers = Machine(root), _drivers()
+    if watch and network:
+        raise UsageError("--watch looks at this machine alone: give --network without it")
     if watch:
         trio.run(_watch, machine, drivers, form)
         return
-    found = _look(machine, drivers)
+    found = _look(machine, drivers, _ask(drivers) if network else [])
     if form == "json" or (found and form != "yaml"):
         columns = ("name", "type", "device", "what")
         output.print_listing([each.record() for each in found], form, columns, key="name", empty="")
     elif found:
         sys.stdout.write(scanning.proposal(found, name or _own_name()))
     if not found:
-        raise DeviceError("nothing is plugged in that an installed driver recognises (jmp driver list)")
+        where = "nothing is plugged in, or told of in the network," if network else "nothing is plugged in"
+        raise DeviceError(f"{where} that an installed driver recognises (jmp driver list)")
 
 
 def _drivers() -> dict[str, type[Driver]]:
@@ -77,8 +87,15 @@ def _drivers() -> dict[str, type[Driver]]:
     return drivers
 
 
-def _look(machine: Machine, drivers: dict[str, type[Driver]]) -> list[Found]:
-    return scanning.scan(machine, drivers, reserved=RESERVED, failed=_failed)
+def _look(machine: Machine, drivers: dict[str, type[Driver]], services: Sequence[Service] = ()) -> list[Found]:
+    return scanning.scan(machine, drivers, services=services, reserved=RESERVED, failed=_failed)
+
+
+def _ask(drivers: dict[str, type[Driver]]) -> list[Service]:
+    from jmp.exporter.mdns import discover
+
+    types = {type_ for driver in drivers.values() if "recognise" in vars(driver) for type_ in driver.services}
+    return trio.run(discover, types, _SECONDS)
 
 
 def _failed(driver: str, error: Exception) -> None:

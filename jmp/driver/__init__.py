@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream as Stream
 
     from jmp.driver.driver import Driver, cancelled, export, exportstream, sleep
-    from jmp.driver.machine import Machine, Suggestion
+    from jmp.driver.machine import Machine, Service, Suggestion
     from jmp.driver.proxy import DriverClient, verb
     from jmp.driver.testing import serve
     from jmp.errors import BadValue, Busy, ConfigError, DeviceError, JmpError, UsageError
@@ -33,6 +33,7 @@ __all__ = [
     "DriverClient",
     "JmpError",
     "Machine",
+    "Service",
     "Stream",
     "Suggestion",
     "UsageError",
@@ -47,7 +48,7 @@ __all__ = [
 _WHERE = {
     **dict.fromkeys(("Driver", "cancelled", "export", "exportstream", "sleep"), "jmp.driver.driver"),
     **dict.fromkeys(("DriverClient", "verb"), "jmp.driver.proxy"),
-    **dict.fromkeys(("Machine", "Suggestion"), "jmp.driver.machine"),
+    **dict.fromkeys(("Machine", "Service", "Suggestion"), "jmp.driver.machine"),
     "serve": "jmp.driver.testing",
 }
 

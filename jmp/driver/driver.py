@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform, overload
 
 import trio
 
-from jmp.driver.machine import Machine, Suggestion
+from jmp.driver.machine import Machine, Service, Suggestion
 from jmp.driver.schema import Parameter, Schema, parameters_of, result_of
 from jmp.errors import Cancelled
 from jmp.rpc.messages import Kind
@@ -180,6 +180,17 @@ class Driver(_Configured):
         """What there is on the machine that this driver is for: ``jmp scan`` proposes it. Looks only, opens nothing.
 
         A subclass does not inherit it, since its configuration may be another.
+        """
+        return ()
+
+    services: ClassVar[tuple[str, ...]] = ()
+    """Types of services (DNS-SD) by which its devices tell of themselves in a network, such as ``_ssh._tcp``."""
+
+    @classmethod
+    def recognise(cls, service: Service) -> Iterable[Suggestion]:
+        """What a service that a device in the network tells of is for this driver: ``jmp scan --network`` proposes it.
+
+        It is one of ``services``. A subclass does not inherit it, since its configuration may be another.
         """
         return ()
 

@@ -1,6 +1,7 @@
 """What is plugged into a machine, as ``/dev`` and ``/sys`` tell it: where drivers look that suggest themselves.
 
 A driver that recognises its device there overrides :meth:`jmp.driver.Driver.suggest`; ``jmp scan`` asks all that are installed.
+One whose devices tell of themselves in the network has ``services`` and :meth:`jmp.driver.Driver.recognise`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,30 @@ class Suggestion:
     """What the thing is called while it is plugged in: ``/dev/ttyUSB0``, ``can0``."""
     note: str = ""
     """What a person has to know or decide before it is used."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a device in the network tells of itself by DNS-SD: ``jmp scan --network`` has asked for it."""
+
+    type: str
+    """Such as ``_ssh._tcp``."""
+    name: str
+    """The device's, as people see it."""
+    host: str
+    """Its name in the network, as in ``shelly1.local``."""
+    address: str
+    port: int
+    properties: dict[str, str]
+    """What else it tells, by keys in small letters."""
+
+    def at(self, usual: int) -> str:
+        """Its address, with the port unless that is the usual one."""
+        return self.address if self.port == usual else f"{self.address}:{self.port}"
+
+    def about(self, what: str) -> str:
+        """What it is, for people: ``what``, and its own names."""
+        return f"{what} {self.name!r} ({self.host})"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import trio
 
 from jmp.driver.driver import Driver
-from jmp.driver.machine import Machine, Suggestion
+from jmp.driver.machine import Machine, Service, Suggestion
 from jmp.errors import LabError
 
 _KOBJECT_UEVENT: Final = 15  # linux/netlink.h
@@ -68,17 +68,23 @@ def scan(
     machine: Machine,
     drivers: Mapping[str, type[Driver]],
     *,
+    services: Iterable[Service] = (),
     reserved: Collection[str] = (),
     failed: Callable[[str, Exception], None],
 ) -> list[Found]:
-    """What the drivers suggest, in the order of their types. ``failed`` is told of a driver that cannot look."""
+    """What the drivers suggest, in the order of their types. ``failed`` is told of a driver that cannot look.
+
+    ``services`` are those that devices in the network tell of.
+    """
     found: list[Found] = []
     taken = set(reserved)
     for type_, driver in sorted(drivers.items()):
-        if "suggest" not in vars(driver):
-            continue  # one that is made of another has a configuration of its own, so it speaks for itself or not at all
         try:
-            suggestions = list(driver.suggest(machine))
+            # One that is made of another has a configuration of its own, so it speaks for itself or not at all.
+            suggestions = list(driver.suggest(machine)) if "suggest" in vars(driver) else []
+            if "recognise" in vars(driver):
+                for service in services:
+                    suggestions += driver.recognise(service) if service.type in driver.services else []
         except Exception as error:  # noqa: BLE001  # a driver's root: others are asked all the same
             failed(type_, error)
             continue
