@@ -83,7 +83,7 @@ TESTED = {
     ),
     "command-power": (
         "commands of the system",
-        "orders, state, time-out; a command that is given up leaves no process",
+        "orders, state, readings, time-out; a command that is given up leaves no process",
     ),
     "conserver": ("conserver and its client", "every byte both ways, break, a console that is not there"),
     "container": (
@@ -110,7 +110,10 @@ TESTED = {
         "orders, polarity, what a session begins with; a chip that goes and returns",
     ),
     "http-camera": ("ustreamer", "pictures and streams, passwords, refusal, silence; pictures held against Pillow"),
-    "http-power": ("an HTTP server", "requests, answers, passwords that no message shows, refusal, silence, impostors"),
+    "http-power": (
+        "an HTTP server",
+        "requests, answers, readings, passwords that no message shows, refusal, silence, impostors",
+    ),
     "http-server": ("curl", "content, ranges, several requests on a connection, refusals"),
     "iso-tp": ("the kernel's ISO-TP, and can-isotp's", "messages both ways, silence, nobody there"),
     "mock-power": ("none: it is one", "state and cycles"),

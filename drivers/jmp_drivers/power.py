@@ -18,6 +18,7 @@ from jmp.driver import ConfigError, DeviceError, Service, Suggestion, export
 from jmp.driver.interfaces import Power, PowerState
 from jmp_drivers import _http
 from jmp_drivers._command import run_command
+from jmp_drivers._readings import MeteredByText
 
 _ON = r"(?i)\bon\b"
 _OFF = r"(?i)\boff\b"
@@ -52,23 +53,34 @@ class MockPower(Power):
         return self._cycles
 
 
-class CommandedPower(Power):
+class CommandedPower(MeteredByText, Power):
     """The configuration of a switch that is worked by commands; a driver says how one is run."""
 
     on_command: str | list[str] = field(metadata={"key": "on"})
     off_command: str | list[str] = field(metadata={"key": "off"})
     state_command: str | list[str] | None = field(default=None, metadata={"key": "state"})
     cycle_command: str | list[str] | None = field(default=None, metadata={"key": "cycle"})
+    reading_command: str | list[str] | None = field(
+        default=None, metadata={"key": "reading", "doc": "prints what the device measures"}
+    )
     on_pattern: str = field(default=_ON, metadata={"doc": "regular expression in the output of `state`"})
     off_pattern: str = field(default=_OFF, metadata={"doc": "regular expression in the output of `state`"})
     timeout: float = field(default=30.0, metadata={"doc": "seconds that a command may take"})
 
     def __post_init__(self) -> None:
-        self._reading = StatePatterns(self.on_pattern, self.off_pattern)
+        self._states = StatePatterns(self.on_pattern, self.off_pattern)
         self._ordered: PowerState = "unknown"
-        for name in ("on", "off", "state", "cycle"):
+        for name in ("on", "off", "state", "cycle", "reading"):
             if getattr(self, f"{name}_command") in ("", []):
                 raise ConfigError(f"{name}: the command is empty")
+        self._check_readings()
+
+    def _measures(self) -> bool:
+        return self.reading_command is not None
+
+    async def _measured(self) -> str:
+        assert self.reading_command is not None
+        return await self._run("reading", self.reading_command)
 
     @abstractmethod
     async def _run(self, name: str, command: str | list[str], allow: float = 0, **variables: str) -> str:
@@ -90,7 +102,7 @@ class CommandedPower(Power):
     async def state(self) -> PowerState:
         if self.state_command is None:
             return self._ordered
-        return self._reading.of(await self._run("state", self.state_command))
+        return self._states.of(await self._run("state", self.state_command))
 
     @export
     async def cycle(self, wait: float = 1.0) -> None:
@@ -132,7 +144,7 @@ class Request:
     expect: str | None = field(default=None, metadata={"doc": "regular expression that must be found in the answer"})
 
 
-class HttpPower(Power):
+class HttpPower(MeteredByText, Power):
     """A switch that is worked by HTTP requests: Tasmota and most other network relays.
 
     A request is a URL, or ``{url, method, headers, body, expect}``. The answer must have a 2xx status and, if given, hold
@@ -143,6 +155,9 @@ class HttpPower(Power):
     on_request: str | Request = field(metadata={"key": "on", "secret": True})
     off_request: str | Request = field(metadata={"key": "off", "secret": True})
     state_request: str | Request | None = field(default=None, metadata={"key": "state", "secret": True})
+    reading_request: str | Request | None = field(
+        default=None, metadata={"key": "reading", "secret": True, "doc": "answers what the device measures"}
+    )
     on_pattern: str = field(default=_ON, metadata={"doc": "regular expression in the answer to `state`"})
     off_pattern: str = field(default=_OFF, metadata={"doc": "regular expression in the answer to `state`"})
     username: str | None = None
@@ -161,15 +176,22 @@ class HttpPower(Power):
             yield Suggestion("power", config, service.about("Tasmota"), service.at(80), note=note)
 
     def __post_init__(self) -> None:
-        self._reading = StatePatterns(self.on_pattern, self.off_pattern)
+        self._states = StatePatterns(self.on_pattern, self.off_pattern)
         self._ordered: PowerState = "unknown"
         self._requests: dict[str, Request] = {}
-        for name in ("on", "off", "state"):
+        for name in ("on", "off", "state", "reading"):
             request = getattr(self, f"{name}_request")
             if request is not None:
                 self._requests[name] = _checked(name, Request(request) if isinstance(request, str) else request)
         if (self.username is None) != (self.password is None):
             raise ConfigError("username and password belong together: give both or none")
+        self._check_readings()
+
+    def _measures(self) -> bool:
+        return self.reading_request is not None
+
+    async def _measured(self) -> str:
+        return await self._ask("reading")
 
     @export
     async def on(self) -> None:
@@ -185,7 +207,7 @@ class HttpPower(Power):
 
     @export
     async def state(self) -> PowerState:
-        return self._reading.of(await self._ask("state")) if "state" in self._requests else self._ordered
+        return self._states.of(await self._ask("state")) if "state" in self._requests else self._ordered
 
     async def _ask(self, name: str) -> str:
         request = self._requests[name]

@@ -5,7 +5,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 import trio
 
-from jmp.driver import DeviceError, schema, serve
+from jmp.driver import ConfigError, DeviceError, schema, serve
 from jmp_drivers.power import CommandPower, HttpPower, MockPower, Request
 from tests.fakes.bundled import driver_class, problems_in
 
@@ -185,6 +185,9 @@ class Relay:
                 match unquote(query["cmnd"]).split():
                     case ["Power", order]:
                         self.on = order == "On"
+                    case ["Status", "8"]:
+                        measured = {"Total": 3.185, "ApparentPower": 7, "Power": 3, "Voltage": 230, "Current": 0.024}
+                        return 200, json.dumps({"StatusSNS": {"Time": "2026-01-01T00:00:00", "ENERGY": measured}})
                 return 200, json.dumps({"POWER": "ON" if self.on else "OFF"})
             case "PATCH", "/outlets/3":
                 self.on = bool(json.loads(body)["on"])
@@ -244,6 +247,46 @@ async def test_shelly() -> None:
             assert await power.state() == "on"
             await power.off()
             assert not device.on
+
+
+async def test_what_it_measures_is_read_if_the_configuration_says_how() -> None:
+    with relay() as device, trio.fail_after(20):
+        status = f"{device.url}/cm?cmnd=Status%208"
+        async with serve(shelly(device, reading_request=status)) as power:
+            assert await power.reading() == {"power": 3.0, "voltage": 230.0, "current": 0.024}
+            async with aclosing(power.readings(interval=0.01)) as readings:
+                assert [(await anext(readings))["voltage"] for _ in range(3)] == [230.0] * 3
+        patterns = {"energy": r'"Total":\s*(\S+),', "pressure": "Pressure (.)"}
+        async with serve(shelly(device, reading_request=status, reading_patterns=patterns)) as power:
+            assert await power.reading() == {"energy": 3.185}
+        async with serve(shelly(device, reading_request=f"{device.url}/rpc/Switch.Set?on=true")) as power:
+            with pytest.raises(
+                DeviceError, match=r'the answer has no voltage and no current and no power: {"was_on": false}'
+            ):
+                await power.reading()
+        async with serve(shelly(device, reading_request=status, reading_patterns={"x": "(Time)"})) as power:
+            with pytest.raises(DeviceError, match="the answer has 'Time' for x, in which there is no number"):
+                await power.reading()
+        async with serve(shelly(device)) as power:
+            with pytest.raises(AttributeError):
+                await power.readings()
+    printed = CommandPower(
+        on_command="true", off_command="true", reading_command="echo 'Voltage: -12.1 V, current=0.34'"
+    )
+    async with serve(printed) as power:
+        assert await power.reading() == {"voltage": -12.1, "current": 0.34}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        ({"power": "("}, "reading_patterns.power: '\\(' is no regular"),
+        ({"power": "x"}, "reading_patterns.power: put the number"),
+    ],
+)
+def test_patterns_of_readings_that_cannot_be(patterns: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CommandPower(on_command="true", off_command="true", reading_command="true", reading_patterns=patterns)
 
 
 async def test_tasmota_answers_what_is_expected() -> None:
