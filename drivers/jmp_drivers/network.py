@@ -19,6 +19,7 @@ from jmp_drivers._tasks import open_nursery
 
 _LENGTH = struct.Struct(">H")
 _MAX_DATAGRAM = 0xFFFF
+_PIECE = 256 * 1024  # bytes read at once: as many as leave in one message
 
 
 class Tcp(Network):
@@ -135,7 +136,7 @@ async def join(stream: Stream, connection: trio.SocketStream, target: str) -> No
         nursery.start_soon(outward)
         while True:
             with _breaking(target):
-                data = await connection.receive_some()
+                data = await connection.receive_some(_PIECE)
             if not data:
                 break
             await stream.send_all(data)

@@ -44,6 +44,12 @@ class Link(ABC):
         """The next message if it has been read already; None: it has not, and :meth:`receive` waits for it."""
         return None
 
+    async def send_each(self, messages: Sequence[bytes]) -> None:
+        """Send several messages, which leave together if the link can do that. Cancelled: each was sent whole or not at all."""
+        for message in messages:
+            if not self.send_nowait((message,)):
+                await self.send((message,))
+
     @abstractmethod
     async def receive(self) -> bytes:
         """Wait for the next message. One task at a time; cancellation loses nothing."""

@@ -225,6 +225,14 @@ class WebSocketLink(Link):
             self._reply()
         return message
 
+    async def send_each(self, messages: Sequence[bytes]) -> None:
+        """As in :class:`~jmp.link.Link`: all of them in one write. Without a checkpoint if that takes no waiting."""
+        while self._end is None and self._pipe.busy:
+            await self._pipe.flush()
+        if self._end is not None:
+            raise self._end
+        self._pipe.write([buffer for message in messages for buffer in self._codec.encode((message,))])
+
     async def receive(self) -> bytes:
         """As in :class:`~jmp.link.Link`. Without a checkpoint when a message has already been read."""
         if self._end is not None:

@@ -21,7 +21,7 @@ from weakref import WeakSet
 
 from jmp.errors import JmpError, LinkLost, ProtocolViolation
 from jmp.link.blocking import BlockingLink
-from jmp.mux.protocol import Credited, Ended, Event, Mux, Opened, Received, Role, Stopped, WasReset, again
+from jmp.mux.protocol import Credited, Ended, Event, Mux, Opened, Received, Role, Stopped, WasReset, again, take
 from jmp.wire.frames import MAX_DATA, TARGET_MESSAGE, Reset
 
 if TYPE_CHECKING:
@@ -258,10 +258,7 @@ class BlockingStream:
                 if not self._ended:
                     connection._check()
                 return b""
-            data = self._chunks.popleft()
-            if max_bytes is not None and len(data) > max_bytes:
-                self._chunks.appendleft(data[max_bytes:])
-                data = data[:max_bytes]
+            data = take(self._chunks, max_bytes)
             owed = self._mux.consumed(self._number, len(data))
         if owed:
             connection._flush()

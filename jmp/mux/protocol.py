@@ -368,6 +368,22 @@ class Mux:
             self._of_peer -= 1
 
 
+def take(chunks: deque[bytes], max_bytes: int | None) -> bytes:
+    """Take out bytes that arrived: at most ``max_bytes``, or else about a message's worth: each turn of a reader costs."""
+    data = chunks.popleft()
+    if max_bytes is not None:
+        if len(data) > max_bytes:
+            chunks.appendleft(data[max_bytes:])
+            data = data[:max_bytes]
+    elif chunks:
+        pieces, size = [data], len(data)
+        while chunks and size < TARGET_MESSAGE:
+            pieces.append(chunks.popleft())
+            size += len(pieces[-1])
+        data = b"".join(pieces)
+    return data
+
+
 def again(error: JmpError) -> JmpError:
     """A fresh exception, to be raised where somebody learns only now of the error that ended the link."""
     kind = ProtocolViolation if isinstance(error, ProtocolViolation) else LinkLost

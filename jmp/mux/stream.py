@@ -31,6 +31,7 @@ from jmp.mux.protocol import (
     Stopped,
     WasReset,
     again,
+    take,
 )
 from jmp.wire.frames import MAX_DATA, Reset
 
@@ -211,10 +212,7 @@ class MuxStream(trio.abc.HalfCloseableStream):
         return self._ended
 
     def _take(self, max_bytes: int | None) -> bytes:
-        data = self._chunks.popleft()
-        if max_bytes is not None and len(data) > max_bytes:
-            self._chunks.appendleft(data[max_bytes:])
-            data = data[:max_bytes]
+        data = take(self._chunks, max_bytes)
         if self._mux.consumed(self.number, len(data)):
             self._connection._flush()
         return data

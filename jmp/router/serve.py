@@ -1,7 +1,8 @@
 """The router: lets both ends of a session in, joins them, and carries messages from one to the other as they are.
 
-Theory of operation. The task of each link carries what comes from it to the other one, a message at a time; it waits until the
-other side takes it, so a slow reader slows its own sender and costs this process one message. The end of either link ends both:
+Theory of operation. The task of each link carries what comes from it to the other one: a message, with those that were read
+along with it, which leave together. It waits until the other side takes them, so a slow reader slows its own sender and costs
+this process what it read at once. The end of either link ends both:
 what an end says at its end is passed on, and else the other one is told with a code (1012 to 1014) that is not an end's, on which
 it may go on with its session elsewhere.
 Ends watch each other through the router (pings are messages like others): a pair that carries nothing for long has lost both.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from jmp.router.pairing import Pairing
 from jmp.rpc.call import Caller
 from jmp.rpc.keys import verifier_of
 from jmp.rpc.reconnect import keep_connected
+from jmp.wire.frames import TARGET_MESSAGE
 from jmp.wire.tokens import SessionClaims, Verifier
 
 log = logging.getLogger("jmp.router")
@@ -138,14 +140,20 @@ class Router:
                 while True:
                     silent.deadline = trio.current_time() + SILENCE
                     message = await source.receive()
-                    self.messages += 1
-                    self.bytes += len(message)
                     if not party.lasts and is_resume(message):
                         party.lasts = True
                         self.changed.unpark_all()
-                    if not sink.send_nowait((message,)):
+                    messages = [message]
+                    size = len(message)
+                    with suppress(LinkLost, ProtocolViolation):  # `receive` raises it again, when these have gone
+                        while size < TARGET_MESSAGE and (more := source.receive_nowait()) is not None:
+                            messages.append(more)
+                            size += len(more)
+                    self.messages += len(messages)
+                    self.bytes += size
+                    if len(messages) > 1 or not sink.send_nowait(messages):
                         silent.deadline = float("inf")  # it is the sink that is slow
-                        await sink.send((message,))
+                        await sink.send_each(messages)
             except Closed as error:
                 log.debug("%s: %s", source.peer, error)
                 if error.close_code not in PASSING_CODES:  # it is that end's own word, and the end of the session

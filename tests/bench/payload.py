@@ -43,12 +43,11 @@ class Checked:
     def feed(self, data: bytes) -> None:
         """Raises ``ValueError`` for a wrong byte, and for one too many."""
         self.left -= len(data)
-        while data:
-            piece = data[: len(BLOCK)]
+        for begin in range(0, len(data), len(BLOCK)):
+            piece = data[begin : begin + len(BLOCK)]
             if piece != self._twice[self._at : self._at + len(piece)]:
                 raise ValueError("other bytes arrived than were sent")
             self._at = (self._at + len(piece)) % len(BLOCK)
-            data = data[len(BLOCK) :]
         if self.left < 0:
             raise ValueError("more bytes arrived than were sent")
 

@@ -64,6 +64,38 @@ async def test_many_parts_in_one_message(kind: str, tmp_path: Path) -> None:
         await link.aclose()
 
 
+async def test_messages_that_were_read_together(tmp_path: Path) -> None:
+    async with serving("unix", tmp_path, lambda link, _: link.send_each([b"one", b"", b"three"])) as url:
+        link = await connect(url)
+        assert await link.receive() == b"one"
+        assert [link.receive_nowait(), link.receive_nowait()] == [b"", b"three"]
+        with pytest.raises(Closed):
+            await link.receive()
+        await link.aclose()
+
+
+async def test_several_messages_to_one_that_does_not_read(tmp_path: Path) -> None:
+    messages = [bytes([number]) * (1 << 20) for number in range(20)]
+    got: list[bytes] = []
+
+    async def handler(link: WebSocketLink, _: object) -> None:
+        await wait_all_tasks_blocked()
+        while len(got) < len(messages):
+            got.append(await link.receive())
+
+    with trio.fail_after(20):
+        async with serving("unix", tmp_path, handler) as url:
+            link = await connect(url)
+            await link.send_each(messages[:10])
+            await link.send_each(messages[10:])
+            with pytest.raises(Closed):
+                await link.receive()
+            with pytest.raises(LinkLost):
+                await link.send_each(messages)
+            await link.aclose()
+    assert got == messages
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_full_speed_both_ways_at_once(kind: str, tmp_path: Path) -> None:
     data = random.Random(1).randbytes(100_000)

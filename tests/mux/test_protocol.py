@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from jmp.mux.protocol import (
     Role,
     Stopped,
     WasReset,
+    take,
 )
 from jmp.wire.frames import MAX_DATA, MAX_STREAM, TARGET_MESSAGE, Kind, Reset, pack, unpack
 from tests.fakes.pair import Pair
@@ -434,3 +437,19 @@ def test_well_formed_nonsense_is_a_violation_or_a_sequence_that_makes_sense(fram
                     states[number] = "reset"
                 case Credited(number) | Stopped(number):
                     assert states[number] in ("open", "ended")
+
+
+# ---- what a reader gets at once
+
+
+def test_what_arrived_is_taken_together_but_not_all_of_much() -> None:
+    assert take(deque([b"one"]), None) == b"one"
+    assert take(deque([b"one", b"two"]), None) == b"onetwo"
+    much = deque([bytes([number]) * MAX_DATA for number in range(10)])
+    assert take(much, None) == b"".join(bytes([number]) * MAX_DATA for number in range(TARGET_MESSAGE // MAX_DATA))
+    assert len(much) == 10 - TARGET_MESSAGE // MAX_DATA
+
+
+def test_no_more_is_taken_than_was_asked_for() -> None:
+    chunks = deque([b"one", b"two"])
+    assert [take(chunks, 2), take(chunks, 2), take(chunks, 5)] == [b"on", b"e", b"two"]

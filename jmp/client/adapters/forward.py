@@ -41,7 +41,8 @@ log = logging.getLogger("jmp.forward")
 
 CLOSE_SECONDS: Final = 5.0
 """How long a forward's end waits for the threads of its connections, which have been cut off by then."""
-_PIECE: Final = 128 * 1024
+_PIECE: Final = 256 * 1024
+"""Bytes read at once from a program: as many as leave in one message."""
 _RETRY_SECONDS: Final = 0.1
 """Pause before accepting again when this process has no file descriptors left; as in Trio."""
 
@@ -180,7 +181,7 @@ async def _join(near: trio.SocketStream, far: ByteStream) -> None:
     async def upward() -> None:
         nonlocal failure
         try:
-            async for data in near:
+            while data := await near.receive_some(_PIECE):
                 await far.send_all(data)
             await far.send_eof()
         except JmpError:
