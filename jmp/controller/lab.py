@@ -203,6 +203,8 @@ class Lab:
         self._queue_changed = trio.Event()
         self._standing: dict[str, tuple[int, float | None]] | None = None
         self._holders: dict[str, int] = {}
+        self._next_tick = math.inf
+        """When time is let pass again."""
 
     # ---- life
 
@@ -238,18 +240,27 @@ class Lab:
             while True:
                 self._collect()
                 self._catch_up()
-                self._take_off(nursery)
+                flights = self._take_off()
+                if self.store.shared:
+                    for flight in flights:
+                        nursery.start_soon(self._fly, flight)
+                elif flights:
+                    await self._fly(*flights)  # what comes up meanwhile is the next one
+                    continue
                 with trio.move_on_at(self._next_try()):
                     await self._work.park()
 
     def _next_try(self) -> float:
         """When something that was rejected may be tried again."""
+        if not self._barred:
+            return math.inf
         now = trio.current_time()
         self._barred = {key: bar for key, bar in self._barred.items() if key in self._pending or bar[0] > now - bar[1]}
         return min((at for key, (at, _) in self._barred.items() if key in self._pending and at > now), default=math.inf)
 
-    def _take_off(self, nursery: trio.Nursery) -> None:
-        """Commit what can be committed now."""
+    def _take_off(self) -> list[_Flight]:
+        """Make flights of what can be committed now."""
+        flights = []
         now = trio.current_time()
         changes = {}
         for key, change in list(self._pending.items()):
@@ -278,10 +289,11 @@ class Lab:
                     del self._pending[key]
                     self._flying[key] = flight
                 self._flights += 1
-                nursery.start_soon(self._fly, flight)
+                flights.append(flight)
         waiting, self._wishes = self._wishes, []
         for wish in waiting:
             self._see_off(wish)
+        return flights
 
     def _see_off(self, wish: _Wish[Any]) -> None:
         if wish.keys:
@@ -455,8 +467,8 @@ class Lab:
                 now = self.clock()
                 self.engine.tick(now)
                 self._work.unpark_all()
-                deadline = self.engine.deadline()
-                with trio.move_on_after(max(deadline - now, 0.0) if deadline is not None else float("inf")):
+                self._next_tick = self._deadline
+                with trio.move_on_after(max(self._next_tick - now, 0.0)):
                     await listener.wait()
 
     async def _forget_tokens(self) -> None:
@@ -479,6 +491,12 @@ class Lab:
         for id in ids:
             if (token := self.view.token.get(id)) is not None:
                 self.put(Change("token", id, token, None))
+
+    @property
+    def _deadline(self) -> float:
+        """When the engine may have something to do because time passes."""
+        deadline = self.engine.deadline()
+        return math.inf if deadline is None else deadline
 
     async def _tell_queue(self) -> None:
         while True:
@@ -506,9 +524,10 @@ class Lab:
         return wish.answer[0]
 
     def changed(self) -> None:
-        """Something has become known that the engine may draw conclusions from: have them committed."""
+        """Something has become known that the engine may have drawn conclusions from: have them committed."""
         self._work.unpark_all()
-        self.news.tell("clock")
+        if self._deadline < self._next_tick:
+            self.news.tell("clock")
 
     async def settle(self) -> None:
         """Wait until everything decided so far is durable."""
@@ -518,7 +537,7 @@ class Lab:
         """Keep a record that the engine knows nothing of (a token), in what :meth:`do` asks."""
         self._aside.append(change)
 
-    # ---- news: the topics are ("lease", id), ("exporter", name), "keys" and "queue"
+    # ---- news: the topics are the keys of records, ("observed", exporter), "keys" and "queue"
 
     def keys_changed(self) -> None:
         """Keys were rotated, or a token revoked."""
@@ -530,6 +549,7 @@ class Lab:
         if abs(clock_set - self.clock_set) > CLOCK_STEP:
             self.clock_set = clock_set
             self.keys_changed()
+            self.news.tell("clock")
 
     # ---- what others are told
 
@@ -592,6 +612,7 @@ class Lab:
         if observed.lease is not None and bool(observed.attached) != bool(before.attached):
             self._hold(observed.lease, 1 if observed.attached else -1)
         self.others.tell(name)
+        self.news.tell(("observed", name))
         self.changed()
 
     def leave(self, name: str, attendance: Attendance) -> None:

@@ -26,7 +26,7 @@ import math
 import secrets
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal
 
@@ -37,7 +37,7 @@ from jmp.driver.schema import did_you_mean
 from jmp.errors import BadValue, JmpError, NotFound, Refused
 from jmp.wire import selector
 from jmp.wire.duration import text
-from jmp.wire.records import Client, Exporter, Held, Lease, Observed, Phase, Policy, State, Want
+from jmp.wire.records import Client, Exporter, Held, Lease, Observed, Phase, Policy, State, Want, changed
 
 PREPARE_LIMIT: Final = 900.0
 """Seconds that exporters may take to get a lease ready: drivers and beforeLease hooks have shorter limits of their own."""
@@ -133,6 +133,12 @@ class Engine:
         self.exporters: dict[str, Exporter] = {}
         self.policies: dict[str, Policy] = {}
         self.leases: dict[str, Lease] = {}
+        self._tables: Final[dict[str, dict[str, Any]]] = {
+            "client": self.clients,
+            "exporter": self.exporters,
+            "policy": self.policies,
+            "lease": self.leases,
+        }
         self._prepare_limit = prepare_limit
         self._offline_ending = offline_ending
         self._holder_grace = holder_grace
@@ -188,23 +194,23 @@ class Engine:
                     self._vanished.add(record.id)
                 self._note_due(record, now)
             else:
-                self._table(_KIND[type(record)])[record.name] = record
+                self._tables[_KIND[type(record)]][record.name] = record
         for name in self.exporters:
             self._presence[name] = _Presence(since=now)
 
     def put(self, record: Client | Exporter | Policy, now: float) -> None:
         """Keep a client, an exporter or a policy, new or changed. A client that is disabled loses its leases."""
         kind = _KIND[type(record)]
-        old = self._table(kind).get(record.name)
+        old = self._tables[kind].get(record.name)
         self._set(kind, record.name, record)
         self._follow(kind, record.name, old, record, now)
         self._schedule(now)
 
     def drop(self, kind: Kind, name: str, now: float) -> None:
         """Remove a client, an exporter or a policy; leases of a client or of an exporter that is gone end."""
-        if name not in self._table(kind):
-            raise NotFound(f"there is no {kind} {name!r}{did_you_mean(name, self._table(kind))}")
-        old = self._table(kind)[name]
+        if name not in self._tables[kind]:
+            raise NotFound(f"there is no {kind} {name!r}{did_you_mean(name, self._tables[kind])}")
+        old = self._tables[kind][name]
         self._set(kind, name, None)
         self._follow(kind, name, old, None, now)
         self._schedule(now)
@@ -214,7 +220,7 @@ class Engine:
 
         :meth:`reconsider` then.
         """
-        table = self._table(kind)
+        table = self._tables[kind]
         old = table.pop(name, None)
         if record is not None:
             table[name] = record
@@ -238,7 +244,7 @@ class Engine:
         lease = self.leases.get(id)
         self._number = max(self._number, number)
         if lease is not None and lease.number != number:
-            self.leases[id] = replace(lease, number=number)
+            self.leases[id] = changed(lease, number=number)
             self._index(lease, self.leases[id])
 
     def reconsider(self, now: float) -> None:
@@ -365,7 +371,7 @@ class Engine:
             return
         if lease.tied:
             self._absent[lease.id] = now
-        lease = replace(lease, number=max(lease.version, 1))
+        lease = changed(lease, number=max(lease.version, 1))
         self._number = max(self._number, lease.number)
         self._set("lease", lease.id, lease)
         self._note_due(lease, now)
@@ -409,7 +415,7 @@ class Engine:
         if lease.state is State.QUEUED:
             for want in lease.wants:
                 self._candidates(lease.client, want, duration, lease.allow_disabled)
-        lease = replace(lease, duration=duration, ends=ends)
+        lease = changed(lease, duration=duration, ends=ends)
         self._set("lease", id, lease)
         self._note_due(lease, now)
 
@@ -421,7 +427,7 @@ class Engine:
             raise Refused(f"lease {id} has ended: {lease.reason}")
         self._absent.pop(id, None)
         self._vanished.discard(id)
-        self._set("lease", id, replace(lease, tied=False))
+        self._set("lease", id, changed(lease, tied=False))
 
     def transfer(self, id: str, to: str, by: str | None, now: float) -> None:
         """Hand a lease over. Its exporters' epochs rise: whoever used them until now is refused from this moment on."""
@@ -440,10 +446,10 @@ class Engine:
         if lease.state is State.QUEUED:
             candidates = [self._candidates(to, want, lease.duration, lease.allow_disabled) for want in lease.wants]
             priority = min(priority, self._highest(to, candidates))
-        devices = tuple(replace(held, epoch=self._raise_epoch(held.exporter)) for held in lease.devices)
+        devices = tuple(changed(held, epoch=self._raise_epoch(held.exporter)) for held in lease.devices)
         if lease.tied:
             self._absent[id] = now
-        lease = replace(lease, client=to, devices=devices, priority=priority)
+        lease = changed(lease, client=to, devices=devices, priority=priority)
         self._set("lease", id, lease)
         self._note_due(lease, now)
         self._schedule(now)
@@ -491,7 +497,7 @@ class Engine:
         present = self.leases.get(self._held.get(exporter, ""))
         if epoch > self.exporters[exporter].epoch:
             # It has heard of a grant that this lab has forgotten (its store was restored from a copy): never again below that.
-            self._set("exporter", exporter, replace(self.exporters[exporter], epoch=epoch))
+            self._set("exporter", exporter, changed(self.exporters[exporter], epoch=epoch))
             if present is not None and present.state in ACTIVE:
                 self.end(present.id, f"{exporter} knows of a newer grant: was the lab's store restored?", now)
                 present = self.leases[present.id]
@@ -759,14 +765,16 @@ class Engine:
         choices = []
         for names in options:
             fitting = [
-                name
+                (self.exporters[name].used, name)
                 for name in free & names
                 if self._usable(lease, name) and (name not in reserved or gone <= reserved[name].start)
             ]
             if not fitting:
                 return None
-            choices.append(sorted(fitting, key=lambda name: (self.exporters[name].used, name)))
-        return [choices[0][0]] if len(choices) == 1 else _assign(choices)
+            if len(options) == 1:
+                return [min(fitting)[1]]
+            choices.append([name for _, name in sorted(fitting)])
+        return _assign(choices)
 
     def _reserve(
         self, lease: Lease, options: Sequence[frozenset[str]], reserved: dict[str, _Reservation], now: float
@@ -827,14 +835,12 @@ class Engine:
     def _grant(self, lease: Lease, names: Sequence[str], now: float) -> None:
         devices = []
         for name in names:
-            epoch = self._raise_epoch(name)
-            self._set("exporter", name, replace(self.exporters[name], used=now, lease=lease.id))
-            devices.append(Held(exporter=name, epoch=epoch))
+            devices.append(Held(exporter=name, epoch=self._raise_epoch(name, used=now, lease=lease.id)))
         self._move(lease, State.PREPARING, now, devices=tuple(devices), granted=now)
 
-    def _raise_epoch(self, name: str) -> int:
+    def _raise_epoch(self, name: str, **values: Any) -> int:
         exporter = self.exporters[name]
-        self._set("exporter", name, replace(exporter, epoch=exporter.epoch + 1))
+        self._set("exporter", name, changed(exporter, epoch=exporter.epoch + 1, **values))
         return exporter.epoch + 1
 
     # ---- how leases go on
@@ -848,14 +854,14 @@ class Engine:
             self._device(lease, held.exporter, phase, now)
 
     def _device(self, lease: Lease, exporter: str, phase: Phase, now: float) -> None:
-        devices = tuple(replace(held, phase=phase) if held.exporter == exporter else held for held in lease.devices)
-        lease = replace(lease, devices=devices)
-        self._set("lease", lease.id, lease)
+        devices = tuple(changed(held, phase=phase) if held.exporter == exporter else held for held in lease.devices)
         if lease.state is State.PREPARING and all(held.phase is Phase.READY for held in devices):
-            self._move(lease, State.READY, now, ready=now, ends=now + lease.duration)
+            self._move(lease, State.READY, now, devices=devices, ready=now, ends=now + lease.duration)
         elif lease.state is State.ENDING and all(held.phase is Phase.IDLE for held in devices):
-            self._move(lease, State.ENDED, now, ended=now)
+            self._move(lease, State.ENDED, now, devices=devices, ended=now)
         else:
+            lease = changed(lease, devices=devices)
+            self._set("lease", lease.id, lease)
             self._note_due(lease, now)  # those that are left may all be out of reach
 
     def _deference(self, id: str) -> float:
@@ -992,24 +998,15 @@ class Engine:
     def _move(self, lease: Lease, state: State, now: float, **values: Any) -> None:
         if state not in LEGAL[lease.state]:
             raise RuntimeError(f"lease {lease.id}: {lease.state} cannot become {state}")
-        lease = replace(lease, state=state, **values)
+        lease = changed(lease, state=state, **values)
         if state is State.ENDED:
             self._absent.pop(lease.id, None)
             self._vanished.discard(lease.id)
         self._set("lease", lease.id, lease)
         self._note_due(lease, now)
 
-    def _table(self, kind: str) -> dict[str, Any]:
-        tables: dict[str, dict[str, Any]] = {
-            "client": self.clients,
-            "exporter": self.exporters,
-            "policy": self.policies,
-            "lease": self.leases,
-        }
-        return tables[kind]
-
     def _set(self, kind: Kind, name: str, record: Any) -> None:
-        table = self._table(kind)
+        table = self._tables[kind]
         old = table.get(name)
         if record is None:
             del table[name]

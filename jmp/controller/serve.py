@@ -156,7 +156,7 @@ class Door:
             self.connections -= 1
 
     async def _until_revoked(self, who: Identity, connection: Any, scope: trio.CancelScope) -> None:
-        with self.lab.news.listen("keys", ("client", who.name), ("exporter", who.name)) as listener:
+        with self.lab.news.listen("keys", ("client", who.name)) as listener:
             while (reason := self._refusal(who)) is None:
                 with trio.move_on_after(max(who.expires - self.lab.clock(), 0.0)):
                     await listener.wait()

@@ -1,9 +1,11 @@
 """The embedded store: one SQLite file, for one controller.
 
 Theory of operation. SQLite writes in a thread of Trio's, one transaction at a time. Commits that come up meanwhile wait for the
-lock; whoever gets it next takes all of them into one transaction, each in a savepoint of its own, so that a conflict of one rolls
-back that one alone. With ``synchronous=FULL`` a transaction has reached the disk when COMMIT returns: only then does anybody hear
-of it. A full disk fails the transaction that it meets, which is rolled back whole; any other failure stops the store for good.
+lock; whoever gets it next takes all of them into one transaction. Nearly every one is a single statement, which fails as a whole
+if any record is of another version than it should be; then, and where records are removed, each commit has a savepoint of its
+own, so that a conflict of one rolls back that one alone. With ``synchronous=FULL`` a transaction has reached the disk when it is
+over: only then does anybody hear of it. A full disk fails the transaction that it meets, which is rolled back whole; any other
+failure stops the store for good.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from typing import Final, TypeVar
 
 import trio
 
-from jmp.controller.store import KINDS, Change, Conflict, Full, Key, Record, Stale, Store, at_version
+from jmp.controller.store import KINDS, Change, Conflict, Full, Key, Record, Stale, Store
 from jmp.errors import Busy, JmpError, LabError
-from jmp.wire.records import from_wire, to_wire
+from jmp.wire.records import changed, from_wire, to_wire
 
 FILE: Final = "lab.db"
 LOCK: Final = "lab.lock"
@@ -46,7 +48,13 @@ SQLite 3.34 has to understand them, and all else here: that is what RHEL 9 gives
 _NO_ROOM: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 """What SQLite says of a full disk. Whatever it was writing has no effect then."""
 
+_MAX_ROWS: Final = 6000
+"""Records written by one statement, which may have 32 766 parameters."""
+RESERVE: Final = 1000
+"""Versions that the file says are given out before they are, so that not every commit has to count there."""
+
 T = TypeVar("T")
+_dumps: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(eq=False)
@@ -70,6 +78,9 @@ class SqliteStore(Store):
         self._writing = trio.Lock()
         self._threads = trio.CapacityLimiter(1)
         self._failure: LabError | None = None
+        (self._reserved,) = database.execute("SELECT version FROM last").fetchone()
+        self._next = self._reserved + 1
+        """The version that the next commit gives."""
 
     @classmethod
     def open(cls, directory: Path, *, schema: Sequence[str] = SCHEMA) -> SqliteStore:
@@ -87,13 +98,12 @@ class SqliteStore(Store):
                 )  # SQLite's other files get its mode
                 file.chmod(0o600)
                 with _translated(file):
-                    database = _open(file, schema)
+                    return cls(file, _open(file, schema), lock)
             except BaseException:
                 os.close(lock)
                 raise
         except OSError as error:
             raise LabError(f"the lab's records cannot be kept in {directory}: {error.strerror or error}") from error
-        return cls(file, database, lock)
 
     async def load(self) -> list[tuple[str, str, Record]]:
         """As in :class:`~jmp.controller.store.Store`."""
@@ -114,7 +124,7 @@ class SqliteStore(Store):
                 self._waiting.remove(commit)
         if commit.failed is not None:
             raise commit.failed
-        return [None if change.new is None else at_version(change.new, commit.version) for change in changes]
+        return [None if change.new is None else changed(change.new, version=commit.version) for change in changes]
 
     async def watch(self, tell: Callable[[Change], None]) -> None:
         """As in :class:`~jmp.controller.store.Store`; there are no others."""
@@ -162,17 +172,15 @@ class SqliteStore(Store):
 
     def _write(self, group: Sequence[_Commit]) -> None:
         database = self._database
-        database.execute("BEGIN IMMEDIATE")
+        for commit in group:
+            commit.version = self._next
+            self._next += 1
         try:
-            for commit in group:
-                database.execute("SAVEPOINT one")
-                try:
-                    commit.version = self._apply(commit.changes)
-                except Conflict as conflict:
-                    database.execute("ROLLBACK TO one")
-                    commit.failed = Stale(conflict.message, self._at_present(commit))
-                database.execute("RELEASE one")
-            database.execute("COMMIT")
+            if self._next > self._reserved:
+                database.execute("UPDATE last SET version = ?", (self._next + RESERVE,))
+                self._reserved = self._next + RESERVE
+            if not self._write_at_once(group):
+                self._write_one_by_one(group)
         except BaseException as error:
             if database.in_transaction:
                 database.execute("ROLLBACK")
@@ -182,14 +190,55 @@ class SqliteStore(Store):
             for commit in group:
                 commit.failed = Full(said, self._at_present(commit))
 
-    def _apply(self, changes: Sequence[Change]) -> int:
-        """Raises ``Conflict``, and has made some of them then; returns the version that they have."""
+    def _write_at_once(self, group: Sequence[_Commit]) -> bool:
+        """Make all commits by one statement, which takes a third of the time of several, and waits for other threads but once.
+
+        False: that cannot be, and nothing was changed.
+        """
+        values: list[object] = []
+        keys: set[Key] = set()
+        for commit in group:
+            for change in commit.changes:
+                if change.new is None:
+                    return False
+                keys.add(change.key)
+                old = None if change.old is None else change.old.version
+                values += (change.kind, change.name, old, commit.version, _dumps(to_wire(change.new)))
+        count = len(values) // 5
+        if count != len(keys) or count > _MAX_ROWS:
+            return False
+        try:
+            # One that is not as it should be gets no value, which the table does not allow.
+            self._database.execute(
+                f"WITH new (kind, name, old, version, value) AS (VALUES {', '.join(['(?, ?, ?, ?, ?)'] * count)})"
+                " REPLACE INTO record SELECT new.kind, new.name, new.version,"
+                " CASE WHEN record.version IS new.old THEN new.value END"
+                " FROM new LEFT JOIN record ON record.kind = new.kind AND record.name = new.name",
+                values,
+            )
+        except sqlite3.IntegrityError:
+            return False
+        return True
+
+    def _write_one_by_one(self, group: Sequence[_Commit]) -> None:
         database = self._database
-        database.execute("UPDATE last SET version = version + 1")
-        (version,) = database.execute("SELECT version FROM last").fetchone()
-        for change in changes:
+        database.execute("BEGIN IMMEDIATE")
+        for commit in group:
+            database.execute("SAVEPOINT one")
+            try:
+                self._apply(commit)
+            except Conflict as conflict:
+                database.execute("ROLLBACK TO one")
+                commit.failed = Stale(conflict.message, self._at_present(commit))
+            database.execute("RELEASE one")
+        database.execute("COMMIT")
+
+    def _apply(self, commit: _Commit) -> None:
+        """Raises ``Conflict``, and has made some of the changes then."""
+        database, version = self._database, commit.version
+        for change in commit.changes:
             kind, name, old = change.kind, change.name, change.old
-            value = None if change.new is None else json.dumps(to_wire(change.new), ensure_ascii=False)
+            value = None if change.new is None else _dumps(to_wire(change.new))
             if old is None:
                 made = database.execute(
                     "INSERT INTO record VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", (kind, name, version, value)
@@ -205,7 +254,6 @@ class SqliteStore(Store):
                 )
             if made.rowcount != 1:
                 raise Conflict(f"{kind} {name} was changed by somebody else in the meantime")
-        return int(version)
 
     def _at_present(self, commit: _Commit) -> dict[Key, Record | None]:
         return {change.key: self._now(*change.key) for change in commit.changes}

@@ -9,12 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 from jmp.errors import Conflict, LabError
 from jmp.wire.records import Client, Exporter, Lease, Policy, Presence, Replica, Token
 
-__all__ = ["KINDS", "Change", "Conflict", "Full", "Key", "Record", "Rejected", "Stale", "Store", "Undone", "at_version"]
+__all__ = ["KINDS", "Change", "Conflict", "Full", "Key", "Record", "Rejected", "Stale", "Store", "Undone"]
 
 Record = Client | Exporter | Policy | Token | Lease | Presence | Replica
 Key = tuple[str, str]
@@ -44,16 +44,6 @@ class Change:
     @property
     def key(self) -> Key:
         return self.kind, self.name
-
-
-R = TypeVar("R", bound=Record)
-
-
-def at_version(record: R, version: int) -> R:
-    """The record with another version: what :func:`dataclasses.replace` does, in a tenth of the time. Each commit needs it."""
-    new = object.__new__(type(record))
-    new.__dict__.update(record.__dict__, version=version)
-    return new
 
 
 class Undone(LabError):

@@ -6,7 +6,7 @@ Records are immutable; whoever changes one makes a new one of it (:func:`datacla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
@@ -305,7 +305,19 @@ class Replica:
     version: int = 0
 
 
+_PLAIN: Final = frozenset({str, int, float, bool, NoneType})
+
 T = TypeVar("T")
+R = TypeVar("R")
+
+
+def changed(record: R, **values: Any) -> R:
+    """The record with other values: what :func:`dataclasses.replace` does, in a tenth of the time."""
+    cls: Any = type(record)
+    assert _names(cls).issuperset(values), f"a {cls.__name__} has not all of {', '.join(values)}"
+    new: R = object.__new__(cls)
+    new.__dict__.update(record.__dict__, **values)
+    return new
 
 
 def to_wire(record: Any) -> Any:
@@ -313,8 +325,11 @@ def to_wire(record: Any) -> Any:
     cls: type = type(record)
     if cls in _PLAIN:
         return record
-    if names := _names(cls):
-        return {name: to_wire(getattr(record, name)) for name in names}
+    if (composed := _composed(cls)) is not None:
+        values = record.__dict__.copy()
+        for name in composed:
+            values[name] = to_wire(values[name])
+        return values
     if isinstance(record, list | tuple):
         return [to_wire(item) for item in record]
     if isinstance(record, dict):
@@ -327,56 +342,79 @@ def from_wire(cls: type[T], value: Any) -> T:
 
     Raises :class:`~jmp.errors.ProtocolViolation` if it cannot be one.
     """
+    hint: Any = cls
     try:
-        record: T = _read(cls, value)
+        record: T = _reader(hint)(value)
     except (TypeError, ValueError) as error:
         raise ProtocolViolation(f"this is no {cls.__name__.lower()}: {error}") from None
     return record
 
 
-_PLAIN: Final = frozenset({str, int, float, bool, NoneType})
+@cache
+def _names(cls: Any) -> frozenset[str]:
+    """The fields of a record."""
+    return frozenset(item.name for item in fields(cls))
 
 
 @cache
-def _names(cls: Any) -> tuple[str, ...]:
-    """The fields of a dataclass; none of anything else."""
-    return tuple(item.name for item in fields(cls)) if is_dataclass(cls) else ()
+def _composed(cls: Any) -> tuple[str, ...] | None:
+    """The fields of a record whose values are not plain already; None for what is no record."""
+    if not is_dataclass(cls):
+        return None
+    return tuple(name for name, hint in get_type_hints(cls).items() if not _is_plain(hint))
+
+
+def _is_plain(hint: Any) -> bool:
+    return hint in _PLAIN or (get_origin(hint) in (Union, UnionType) and _PLAIN.issuperset(get_args(hint)))
+
+
+_Reader = Callable[[Any], Any]
 
 
 @cache
-def _hints(cls: type) -> Mapping[str, Any]:
-    return get_type_hints(cls)
-
-
-_SCALARS: Final = (str, int, bool, NoneType)
-
-
-def _read(hint: Any, value: Any) -> Any:
-    origin = get_origin(hint)
+def _reader(hint: Any) -> _Reader:
+    """What makes a value of the type ``hint`` of a plain one; it raises ``TypeError`` and ``ValueError``."""
+    origin, arguments = get_origin(hint), get_args(hint)
     if is_dataclass(hint):
-        return _read_record(hint, value)
+        return _reader_of_record(hint)
     if origin in (Union, UnionType):
-        return None if value is None else _read(next(item for item in get_args(hint) if item is not NoneType), value)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_read(get_args(hint)[0], item) for item in value)
-    if origin is dict and isinstance(value, dict):
-        return {_read(get_args(hint)[0], key): _read(get_args(hint)[1], item) for key, item in value.items()}
-    if isinstance(hint, type) and issubclass(hint, StrEnum):
-        return hint(value)
+        inner = _reader(next(item for item in arguments if item is not NoneType))
+        return lambda value: None if value is None else inner(value)
     if hint is Any:
-        return value
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if hint in _SCALARS and type(value) is hint:
-        return value
-    raise TypeError(f"{value!r:.60} where {getattr(hint, '__name__', hint)} is due")
+        return lambda value: value
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint
+    if origin is tuple:
+        item = _reader(arguments[0])
+        return _checked(hint, (list, tuple), lambda value: tuple([item(one) for one in value]))
+    if origin is dict:
+        of_key, of_item = map(_reader, arguments)
+        return _checked(hint, (dict,), lambda value: {of_key(key): of_item(one) for key, one in value.items()})
+    if hint is float:
+        return _checked(hint, (float, int), float)
+    return _checked(hint, (hint,), lambda value: value)
 
 
-def _read_record(cls: Any, value: Any) -> Any:
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r:.60} is no mapping")
-    hints = _hints(cls)
-    for item in fields(cls):
-        if item.name not in value and item.default is MISSING and item.default_factory is MISSING:
-            raise TypeError(f"{item.name} is missing")
-    return cls(**{item.name: _read(hints[item.name], value[item.name]) for item in fields(cls) if item.name in value})
+def _checked(hint: Any, kinds: tuple[type, ...], make: _Reader) -> _Reader:
+    def read(value: Any) -> Any:
+        if type(value) not in kinds:
+            raise TypeError(f"{value!r:.60} where {getattr(hint, '__name__', hint)} is due")
+        return make(value)
+
+    return read
+
+
+def _reader_of_record(cls: Any) -> _Reader:
+    hints = get_type_hints(cls)
+    readers = {item.name: _reader(hints[item.name]) for item in fields(cls)}
+    needed = [item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING]
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise TypeError(f"{value!r:.60} is no mapping")
+        for name in needed:
+            if name not in value:
+                raise TypeError(f"{name} is missing")
+        return cls(**{name: reader(value[name]) for name, reader in readers.items() if name in value})
+
+    return read

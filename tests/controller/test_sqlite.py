@@ -20,7 +20,7 @@ import pytest
 import trio
 import trio.testing
 
-from jmp.controller.sqlite import FILE, LOCK, SCHEMA, SqliteStore, backup
+from jmp.controller.sqlite import FILE, LOCK, RESERVE, SCHEMA, SqliteStore, backup
 from jmp.controller.store import Change, Conflict, Full, Record, Stale
 from jmp.errors import Busy, LabError
 from jmp.wire.records import Client, Exporter, Held, Lease, Policy, Role, Token, Want
@@ -137,6 +137,45 @@ async def test_somebody_else_changed_it(tmp_path: Path, statement: str) -> None:
         change = made("new") if "new" in statement else Change("client", "bo", bo, replace(BO, disabled="x"))
         with pytest.raises(Conflict, match=f"client {change.name} was changed"):
             await store.commit([change])
+
+
+async def test_of_many_at_once_only_those_fail_that_conflict(tmp_path: Path) -> None:
+    outcomes: list[tuple[str, Record | None]] = []
+
+    async def commit(name: str, *changes: Change) -> None:
+        try:
+            await store.commit(changes)
+        except Stale as stale:
+            outcomes.append((name, stale.now["client", "bo"]))
+
+    async with opened(tmp_path) as store:
+        [bo, ann] = await store.commit([Change("client", "bo", None, BO), made("ann")])
+        gone = replace(BO, version=7)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commit, "first", made("x"))
+            nursery.start_soon(commit, "second", made("c"), Change("client", "bo", gone, BO))
+            nursery.start_soon(commit, "third", made("d"))
+            nursery.start_soon(commit, "fourth", made("e"), Change("client", "ann", ann, None))
+    assert outcomes == [("second", bo)]
+    assert [name for _, name, _ in await contents(tmp_path)] == ["bo", "d", "e", "x"]
+
+
+async def test_versions_go_on_rising_when_it_is_opened_again(tmp_path: Path) -> None:
+    versions: list[int] = []
+    for _ in range(3):
+        async with opened(tmp_path) as store:
+            for _ in range(RESERVE // 400):
+                [record] = await store.commit([Change("client", "bo", None, BO)])
+                assert record is not None
+                versions.append(record.version)
+                await store.commit([Change("client", "bo", record, None)])  # nothing is left that tells
+    assert versions == sorted(set(versions))
+
+
+async def test_more_than_one_statement_can_hold(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.commit([made(f"c{number}") for number in range(7000)])
+        assert len(await store.load()) == 7000
 
 
 @pytest.mark.parametrize("new", [None, replace(BO, disabled="x")])
@@ -381,11 +420,11 @@ async def test_first_failure_is_for_good(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await store.commit([made("bo")])
         with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as other:
-            other.execute("DROP TABLE last")
+            other.execute("ALTER TABLE record RENAME TO gone")
             for name in ("cy", "dan"):
-                with pytest.raises(LabError, match=r"cannot be used: no such table: last$"):
+                with pytest.raises(LabError, match=r"cannot be used: no such table: record$"):
                     await store.commit([made(name)])
-            other.execute("CREATE TABLE last (version INTEGER NOT NULL)")
+            other.execute("ALTER TABLE gone RENAME TO record")
         with pytest.raises(LabError, match="no such table"):
             await store.load()
     assert [name for _, name, _ in await contents(tmp_path)] == ["bo"]

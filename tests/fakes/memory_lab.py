@@ -228,7 +228,7 @@ class MemoryLab:
 
     async def attended(self, name: str) -> None:
         """Wait until an exporter is free."""
-        with self.lab.news.listen("clock") as listener:  # told with every word of an exporter
+        with self.lab.news.listen(("observed", name), ("exporter", name)) as listener:
             while name not in self.lab.engine._free:
                 await listener.wait()
 

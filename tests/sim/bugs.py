@@ -13,14 +13,14 @@ from typing import Any, Final
 
 import trio
 
-from jmp.controller.store import Change, Record, at_version
+from jmp.controller.store import Change, Record
 from jmp.errors import Refused
 from jmp.exporter import session
 from jmp.exporter.hold import Hold
 from jmp.exporter.lab import LabExporter
 from jmp.link.resume import Resume
 from jmp.router import serve as router
-from jmp.wire.records import Grant, Phase
+from jmp.wire.records import Grant, Phase, changed
 from jmp.wire.tokens import SessionClaims, Verifier
 from tests.sim import roles
 from tests.sim.world import PROCESS, Process, replaced
@@ -44,7 +44,7 @@ class HastyDisk(roles.Disk):
 
     async def commit(self, changes: Sequence[Change]) -> list[Record | None]:
         """In place of :meth:`Disk.commit`."""
-        kept = [None if change.new is None else at_version(change.new, self.next) for change in changes]
+        kept = [None if change.new is None else changed(change.new, version=self.next) for change in changes]
         self.next += 1
         self.queue.append(list(zip(changes, kept, strict=True)))
         trio.lowlevel.spawn_system_task(self.really_commit)

@@ -15,14 +15,14 @@ from jmp.controller.keys import Keys
 from jmp.controller.lab import Lab
 from jmp.controller.leases import Engine
 from jmp.controller.serve import Door
-from jmp.controller.store import Change, Full, Record, at_version
+from jmp.controller.store import Change, Full, Record
 from jmp.driver import Driver, Stream, export, exportstream
 from jmp.exporter import config as configuration
 from jmp.exporter.config import ExporterConfig
 from jmp.exporter.lab import LabExporter, Memory
 from jmp.link import Link, websocket
 from jmp.router.serve import Router, attend
-from jmp.wire.records import Client, Exporter, Policy, Role
+from jmp.wire.records import Client, Exporter, Policy, Role, changed
 from tests.fakes.memory_store import MemoryStore
 from tests.sim.world import PROCESS, START, Process, World
 
@@ -72,16 +72,16 @@ def identity(role: Role, name: str) -> tuple[str, Any]:
 
 def format_disk(world: World, clients: Sequence[str], exporters: Sequence[str], routers: Sequence[str]) -> None:
     """What an admin has set up before the history begins."""
-    records: dict[tuple[str, str], Any] = {("policy", "default"): at_version(Policy(name="default"), 1)}
+    records: dict[tuple[str, str], Any] = {("policy", "default"): changed(Policy(name="default"), version=1)}
     for role, names in ((Role.CLIENT, clients), (Role.EXPORTER, exporters), (Role.ROUTER, routers)):
         for name in names:
             _, record = identity(role, name)
-            records["token", record.id] = at_version(record, 1)
+            records["token", record.id] = changed(record, version=1)
             if role is Role.CLIENT:
-                records["client", name] = at_version(Client(name=name), 1)
+                records["client", name] = changed(Client(name=name), version=1)
             elif role is Role.EXPORTER:
                 labels = config_of(name).metadata.labels
-                records["exporter", name] = at_version(Exporter(name=name, labels=labels), 1)
+                records["exporter", name] = changed(Exporter(name=name, labels=labels), version=1)
     disk = world.machine("controller").disk
     disk["records"], disk["version"] = records, [1]
 
