@@ -19,6 +19,7 @@ from jmp.controller.store import Change, Full
 from jmp.driver import export
 from jmp.driver.schema import did_you_mean
 from jmp.errors import BadValue, JmpError, NotFound, Refused
+from jmp.rpc.later import Later
 from jmp.wire import selector
 from jmp.wire.records import (
     SERVICE_ACCOUNT,
@@ -146,10 +147,10 @@ class ExporterDesk(Desk):
         self.lab.attend(name, attendance)
         with self.lab.news.listen(("exporter", name), "keys") as listener:
             try:
-                keys = desired = None
+                keys, desired = -1, None
                 while self.lab.attending.get(name) is attendance and name in self.lab.view.exporter:
-                    if keys != (now := {**self.lab.key_news(), "now": self.lab.clock_set}):
-                        keys = now
+                    if keys != self.lab.key_changes:
+                        keys = self.lab.key_changes
                         yield {"keys": self.lab.key_news()}
                     wish = self.lab.desired(name)
                     if desired != (steady := _steady(wish)):
@@ -167,12 +168,12 @@ class ExporterDesk(Desk):
         raise Refused(f"another exporter has connected as {name}")
 
     @export
-    async def observe(self, observed: dict[str, Any]) -> None:
+    async def observe(self, observed: dict[str, Any]) -> Later[None]:
         """What the exporter is doing."""
         if self._attendance is None:
             raise Refused("attend first")
         self.lab.observe(self.who.name, self._attendance, from_wire(Observed, observed))
-        await self.lab.settle()
+        return self.lab.ask(lambda: None)  # it has been heard when what follows from it is durable
 
     def _read(self, registration: dict[str, Any]) -> Attendance:
         endpoints = [
@@ -281,13 +282,18 @@ class ClientDesk(Desk):
         allow_disabled: bool = False,
         tags: list[str] = [],  # noqa: B006  # never changed
         context: dict[str, str] = {},  # noqa: B006
-    ) -> dict[str, Any]:
+    ) -> Later[dict[str, Any]]:
         """Ask for a lease; it is queued, or granted at once. Times are seconds since the epoch, durations seconds."""
         if self.is_admin and self.who.name not in self.lab.view.client:
             raise Refused(
                 f"{self.who.name} is an admin here, and leases are for clients: jmp admin create client NAME makes one"
             )
-        lease = await self.lab.do(
+
+        def acquired(lease: Lease) -> dict[str, Any]:
+            self.note("acquire", f"lease/{lease.id}", context=context)
+            return self._shown(self.lab.view.lease[lease.id])
+
+        return self.lab.ask(
             lambda: self.lab.engine.request(
                 self.who.name,
                 tuple(wants),
@@ -302,9 +308,7 @@ class ClientDesk(Desk):
                 tags=tuple(tags),
                 context=context,
             )
-        )
-        self.note("acquire", f"lease/{lease.id}", context=context)
-        return self._shown(self.lab.view.lease[lease.id])
+        ).then(acquired)
 
     @export
     async def watch(self, lease: str) -> AsyncGenerator[dict[str, Any], None]:
@@ -354,14 +358,17 @@ class ClientDesk(Desk):
         return self.lab.meet(found, exporter or names[0], via)
 
     @export
-    async def release(self, lease: str, reason: str = "") -> dict[str, Any]:
+    async def release(self, lease: str, reason: str = "") -> dict[str, Any] | Later[dict[str, Any]]:
         """End a lease now: its devices cannot be used from this moment on. ``released`` tells whether this did it."""
-        released = self._own(lease).state not in (State.ENDING, State.ENDED)
-        if released:
-            said = f"released by {self.who.name}" + (f": {reason}" if reason else "")
-            await self.lab.do(lambda: self.lab.engine.release(lease, self._by, said, self.now))
+        if (found := self._own(lease)).state in (State.ENDING, State.ENDED):
+            return {**self._shown(found), "released": False}
+
+        def released(_: None) -> dict[str, Any]:
             self.note("release", f"lease/{lease}")
-        return {**self._shown(self.lab.view.lease[lease]), "released": released}
+            return {**self._shown(self.lab.view.lease[lease]), "released": True}
+
+        said = f"released by {self.who.name}" + (f": {reason}" if reason else "")
+        return self.lab.ask(lambda: self.lab.engine.release(lease, self._by, said, self.now)).then(released)
 
     @export
     async def extend(self, lease: str, duration: float) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from jmp.controller.news import News
 from jmp.controller.replicas import Others
 from jmp.controller.store import Change, Key, Record, Rejected, Stale, Store, Undone
 from jmp.errors import JmpError, LabError, Refused
+from jmp.rpc.later import Later
 from jmp.wire.records import (
     Client,
     Desired,
@@ -138,13 +139,17 @@ class _Wish(Generic[T]):
     legs: int = 0
     """The flights that it waits for."""
     answer: list[T] = field(default_factory=list)
-    error: JmpError | None = None
-    over: trio.Event = field(default_factory=trio.Event)
+    later: Later[T] = field(default_factory=Later)
 
     def board(self, flight: _Flight) -> None:
         self.keys.difference_update(flight.changes)
         self.legs += 1
         flight.aboard.append(self)
+
+    def resolve_if_over(self) -> None:
+        """Answer, unless there is something that it waits for."""
+        if not self.keys and not self.legs:
+            self.later.resolve(self.answer[0])
 
 
 @dataclass(eq=False)
@@ -182,6 +187,8 @@ class Lab:
         self.routers: dict[str, RouterLink] = {}
         self.clock_set = 0.0
         """The clock at the beginning of Trio's: changes when the clock is set."""
+        self.key_changes = 0
+        """How often :meth:`key_news` have become others."""
         self.grants = 0
         """Leases granted since the start; for the metrics."""
         self.store = store
@@ -298,8 +305,8 @@ class Lab:
     def _see_off(self, wish: _Wish[Any]) -> None:
         if wish.keys:
             self._wishes.append(wish)
-        elif not wish.legs:
-            wish.over.set()
+        else:
+            wish.resolve_if_over()
 
     async def _fly(self, flight: _Flight) -> None:
         """Commit some changes, and tell what came of it."""
@@ -323,13 +330,12 @@ class Lab:
             wish.legs -= 1
             if undone is not None and wish.about in flight.changes and wish.about not in undone.made:
                 if isinstance(undone, Rejected):
-                    wish.error = undone
-                    wish.over.set()
+                    wish.later.fail(undone)
                 else:
                     wish.keys.add(wish.about)  # it is asked again, as that is void now
                     self._wishes.append(wish)
-            elif not wish.keys and not wish.legs:
-                wish.over.set()
+            else:
+                wish.resolve_if_over()
         self._work.unpark_all()
 
     def _undo(self, flight: _Flight, undone: Undone) -> None:
@@ -414,8 +420,7 @@ class Lab:
         try:
             wish.answer.append(wish.ask())
         except JmpError as error:
-            wish.error = error
-            wish.over.set()
+            wish.later.fail(error)
             return False
         new = self._collect()
         if new:
@@ -507,21 +512,23 @@ class Lab:
 
     # ---- changes
 
-    async def do(self, ask: Callable[[], T]) -> T:
-        """Ask the engine for something, and return its answer when that is durable; at once raises what it refuses.
+    def ask(self, ask: Callable[[], T]) -> Later[T]:
+        """Ask the engine for something; its answer is known when that is durable, and what it refuses at once.
 
         ``ask`` is asked again if others have changed the same things in the meantime, and what came of the first time is void.
-        Cancelled, it may or may not be done.
         """
         self._mind_clock()
         wish = _Wish(ask)
         if self._ask(wish):
-            self._wishes.append(wish)
+            if wish.keys or wish.legs:
+                self._wishes.append(wish)
             self.changed()
-            await wish.over.wait()
-        if wish.error is not None:
-            raise wish.error
-        return wish.answer[0]
+            wish.resolve_if_over()
+        return wish.later
+
+    async def do(self, ask: Callable[[], T]) -> T:
+        """:meth:`ask`, and wait for the answer. Cancelled, it may or may not be done."""
+        return await self.ask(ask).wait()
 
     def changed(self) -> None:
         """Something has become known that the engine may have drawn conclusions from: have them committed."""
@@ -541,6 +548,7 @@ class Lab:
 
     def keys_changed(self) -> None:
         """Keys were rotated, or a token revoked."""
+        self.key_changes += 1
         self.news.tell("keys")
 
     def _mind_clock(self) -> None:

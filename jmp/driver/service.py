@@ -11,7 +11,7 @@ from jmp.driver.driver import _MARK
 from jmp.driver.schema import Parameter, bind, did_you_mean, parameters_of
 from jmp.errors import NotFound
 from jmp.rpc.messages import Kind, Request
-from jmp.rpc.serve import Method
+from jmp.rpc.serve import Method, waits_for_nothing
 
 
 def method_of(service: object, request: Request, names: Sequence[str] | None = None) -> Method:
@@ -25,16 +25,16 @@ def method_of(service: object, request: Request, names: Sequence[str] | None = N
         known = {name: known[name] for name in names}
     if request.method not in known:
         raise NotFound(f"{request.target} has no method {request.method!r}{did_you_mean(request.method, known)}")
-    kind, parameters = known[request.method]
+    kind, parameters, at_once = known[request.method]
     args, kwargs = bind(parameters, request.args, request.kwargs)
-    return Method(kind, partial(getattr(service, request.method), *args, **kwargs))
+    return Method(kind, partial(getattr(service, request.method), *args, **kwargs), at_once=at_once)
 
 
 @cache
-def _methods(cls: Any) -> Mapping[str, tuple[Kind, tuple[Parameter, ...]]]:
+def _methods(cls: Any) -> Mapping[str, tuple[Kind, tuple[Parameter, ...], bool]]:
     found = {}
     for name, function in inspect.getmembers(cls, inspect.isfunction):
         if hasattr(function, _MARK):
             kind = Kind.ITEMS if inspect.isasyncgenfunction(function) else Kind.CALL
-            found[name] = (kind, tuple(parameters_of(function, owner=cls)))
+            found[name] = (kind, tuple(parameters_of(function, owner=cls)), waits_for_nothing(function))
     return found

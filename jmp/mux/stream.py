@@ -132,6 +132,11 @@ class MuxStream(trio.abc.HalfCloseableStream):
         """Whether that has reached the other side; None: that is not known."""
         return self._connection.link.arrived(self._mark)
 
+    def hand_over(self, serve: Serve) -> None:
+        """Have a task serve the stream, for what cannot be done without waiting; only one that the other side opened."""
+        assert self._connection._handlers is not None
+        self._connection._handlers.start_soon(serve, self)
+
     def unread(self, data: bytes) -> None:
         """Give received bytes back: they are the next to be received."""
         self._front = data + self._front
@@ -382,6 +387,7 @@ class Connection:
         self._mux = Mux(role)
         self._serve = serve
         self._streams: dict[int, MuxStream] = {}
+        self._handlers: trio.Nursery | None = None
         self._room = trio.lowlevel.ParkingLot()
         self._wake_writer = _Signal()
         self._writing = trio.CancelScope(shield=True)
@@ -426,6 +432,7 @@ class Connection:
 
     async def _read(self) -> None:
         async with trio.open_nursery() as handlers:
+            self._handlers = handlers
             turn, begun = trio.current_time(), 0
             try:
                 while True:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from contextvars import copy_context
 from dis import get_instructions
+from functools import cache, partial
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +18,7 @@ import trio
 from jmp.errors import BadValue, Cancelled, DriverError, JmpError, ProtocolViolation, Timeout
 from jmp.mux.stream import MuxStream, Serve, StreamStopped
 from jmp.rpc import messages
+from jmp.rpc.later import Later
 from jmp.rpc.messages import Kind, Request
 from jmp.wire import codec
 from jmp.wire.frames import MAX_DATA, Reset
@@ -36,9 +38,14 @@ class Method(NamedTuple):
     guard: Callable[[], AbstractContextManager[object]] = nullcontext
     """What surrounds the function from its beginning to its end, however long its items or bytes take."""
     at_once: bool = False
-    """It is a coroutine function that waits for nothing (:func:`waits_for_nothing`): it needs no task, and no guard."""
+    """It is a coroutine function that waits for nothing (:func:`waits_for_nothing`): it needs no task, and no guard.
+
+    Its result may be a :class:`~jmp.rpc.later.Later`: then the answer goes when that is known. A caller that gives up meanwhile
+    does not cancel what will make it known.
+    """
 
 
+@cache
 def waits_for_nothing(function: Callable[..., Any]) -> bool:
     """Whether ``function`` is a coroutine function whose code holds no ``await`` in any form: it cannot be suspended."""
     code = getattr(function, "__code__", None)
@@ -86,6 +93,12 @@ class Answering:
             if call.method.at_once and stream.ended:
                 # In a context of its own, as a task has: what the method sets there ends with it.
                 copy_context().run(self._now, call)
+                if call.later is not None:
+                    assert call.request is not None
+                    if call.request.timeout is not None:  # somebody has to mind the time
+                        return lambda _: self._in_task(call)
+                    call.later.listen(partial(self._later, call))
+                    return None
                 if call.reply is None:
                     self._over(call, OK)
                     return None
@@ -100,6 +113,18 @@ class Answering:
         else:
             with self._around(call.stream):
                 call.run_now()
+
+    def _later(self, call: _Call, known: Later[object]) -> None:
+        """Answer a call whose result is known by now."""
+        try:
+            call.answer_now(known.result())
+            if call.reply is not None:
+                call.stream.hand_over(lambda _: self._in_task(call))
+                return
+            result = OK
+        except Exception as error:  # noqa: BLE001  # a call's root, see below
+            result = self._failed(call, error)
+        self._over(call, result)
 
     async def _in_task(self, call: _Call) -> None:
         result = CANCELLED
@@ -155,6 +180,8 @@ class _Call:
         self.method: Method | None = None
         self.reply: bytes | None = None
         """An answer that has still to be sent."""
+        self.later: Later[object] | None = None
+        """A result that has still to come."""
         self._resolve = resolve
 
     @property
@@ -192,6 +219,13 @@ class _Call:
         else:
             coroutine.close()
             raise RuntimeError(f"{self._name} waited, other than its code said")
+        if isinstance(value, Later):
+            self.later = value
+        else:
+            self.answer_now(value)
+
+    def answer_now(self, value: object) -> None:
+        """Answer with a result; :attr:`reply` is left if that takes waiting."""
         self.reply = self._encoded(messages.result, value)
         if self.stream.send_nowait(self.reply, end=True):
             self.stream.close()
@@ -209,7 +243,9 @@ class _Call:
         with scope:
             with method.guard():
                 if method.kind is Kind.CALL:
-                    value = await method.function()
+                    value: Any = self.later or await method.function()
+                    if isinstance(value, Later):
+                        value = await value.wait()
                     self.stream.scope = None  # it has happened: the answer is to be sent
                 elif method.kind is Kind.ITEMS:
                     async with aclosing(method.function()) as items:

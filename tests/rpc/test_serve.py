@@ -29,6 +29,7 @@ from jmp.mux.protocol import WINDOW, Role
 from jmp.mux.stream import Connection, MuxStream, StreamReset, multiplex
 from jmp.rpc import messages
 from jmp.rpc.call import Caller
+from jmp.rpc.later import Later
 from jmp.rpc.messages import Kind, Reply, Request
 from jmp.rpc.serve import Method, serve, waits_for_nothing
 from jmp.wire import codec
@@ -520,6 +521,95 @@ async def test_one_who_says_that_he_waits_for_nothing_and_does() -> None:
     async with at_once(waits, []) as (dialler, _, _tasks):
         with pytest.raises(DriverError, match="waited, other than its code said"):
             await Caller(dialler).call("it", "does", ("this",), {})
+
+
+# ---- results that come later
+
+
+class Promised:
+    """A method whose results come later."""
+
+    def __init__(self) -> None:
+        self.asked: list[Later[object]] = []
+
+    async def __call__(self) -> Later[object]:
+        self.asked.append(Later())
+        return self.asked[-1]
+
+
+async def test_what_comes_later_is_answered_then_without_a_task() -> None:
+    promised, notes, answers = Promised(), list[tuple[str, str]](), list[object]()
+
+    async def call(caller: Caller) -> None:
+        answers.append(await caller.call("it", "does", (), {}))
+
+    async with at_once(promised, notes) as (dialler, listener, tasks), trio.open_nursery() as nursery:
+        nursery.start_soon(call, Caller(dialler))
+        nursery.start_soon(call, Caller(dialler))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not notes
+        promised.asked[1].resolve("second")
+        await trio.testing.wait_all_tasks_blocked()
+        assert answers == ["second"]
+        promised.asked[0].then(lambda value: answers.append(f"heard of {value}"))
+        promised.asked[0].resolve("first")
+        await trio.testing.wait_all_tasks_blocked()
+        assert answers == ["second", "heard of first", "first"]
+        assert listener._mux.streams == 0
+        assert all("_read" in task for task in tasks)
+    assert notes == [("does", "ok")] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(DeviceError("not this"), DeviceError), (ValueError("what?"), DriverError)]
+)
+async def test_what_fails_later_is_told_then(error: Exception, told: type[Exception]) -> None:
+    promised = Promised()
+    async with at_once(promised, []) as (dialler, _, _tasks):
+        stream = dialler.open_stream(request(), end=True)
+        await trio.testing.wait_all_tasks_blocked()
+        promised.asked[0].fail(error)
+        assert isinstance(await failure(stream), told)
+
+
+async def test_a_caller_who_gives_up_hears_no_more() -> None:
+    promised, notes = Promised(), list[tuple[str, str]]()
+    async with at_once(promised, notes) as (dialler, listener, _):
+        with trio.move_on_after(0.01):
+            await Caller(dialler).call("it", "does", (), {})
+        stream = dialler.open_stream(request(), end=True)
+        await trio.testing.wait_all_tasks_blocked()
+        stream.reset()
+        await trio.testing.wait_all_tasks_blocked()
+        for later in promised.asked:
+            later.resolve(1)
+        assert listener._mux.streams == 0
+    assert [result for _, result in notes][-1] == "cancelled"
+
+
+async def test_what_comes_too_late_is_told_in_time(autojump_clock: trio.testing.MockClock) -> None:
+    async with at_once(Promised(), []) as (dialler, _, _tasks):
+        error = await failure(dialler.open_stream(request(timeout=2.0), end=True))
+    assert isinstance(error, Timeout)
+    assert trio.current_time() == pytest.approx(2.0)
+
+
+async def test_large_results_that_come_later_wait_for_their_reader() -> None:
+    promised, size = Promised(), 3 * WINDOW
+    async with at_once(promised, []) as (dialler, _, _tasks):
+        stream = dialler.open_stream(request(), end=True)
+        await trio.testing.wait_all_tasks_blocked()
+        promised.asked[0].resolve(bytes(size))
+        assert len(await all_of(stream)) > size
+
+
+async def test_what_comes_later_in_a_task() -> None:
+    async with answered_by(promised := Promised()) as (dialler, _):
+        stream = dialler.open_stream(request(), end=True)
+        await trio.testing.wait_all_tasks_blocked()
+        promised.asked[0].resolve(7)
+        promised.asked[0].fail(ValueError("too late"))
+        assert messages.read(codec.decode(await all_of(stream))) == (Reply.RESULT, 7)
 
 
 # ---- items leave together
