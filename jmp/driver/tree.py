@@ -309,7 +309,10 @@ class _Keeper:
 
     async def _run_open(self) -> None:
         function = self._driver.open
-        if inspect.iscoroutinefunction(function):
+        if type(self._driver).open is Driver.open:
+            await trio.lowlevel.checkpoint()
+            self._open = True
+        elif inspect.iscoroutinefunction(function):
             await function()
             self._open = True
         else:

@@ -408,9 +408,9 @@ class Visit:
     @export
     async def output(self) -> AsyncGenerator[tuple[str, bytes], None]:
         """What the lease's hooks print, as ``[source, bytes]``: so far, and until all is over, afterLease included."""
+        self._calls.pop(trio.lowlevel.current_task(), None)  # this outlives the lease's end
         await self._introduced.wait()
         assert self._hold is not None
-        self._calls.pop(trio.lowlevel.current_task(), None)  # this outlives the lease's end
         self._listeners += 1
         try:
             async for item in self._hold.output.follow():

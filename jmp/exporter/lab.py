@@ -85,7 +85,7 @@ class Memory:
             self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             new = self.file.with_name(f".{self.file.name}.{os.getpid()}")
             with new.open("w") as opened:
-                json.dump({"epoch": self.epoch, "owed": self.owed, "finished": self.finished}, opened)
+                opened.write(json.dumps({"epoch": self.epoch, "owed": self.owed, "finished": self.finished}))
                 if synced:
                     opened.flush()
                     os.fsync(opened.fileno())
@@ -288,7 +288,10 @@ class LabExporter:
         self._desired = desired
         hold, grant = self.hold, desired.grant
         if desired.epoch > self._memory.epoch:
-            self._remember(desired.epoch, self._memory.owed)
+            if grant is not None and self._is_to_begin(grant.lease) and self._stop is None:
+                self._memory.epoch = desired.epoch  # written with the lease, before anybody is let in
+            else:
+                self._remember(desired.epoch, self._memory.owed)
             self._changes.unpark_all()
         if hold is not None and not hold.over.is_set():
             if grant is not None and grant.lease == hold.grant.lease:

@@ -302,7 +302,7 @@ class _Call:
                     gathered.clear()
                     await self.stream.send_all(data)
         except BaseException:
-            if not self.stream.broken:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 self.stream.send_soon(bytes(gathered))  # these did come
             raise
 

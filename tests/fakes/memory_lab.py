@@ -222,7 +222,7 @@ class MemoryLab:
     async def wait(self, id: str, *states: State) -> records.Lease:
         """Wait until a lease has come to one of ``states``."""
         with self.lab.news.listen(("lease", id)) as listener:
-            while (lease := self.lab.view.lease[id]).state not in states:
+            while (lease := self.lab.view.lease.get(id)) is None or lease.state not in states:
                 await listener.wait()
         return lease
 
