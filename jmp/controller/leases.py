@@ -28,9 +28,11 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import Any, Final, Literal
 
 from jmp.controller import policies
+from jmp.controller.outlook import FREE, NEVER, SOON, Outlook, assign, earliest, soonest
 from jmp.controller.policies import Access
 from jmp.controller.store import Change
 from jmp.driver.schema import did_you_mean
@@ -177,6 +179,7 @@ class Engine:
         self._matches: dict[tuple[str, Want], frozenset[str]] = {}
         self._bounds: dict[tuple[str, frozenset[str]], _Bounds] = {}
         self._groups: dict[frozenset[str], frozenset[str]] = {}
+        self._outlook = Outlook(self._rank)
         self._options: dict[str, list[frozenset[str]]] = {}
         """For each request in the queue what each of its wants may be given, free or not."""
 
@@ -353,7 +356,7 @@ class Engine:
         if not wants:
             raise BadValue("a lease is for one device at least: give a selector or an exporter's name")
         candidates = [self._candidates(client, want, duration, allow_disabled) for want in wants]
-        if _assign([sorted(names) for names in candidates]) is None:
+        if assign([sorted(names) for names in candidates]) is None:
             raise NotFound(f"there are not {len(wants)} different exporters for {_shown(wants)}")
         highest = self._highest(client, candidates)
         if priority is not None and priority > highest:
@@ -699,13 +702,18 @@ class Engine:
         options = self._options_of(lease)
         return options[0] if len(options) == 1 else self._shared(name for names in options for name in names)
 
-    def _waiting_for(self, names: set[str]) -> list[_Place]:
-        """Those in the queue, in its order, who may have one of ``names``."""
+    def _waiting_for(self, names: set[str]) -> list[tuple[_Place, frozenset[str]]]:
+        """Those in the queue, in its order, who may have one of ``names``; and all that each of them may have."""
         if self._lines is None:
             self._lines = {}
             for place in self._queue:
                 self._lines.setdefault(self._everything(self.leases[place[2]]), []).append(place)
-        return sorted(place for group, line in self._lines.items() if not group.isdisjoint(names) for place in line)
+        return sorted(
+            (place, group)
+            for group, line in self._lines.items()
+            if line and not group.isdisjoint(names)
+            for place in line
+        )
 
     def _usable(self, lease: Lease, name: str) -> bool:
         """Whether maintenance does not keep this request from an exporter."""
@@ -720,14 +728,19 @@ class Engine:
             return
         reserved: dict[str, _Reservation] = {}
         free = self._free - self._overdue  # a small one: the other has grown with the lab, and is slow to go through
+        in_vain: dict[frozenset[str], float] = {}
+        """The shortest time for which one was asked for of these in vain: what is free becomes less, what is reserved more."""
         # Nobody gets what those would reserve who cannot have any of what is free.
-        for *_, id in self._waiting_for(free):
+        for (*_, id), group in self._waiting_for(free):
             if not free:
                 return
             lease = self.leases[id]
+            later = lease.begin is not None and lease.begin > now
+            alone = len(lease.wants) == 1 and not later and not lease.allow_disabled
+            if alone and lease.duration >= in_vain.get(group, math.inf):
+                continue
             if id in self._vanished or (lease.give_up is not None and lease.give_up + self._deference(id) < now):
                 continue
-            later = lease.begin is not None and lease.begin > now
             options = self._options_of(lease)
             taken = None if later else self._take(lease, options, free, reserved, now)
             while taken is not None and self._leave(lease, min(taken), now):
@@ -739,6 +752,8 @@ class Engine:
                 free.difference_update(taken)
             elif later or len(options) > 1:
                 self._reserve(lease, options, reserved, now)
+            else:
+                in_vain[group] = min(lease.duration, in_vain.get(group, math.inf))
 
     def _leave(self, lease: Lease, exporter: str, now: float) -> bool:
         """Leave an exporter that is connected elsewhere to its controller to grant; whether that takes too long already."""
@@ -774,19 +789,23 @@ class Engine:
             if len(options) == 1:
                 return [min(fitting)[1]]
             choices.append([name for _, name in sorted(fitting)])
-        return _assign(choices)
+        return assign(choices)
 
     def _reserve(
         self, lease: Lease, options: Sequence[frozenset[str]], reserved: dict[str, _Reservation], now: float
     ) -> None:
         """Promise to a request that cannot start yet what it will have, if it can be told when."""
-        available = {
-            name: self._available(name, now) if name not in reserved else math.inf
+        first = [
+            [
+                (self._available(name, now), name)
+                for name in islice(
+                    (name for name in self._outlook.first(names) if name not in reserved and self._usable(lease, name)),
+                    len(options),
+                )
+            ]
             for names in options
-            for name in names
-            if self._usable(lease, name)
-        }
-        start, chosen = _earliest(options, available, max(now, lease.begin or now))
+        ]
+        start, chosen = earliest(first, max(now, lease.begin or now))
         for name in chosen:
             reserved[name] = _Reservation(start, lease.id)
 
@@ -800,14 +819,20 @@ class Engine:
 
     def _available(self, name: str, now: float) -> float:
         """When an exporter will be free, as far as that can be told: ``inf`` if it cannot."""
+        rank = self._rank(name)
+        return rank if rank == NEVER else now if rank == FREE else max(rank, now) + CLEANUP
+
+    def _rank(self, name: str) -> float:
+        """When an exporter's present use ends, or that there is none: what its place in the outlook is by."""
         if name in self._free:
-            return now
+            return FREE
+        presence = self._presence.get(name)
+        if presence is None or not presence.online:
+            return NEVER
         lease = self.leases.get(self._held.get(name, ""))
-        if not self._presence[name].online:
-            return math.inf
         if lease is None or lease.state is State.ENDING:
-            return now + CLEANUP
-        return max(lease.ends if lease.ends is not None else (lease.granted or now) + lease.duration, now) + CLEANUP
+            return SOON
+        return lease.ends if lease.ends is not None else (lease.granted or 0.0) + lease.duration
 
     def _foresee(
         self,
@@ -820,7 +845,7 @@ class Engine:
         floor = max(now, lease.begin or now)
         if len(options) > 1:
             usable = {name: available[name] for names in options for name in names if self._usable(lease, name)}
-            return _earliest(options, usable, floor)
+            return earliest([soonest(usable, names, len(options)) for names in options], floor)
         key = options[0], lease.client if lease.allow_disabled else None
         if key not in heaps:
             heaps[key] = [(available[name], name) for name in options[0] if self._usable(lease, name)]
@@ -1064,6 +1089,7 @@ class Engine:
         (self._free.add if free else self._free.discard)(name)
         if not free:
             self._left_since.pop(name, None)
+        self._outlook.note(name)
 
     def _is_promised(self, name: str) -> bool:
         lease = self.leases.get(self.exporters[name].lease)
@@ -1073,6 +1099,7 @@ class Engine:
         for cache in (self._access, self._matches, self._bounds, self._groups, self._options):
             cache.clear()
         self._lines = None
+        self._outlook.forget()
 
 
 def _is_new(lease: Lease) -> bool:
@@ -1086,44 +1113,3 @@ def _place(lease: Lease) -> _Place:
 
 def _shown(wants: Sequence[Want]) -> str:
     return " and ".join(want.exporter or want.selector or "any device" for want in wants)
-
-
-def _assign(choices: Sequence[Sequence[str]]) -> list[str] | None:
-    """A different one for each of ``choices``, those that come first preferred; None if there are not enough."""
-    taken: dict[str, int] = {}
-
-    def place(index: int, tried: set[str]) -> bool:
-        for name in choices[index]:
-            if name not in tried:
-                tried.add(name)
-                if name not in taken or place(taken[name], tried):
-                    taken[name] = index
-                    return True
-        return False
-
-    if not all(place(index, set()) for index in range(len(choices))):
-        return None
-    return [name for name, _ in sorted(taken.items(), key=lambda item: item[1])]
-
-
-def _earliest(options: Sequence[frozenset[str]], available: dict[str, float], floor: float) -> tuple[float, list[str]]:
-    """The earliest time, not before ``floor``, at which each option has an exporter of its own, and those; ``inf`` if never."""
-
-    # Of each option those that are free first are enough, as many as there are options: one is always left over.
-    first = [
-        heapq.nsmallest(
-            len(options), ((time, name) for name in names if (time := available.get(name, math.inf)) < math.inf)
-        )
-        for names in options
-    ]
-
-    def at(time: float) -> list[str] | None:
-        return _assign([[name for free, name in names if free <= time] for names in first])
-
-    times = sorted({floor, *(time for names in first for time, _ in names if time > floor)})
-    feasible = bisect_left(times, True, key=lambda time: at(time) is not None)
-    if feasible == len(times):
-        return math.inf, []
-    chosen = at(times[feasible])
-    assert chosen is not None
-    return times[feasible], chosen
