@@ -87,7 +87,7 @@ TESTED = {
     ),
     "conserver": ("conserver and its client", "every byte both ways, break, a console that is not there"),
     "container": (
-        "podman",
+        "podman and docker",
         "power, console, commands, pause; no image, no command, removed by others; nothing is left, of the dead neither",
     ),
     "doip": (

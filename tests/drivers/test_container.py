@@ -1,4 +1,4 @@
-"""Containers, by podman and runc, with an image that is busybox and nothing else."""
+"""Containers, by podman and by docker, with an image that is busybox and nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +24,77 @@ from tests.fakes.dialogue import Dialogue
 OPTIONS = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--network=none"]
 
 
-@pytest.fixture(scope="module")
-def podman() -> Iterator[list[str]]:
-    """The engine with a store of its own, which has the image."""
-    folder = Path(tempfile.mkdtemp(prefix="jmp-"))  # podman refuses long paths, as pytest's are
-    program = [
+@contextmanager
+def podman(folder: Path) -> Iterator[list[str]]:
+    """With a store of its own."""
+    yield [
         *("podman", "--runtime=runc", "--storage-driver=vfs", "--cgroup-manager=cgroupfs", "--events-backend=none"),
         *(f"--root={folder}/store", f"--runroot={folder}/run"),
     ]
-    busybox = Path("/bin/busybox").read_bytes()
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for name in ("bin/busybox", "bin/sh"):
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(busybox), 0o755
-            tar.addfile(entry, io.BytesIO(busybox))
-    subprocess.run([*program, "import", "-", "board"], input=packed.getvalue(), check=True, capture_output=True)
-    yield program
-    subprocess.run([*program, "rm", "--all", "--force", "--time=0"], check=True, capture_output=True)
+
+
+@contextmanager
+def docker(folder: Path) -> Iterator[list[str]]:
+    """With a daemon of its own, which leaves the machine's networks alone."""
+    address = f"unix://{folder}/socket"
+    daemon = ["dockerd", f"--host={address}", f"--pidfile={folder}/pid", "--storage-driver=vfs", "--bridge=none"]
+    daemon += [f"--data-root={folder}/data", f"--exec-root={folder}/exec", "--iptables=false", "--ip6tables=false"]
+    with subprocess.Popen(daemon, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "API listen on" in line:
+                break
+        else:
+            pytest.fail("".join(said))
+        draining = threading.Thread(target=process.stderr.read)
+        draining.start()
+        try:
+            yield ["/usr/bin/docker", f"--host={address}"]  # Debian's, beside its daemon
+        finally:
+            process.terminate()
+            process.wait(30)
+            draining.join()
+
+
+@pytest.fixture(scope="module", params=[podman, docker], ids=["podman", "docker"])
+def engine(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """The engine, which has the image."""
+    folder = Path(tempfile.mkdtemp(prefix="jmp-"))  # podman refuses long paths, as pytest's are
+    with request.param(folder) as program:
+        busybox = Path("/bin/busybox").read_bytes()
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            for name in ("bin/busybox", "bin/sh"):
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mode = len(busybox), 0o755
+                tar.addfile(entry, io.BytesIO(busybox))
+        subprocess.run([*program, "import", "-", "board"], input=packed.getvalue(), check=True, capture_output=True)
+        yield program
+        remove_all(program)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def board(podman: list[str], **more: Any) -> Container:
-    given: dict[str, Any] = {"image": "board", "command": ["/bin/sh"], "options": OPTIONS, "program": podman}
+def remove_all(engine: list[str]) -> None:
+    for each in containers(engine):
+        subprocess.run([*engine, "kill", each], check=False, capture_output=True)  # or podman is polite for ten seconds
+        subprocess.run([*engine, "rm", "--force", each], check=True, capture_output=True)
+
+
+def board(engine: list[str], **more: Any) -> Container:
+    given: dict[str, Any] = {"image": "board", "command": ["/bin/sh"], "options": OPTIONS, "program": engine}
     return Container(**(given | more))
 
 
-def containers(podman: list[str]) -> list[str]:
-    listed = subprocess.run([*podman, "ps", "--all", "--quiet"], check=True, capture_output=True, text=True)
+def containers(engine: list[str]) -> list[str]:
+    listed = subprocess.run([*engine, "ps", "--all", "--quiet"], check=True, capture_output=True, text=True)
     return listed.stdout.split()
 
 
-async def test_power_console_and_commands(podman: list[str]) -> None:
+async def test_power_console_and_commands(engine: list[str]) -> None:
     with trio.fail_after(100):
-        async with serve(board(podman)) as dut:
+        async with serve(board(engine)) as dut:
             assert await dut.power.state() == "off"
             with pytest.raises(DeviceError, match="is not running: switch it on"):
                 await dut.run(["/bin/busybox", "true"])
@@ -86,38 +125,36 @@ async def test_power_console_and_commands(podman: list[str]) -> None:
                 assert await dut.power.state() == "off"
             with pytest.raises(BadValue, match="no command"):
                 await dut.run([])
-        assert await trio.to_thread.run_sync(containers, podman) == []
+        assert await trio.to_thread.run_sync(containers, engine) == []
 
 
-async def test_what_cannot_be(podman: list[str]) -> None:
+async def test_what_cannot_be(engine: list[str]) -> None:
     with trio.fail_after(100):
-        async with serve(board(podman, image="localhost/none")) as dut:
+        async with serve(board(engine, image="localhost/none")) as dut:
             with pytest.raises(DeviceError, match="the container cannot be made of localhost/none: "):
                 await dut.run(["true"])
             with pytest.raises(DeviceError, match="there is no container"):
                 await dut.power.on()
-        async with serve(board(podman, command=["/no/such"])) as dut:
+        async with serve(board(engine, command=["/no/such"])) as dut:
             with pytest.raises(DeviceError, match=r"the container does not start: .*/no/such"):
                 await dut.power.on()
-        async with serve(board(podman, program="podman-none")) as dut:
+        async with serve(board(engine, program="podman-none")) as dut:
             with pytest.raises(DeviceError, match="cannot start podman-none: no such program"):
                 await dut.run(["true"])
 
 
-async def test_one_that_is_removed_and_those_of_the_dead(podman: list[str]) -> None:
+async def test_one_that_is_removed_and_those_of_the_dead(engine: list[str]) -> None:
     with trio.fail_after(100):
-        async with serve(board(podman)) as dut:
+        async with serve(board(engine)) as dut:
             await dut.power.on()
-            await trio.run_process(
-                [*podman, "rm", "--all", "--force", "--time=0"], capture_stdout=True, capture_stderr=True
-            )
+            await trio.to_thread.run_sync(remove_all, engine)
             with pytest.raises(DeviceError, match="the container is gone"):
                 await dut.power.state()
-        create = [*podman, "create", "--label=jmp.owner=999999999", *OPTIONS, "board", "/bin/sh"]
+        create = [*engine, "create", "--label=jmp.owner=999999999", *OPTIONS, "board", "/bin/sh"]
         await trio.run_process(create, capture_stdout=True)
-        async with serve(board(podman)) as dut:
+        async with serve(board(engine)) as dut:
             assert await dut.power.state() == "off"
-            assert len(await trio.to_thread.run_sync(containers, podman)) == 1
+            assert len(await trio.to_thread.run_sync(containers, engine)) == 1
 
 
 def test_wrong_configuration() -> None:
