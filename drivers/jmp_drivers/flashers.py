@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from abc import abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import field
 from pathlib import Path
@@ -22,13 +22,26 @@ from typing import ClassVar
 
 import trio
 
-from jmp.driver import BadValue, Busy, ConfigError, DeviceError, Stream, export, exportstream
+from jmp.driver import (
+    BadValue,
+    Busy,
+    ConfigError,
+    DeviceError,
+    Machine,
+    Stream,
+    Suggestion,
+    export,
+    exportstream,
+)
 from jmp.driver.interfaces import Flasher
+from jmp.driver.machine import UsbDevice
 from jmp_drivers._process import leashed, relay
 
 _KEPT = 200  # lines of a program's output that are kept for what it says, and for its error
 _TOLD = 3  # lines of them that an error tells
 _PIECE = 1024 * 1024
+_ESPRESSIF = "303a"  # vendor of chips that have USB themselves
+_ST_LINKS = ("3744", "3748", "374b", "374d", "374e", "374f", "3752", "3753", "3754", "3755", "3757")
 _TROUBLE = re.compile(
     r"error|fail|fatal|cannot|can't|could not|unable|denied|not found|no such|\bno \S.* (?:available|found)", re.I
 )
@@ -192,6 +205,12 @@ class Fastboot(ProgramFlasher):
         default=30.0, metadata={"doc": "seconds that other commands may take, the device's coming included"}
     )
 
+    @classmethod
+    def suggest(cls, machine: Machine) -> Iterator[Suggestion]:
+        for place in machine.usb_interfaces("ff4203"):
+            if usb := machine.usb(place):
+                yield Suggestion("fastboot", {"serial": usb.serial} if usb.serial else {}, str(usb), f"usb:{usb.port}")
+
     def command(self, file: Path, target: str) -> Sequence[str]:
         partition = target or self.partition
         if not partition:
@@ -254,6 +273,16 @@ class Dfu(ProgramFlasher):
     address: str = field(default="", metadata={"doc": "of DfuSe devices (STM32), such as 0x08000000:leave"})
     leave: bool = field(default=True, metadata={"doc": "restart the device afterwards"})
 
+    @classmethod
+    def suggest(cls, machine: Machine) -> Iterator[Suggestion]:
+        for place in machine.usb_interfaces("fe01"):
+            if usb := machine.usb(place):
+                serial = {"serial": usb.serial} if usb.serial else {}
+                runs = machine.text(f"{place}/bInterfaceProtocol") == "01"
+                note = "it runs its firmware now: detach brings it into DFU mode" if runs else ""
+                device = f"{usb.vendor_id}:{usb.product_id}"
+                yield Suggestion("dfu", {"device": device, **serial}, str(usb), f"usb:{usb.port}", note=note)
+
     def command(self, file: Path, target: str) -> Sequence[str]:
         alt = target or self.alt
         return [
@@ -300,6 +329,14 @@ class Esptool(ProgramFlasher):
     stub: bool = field(default=True, metadata={"doc": "flash by esptool's own loader instead of the ROM's"})
     options: list[str] = field(default_factory=list, metadata={"doc": "of write_flash, such as --flash_size 4MB"})
 
+    @classmethod
+    def suggest(cls, machine: Machine) -> Iterator[Suggestion]:
+        for place in machine.glob("/sys/class/tty/*/device"):
+            usb, port = machine.usb(place), f"/dev/{place.split('/')[-2]}"
+            if usb is not None and usb.vendor_id == _ESPRESSIF and machine.exists(port):
+                stable = machine.link_to(port, "/dev/serial/by-id/*")
+                yield Suggestion("flasher", {"port": stable}, str(usb), port)
+
     def command(self, file: Path, target: str) -> Sequence[str]:
         address = target or self.address
         if not re.fullmatch(r"0[xX][0-9a-fA-F]+|\d+", address):
@@ -337,6 +374,17 @@ class OpenOcd(ProgramFlasher):
         default_factory=list, metadata={"doc": "commands after those, such as adapter speed 1000"}
     )
     address: str = field(default="", metadata={"doc": "where an image goes that is a plain binary file"})
+
+    @classmethod
+    def suggest(cls, machine: Machine) -> Iterator[Suggestion]:
+        for place in machine.glob("/sys/bus/usb/devices/*"):
+            usb = machine.usb(place) if machine.text(f"{place}/idVendor") else None
+            if usb is not None and (interface := _probe(machine, usb)):
+                config: dict[str, object] = {"config": [f"interface/{interface}.cfg"]}
+                if usb.serial.isalnum():
+                    config["commands"] = [f"adapter serial {usb.serial}"]
+                note = "add the file of what it debugs, such as target/stm32f4x.cfg"
+                yield Suggestion("debugger", config, str(usb), f"usb:{usb.port}", note=note)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -473,6 +521,16 @@ class Uf2(ProgramFlasher):
     path: Path = field(metadata={"doc": "the disk, such as /dev/disk/by-label/RPI-RP2"})
     patience: float = field(default=20.0, metadata={"doc": "seconds until it has to be there"})
 
+    @classmethod
+    def suggest(cls, machine: Machine) -> Iterator[Suggestion]:
+        for path in machine.glob("/dev/disk/by-label/*"):
+            name = path.rpartition("/")[2]
+            if name in ("RPI-RP2", "RP2350") or name.endswith("BOOT"):
+                about = machine.about(
+                    f"/sys/class/block/{machine.resolve(path).rpartition('/')[2]}", "boot loader's disk"
+                )
+                yield Suggestion("flasher", {"path": path}, about, path)
+
     def command(self, file: Path, target: str) -> Sequence[str]:
         with file.open("rb") as image:
             head = image.read(8)
@@ -509,6 +567,20 @@ class Uf2(ProgramFlasher):
                 await trio.sleep(0.1)
             return
         raise DeviceError(f"{self.path} is not there: is the board in its boot loader?")
+
+
+def _probe(machine: Machine, usb: UsbDevice) -> str:
+    """OpenOCD's name of a debug probe; empty for what is none."""
+    if usb.vendor_id == "0483" and usb.product_id in _ST_LINKS:
+        return "stlink"
+    if usb.vendor_id == "1366" and "J-Link" in usb.product:
+        return "jlink"
+    # A probe of ARM's kind says so in its name, or in that of an interface.
+    names = [
+        usb.product,
+        *(machine.text(f"{place}/interface") for place in machine.glob(f"/sys/bus/usb/devices/{usb.port}:*")),
+    ]
+    return "cmsis-dap" if any("CMSIS-DAP" in name for name in names) else ""
 
 
 def _plain(word: str, what: str) -> str:

@@ -120,6 +120,18 @@ class Machine:
                 return UsbDevice(vendor, self.text(f"{place}/idProduct"), **said, port=os.path.basename(place))
         return None
 
+    def usb_interfaces(self, kind: str) -> list[str]:
+        """Where the interfaces of USB devices are that are of a kind: class, subclass and protocol, as in ``fe0102``.
+
+        A shorter one leaves the rest open.
+        """
+        named = ("bInterfaceClass", "bInterfaceSubClass", "bInterfaceProtocol")
+        return [
+            place
+            for place in self.glob("/sys/bus/usb/devices/*:*")
+            if "".join(self.text(f"{place}/{name}") for name in named).startswith(kind)
+        ]
+
     def about(self, path: str, otherwise: str) -> str:
         """What is at ``path`` below ``/sys``, for people: its USB device, or what its driver is called, or ``otherwise``."""
         if usb := self.usb(path):

@@ -16,6 +16,7 @@ import trio
 from jmp.driver import Driver, Machine, Suggestion
 from jmp.exporter import config, scan
 from jmp_drivers.block import BlockDevice, SdMux
+from jmp_drivers.flashers import Dfu, Esptool, Fastboot, OpenOcd, Uf2
 from jmp_drivers.serial import Serial
 from jmp_drivers.v4l2 import V4l2Camera
 from tests.fakes.bundled import driver_class
@@ -153,6 +154,53 @@ def test_cameras_are_what_gives_pictures(machine: Files) -> None:
         ),
         ("/dev/video3", "unicam"),
     ]
+
+
+def test_what_can_be_flashed_over_usb(machine: Files) -> None:
+    def plug(port: str, *, kind: str = "ff0000", interface: str = "", **attributes: str) -> str:
+        place = machine.usb(port, **attributes)
+        names = ("bInterfaceClass", "bInterfaceSubClass", "bInterfaceProtocol")
+        for name, digits in zip(names, (kind[:2], kind[2:4], kind[4:]), strict=True):
+            machine.write(f"{place}/{name}", digits + "\n")
+        machine.write(f"{place}/interface", interface + "\n")
+        machine.link(f"sys/bus/usb/devices/{port}", place.rpartition("/")[0])
+        machine.link(f"sys/bus/usb/devices/{port}:1.0", place)
+        return place
+
+    plug("1-1", kind="fe0102", idVendor="0483", idProduct="df11", product="STM32 BOOTLOADER", serial="2061")
+    plug("1-2", kind="fe0101", idVendor="1209", idProduct="0001")
+    plug("1-3", kind="ff4203", idVendor="18d1", idProduct="4ee0", product="Fastboot", serial="FB1")
+    plug("1-4", kind="ff4201", idVendor="18d1", idProduct="4ee7", product="adb")
+    plug("1-5", idVendor="0483", idProduct="374b", product="STM32 STLink", serial="066B")
+    plug(
+        "1-6",
+        idVendor="2e8a",
+        idProduct="000c",
+        product="Debug Probe",
+        interface="CMSIS-DAP v2 Interface",
+        serial="E66",
+    )
+    plug("1-7", idVendor="1366", idProduct="0101", product="J-Link", serial="0682")
+    esp = plug("1-8", kind="020201", idVendor="303a", idProduct="1001", product="USB JTAG/serial debug unit")
+    machine.tty("ttyACM0", esp, by_id="usb-Espressif_USB_JTAG_serial-if00")
+    machine.disk(
+        "sdb", machine.usb("1-9", idVendor="2e8a", idProduct="0003", product="RP2 Boot"), sectors=9, removable=True
+    )
+    machine.link("dev/disk/by-label/RPI-RP2", "dev/sdb")
+    machine.link("dev/disk/by-label/data", "dev/sdb")
+    found = look(machine, dfu=Dfu, fastboot=Fastboot, openocd=OpenOcd, esptool=Esptool, uf2=Uf2)
+    assert [(each.type, each.suggestion.config) for each in found] == [
+        ("dfu", {"device": "0483:df11", "serial": "2061"}),
+        ("dfu", {"device": "1209:0001"}),
+        ("esptool", {"port": "/dev/serial/by-id/usb-Espressif_USB_JTAG_serial-if00"}),
+        ("fastboot", {"serial": "FB1"}),
+        ("openocd", {"config": ["interface/stlink.cfg"], "commands": ["adapter serial 066B"]}),
+        ("openocd", {"config": ["interface/cmsis-dap.cfg"], "commands": ["adapter serial E66"]}),
+        ("openocd", {"config": ["interface/jlink.cfg"], "commands": ["adapter serial 0682"]}),
+        ("uf2", {"path": "/dev/disk/by-label/RPI-RP2"}),
+    ]
+    assert found[1].suggestion.note.startswith("it runs its firmware now")
+    assert config.read_text(scan.proposal(found, "bench"), Path("bench.yaml"), driver_class)[1] == []
 
 
 def test_links_out_of_the_root_are_not_followed(machine: Files) -> None:

@@ -13,7 +13,7 @@ from usbip.classes.device import DFU
 from usbip.device import USBDevice
 
 from jmp.client.interfaces import client_class
-from jmp.driver import DeviceError, serve
+from jmp.driver import DeviceError, Machine, serve
 from jmp_drivers.flashers import Dfu
 from tests.fakes.patience import works
 
@@ -66,6 +66,9 @@ async def test_a_device_is_flashed(flash: Any, tmp_path: Path) -> None:
                     raise DeviceError("not yet")
 
             await works(there)
+            (found,) = Dfu.suggest(Machine())
+            assert found.config == {"device": "1209:0002", "serial": "D1"}
+            assert "Lab DFU DUT (1209:0002), serial number D1, USB port " in found.about
             shown: list[tuple[int, int | None]] = []
             await client.flash(tmp_path / "fw.bin", progress=lambda *at: shown.append(at))
             assert flash.data == (tmp_path / "fw.bin").read_bytes()
