@@ -74,6 +74,20 @@ async def test_the_network_card_works_in_the_boot_loader(arch: Arch) -> None:
         assert "bound to address 10.0.2.15" in await dialogue.ask("dhcp", PROMPT)
 
 
+@pytest.mark.parametrize("arch", UBOOT)
+async def test_every_architecture_is_saved_and_restored_with_its_screen(arch: Arch) -> None:
+    async with machine(arch=arch, bios=UBOOT[arch], vnc=True) as client, console(client) as dialogue:
+        await client.power.on()
+        await stop_autoboot(dialogue)
+        await dialogue.ask("setenv when before", PROMPT)
+        await client.save("here")
+        await dialogue.ask("setenv when after", PROMPT)
+        await client.restore("here")
+        await dialogue.expect(r"\[back at the snapshot here\]")
+        assert "when=before" in await dialogue.ask("printenv when", PROMPT)
+        assert await client.vnc.size()
+
+
 async def test_power_cycle_and_the_reset_button() -> None:
     async with machine() as client, console(client) as dialogue:
         await client.power.on()
