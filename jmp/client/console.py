@@ -120,8 +120,9 @@ class ConsoleClient(DriverClient):
         replay: Annotated[bool, "begin with what came before"] = True,
         escape: Annotated[str, "the key that, with Ctrl, begins a command"] = "]",
         idle: Annotated[float, "seconds of silence that end it, once piped input has ended"] = 1.0,
+        timestamps: Annotated[bool, "begin each line with the time at which it came here"] = False,
     ) -> None:
-        """Use the console in this terminal. Ctrl-] q quits, Ctrl-] ? helps: with breaks, and the power.
+        """Use the console in this terminal. Ctrl-] q quits, Ctrl-] ? helps: with breaks, the power, and the time of each line.
 
         Input from a pipe or file is sent; output is shown until there has been none for a while. Blocking clients only.
         """
@@ -131,7 +132,15 @@ class ConsoleClient(DriverClient):
             raise UsageError("interact takes a terminal for itself, so it needs a blocking client: with jmp.connect()")
         from jmp.client.adapters.terminal import interact
 
-        interact(self, watch=watch, take_over=take_over, replay=replay, escape=escape, idle=idle)
+        interact(
+            self,
+            watch=watch,
+            take_over=take_over,
+            replay=replay,
+            escape=escape,
+            idle=idle,
+            timestamps=timestamps,
+        )
 
     def _power(self) -> str | None:
         """The path of the switch that belongs to the console: the one beside it, else the device's only one."""

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import termios
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jmp.client.adapters.terminal import Command, Keys
+from jmp.client.adapters.terminal import Command, Keys, Stamps
 from jmp.client.console import ConsoleClient
 from jmp.client.interfaces import client_class
 from jmp.driver import serve
@@ -87,6 +88,20 @@ def test_another_escape_key() -> None:
     assert "power" not in keys.help(can_break=False)
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+def test_lines_with_their_times(size: int) -> None:
+    came = b"one\r\ntwo\n\r\r\nthree"
+    stamps, shown = Stamps(on=True), b""
+    for start in range(0, len(came), size):
+        shown += stamps.feed(came[start : start + size], datetime(2026, 1, 2, 3, 4, 5, 678901))
+    at = b"[03:04:05.678] "
+    assert shown == at + b"one\r\n" + at + b"two\n\r\r" + at + b"\n" + at + b"three"
+    stamps.on = False
+    assert stamps.feed(b"\nfour\n", datetime(2026, 1, 2)) == b"\nfour\n"
+    stamps.on = True
+    assert stamps.feed(b"five", datetime(2026, 1, 2)) == b"[00:00:00.000] five"
+
+
 def test_the_power_that_belongs_to_a_console() -> None:
     def node(interface: str | None = None, **children: Any) -> dict[str, Any]:
         return {"interface": interface, "children": children}
@@ -125,6 +140,19 @@ def test_log_in_and_leave_the_terminal_as_it_was(bench: Path) -> None:
         terminal.type("\x1dq")
         terminal.until(r"left 0\n+icanon\necho")
         assert terminal.end() == 0
+
+
+def test_the_time_of_each_line_is_shown_on_request(bench: Path) -> None:
+    with on_terminal(bench, "j power on; j console; j console --timestamps; echo over") as terminal:
+        terminal.until("login:$")
+        terminal.type("root\r\x1dt")
+        terminal.until("#$")
+        terminal.type("echo $USER!\r")
+        terminal.until(r"^\[\d\d:\d\d:\d\d\.\d{3}\] root!$")
+        terminal.type("\x1dt\x1dq")
+        terminal.until(r"(?s)quits.*quits.*\n\[[\d:.]{12}\] root!$")
+        terminal.type("\x1dq")
+        terminal.until("over")
 
 
 def test_keys_that_switch_the_power(bench: Path) -> None:

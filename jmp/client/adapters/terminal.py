@@ -7,6 +7,7 @@ device takes nothing. However it ends, the terminal is left as it was.
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ import threading
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from enum import Enum
 from functools import partial
 from queue import SimpleQueue
@@ -43,6 +45,7 @@ class Command(Enum):
     ON = "1", "switch the power on"
     OFF = "0", "switch the power off"
     CYCLE = "c", "switch the power off and on"
+    STAMPS = "t", "begin each line with the time, or no longer"
     SUSPEND = "z", "suspend; fg comes back"
     HELP = "?", "this help"
 
@@ -100,7 +103,32 @@ class Keys:
         return "\n".join([*lines, f"{self.name} {self._literal.decode()}  send {self.name} itself"])
 
 
-def interact(client: ConsoleClient, *, watch: bool, take_over: bool, replay: bool, escape: str, idle: float) -> None:
+class Stamps:
+    """Begins each line with the time at which its first byte was shown, while it is on. Pure."""
+
+    def __init__(self, on: bool = False) -> None:
+        self.on = on
+        self._in_line = False
+
+    def feed(self, data: bytes, now: datetime) -> bytes:
+        """What to show for what came at ``now``."""
+        stamp = now.strftime("[%H:%M:%S.%f").encode()[:-3] + b"] "
+        out = bytearray()
+        for line in io.BytesIO(data):  # splits at \n only, unlike splitlines()
+            rest = line if self._in_line else line.lstrip(b"\r")  # a CR that follows the LF would hide the stamp
+            out += line[: len(line) - len(rest)]
+            if rest and not self._in_line and self.on:
+                out += stamp
+            out += rest
+            self._in_line = self._in_line or bool(rest)
+            if line.endswith(b"\n"):
+                self._in_line = False
+        return bytes(out)
+
+
+def interact(
+    client: ConsoleClient, *, watch: bool, take_over: bool, replay: bool, escape: str, idle: float, timestamps: bool
+) -> None:
     """Join the console with standard input and output, until either ends; see :meth:`ConsoleClient.interact`."""
     keys = Keys(control(escape).encode())
     attended = os.isatty(0)
@@ -111,7 +139,7 @@ def interact(client: ConsoleClient, *, watch: bool, take_over: bool, replay: boo
             if attended:
                 only = "; read-only" if watch else ""
                 _say(f"{path or 'console'}: {keys.name} q quits, {keys.name} ? helps{only}\n")
-            shown = _Shown(stream)
+            shown = _Shown(stream, Stamps(timestamps))
             try:
                 if attended:
                     _at_terminal(client, stream, shown, keys, watch)
@@ -135,9 +163,10 @@ def interact(client: ConsoleClient, *, watch: bool, take_over: bool, replay: boo
 class _Shown(threading.Thread):
     """Writes what the console says to standard output, from now on until it ends."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, stamps: Stamps) -> None:
         super().__init__(name="jmp-console-output", daemon=True)
         self._stream = stream
+        self.stamps = stamps
         self.error: Exception | None = None
         self.news = threading.Condition()  # notified for every piece and at the end
         self.over = False
@@ -149,7 +178,7 @@ class _Shown(threading.Thread):
     def run(self) -> None:
         try:
             while data := self._stream.receive_some():
-                write_all(1, data)
+                write_all(1, self.stamps.feed(data, datetime.now()))  # the user's own time
                 with self.news:
                     self.news.notify_all()
         except Cancelled:
@@ -206,6 +235,8 @@ def _at_terminal(client: ConsoleClient, stream: Any, shown: _Shown, keys: Keys, 
                         typed.put(Blocking(client.send_break))
                     elif each in POWER and power is not None:
                         typed.put(partial(_switch, client, power, POWER[each]))
+                    elif each is Command.STAMPS:
+                        shown.stamps.on = not shown.stamps.on
                     elif each is Command.SUSPEND:
                         suspend()
                     else:
