@@ -20,7 +20,7 @@ import trio
 from jmp.cli import output
 from jmp.cli.labs import Narrator, record_of
 from jmp.client.config import ClientConfig
-from jmp.client.connect import TARGET, Device, Dial, device_of, dial_on, dial_trio
+from jmp.client.connect import TARGET, Device, Dial, device_of, dial_on, dial_trio, plain
 from jmp.client.lab import Lab, Standing, ended, find_way, open_lab_trio, up_to_date_trio
 from jmp.client.relay import relay
 from jmp.errors import JmpError, Timeout
@@ -121,7 +121,8 @@ class Tenancy:
         The way to the controller may have broken with the other, and nobody knows yet: it is asked over a new one.
         """
         assert self.id is not None
-        async with open_lab_trio(self.config) as lab:
+        # Plain errors: what passes, such as an exporter that is not back yet, is tried again.
+        async with plain(open_lab_trio(self.config)) as lab:
             found: Onward = await find_way(lab, self.config, self.id, exporter, dial_on, first=before.way)
             return found
 

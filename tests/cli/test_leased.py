@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import trio
@@ -10,7 +11,16 @@ import trio.testing
 
 from jmp.cli.leased import Tenancy
 from jmp.client.config import ClientConfig, Metadata
+from jmp.client.connect import Dial
+from jmp.errors import LabError, LinkLost, Refused
+from jmp.link.resumable import Redial
+from jmp.link.websocket import UpgradeRequest, WebSocketLink
+from jmp.mux.protocol import Role
+from jmp.mux.stream import multiplex
+from jmp.rpc.messages import Request
+from jmp.rpc.serve import Method, serve
 from jmp.wire.records import Lease, State
+from tests.fakes.links import serving
 
 
 async def test_its_end_is_told_in_time_to_extend_it(
@@ -43,3 +53,26 @@ async def test_its_end_is_told_in_time_to_extend_it(
         (4801, f"jmp: lease abc ends in 10m; {for_more}"),
         (5281, f"jmp: lease abc ends in 2m; {for_more}"),
     ]
+
+
+async def test_an_exporter_that_is_not_back_yet_is_asked_for_again(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def resolve(request: Request) -> Method:
+        asked.append(request.method)
+        if len(asked) > 4:
+            raise Refused("lease abc is over")
+        raise LabError("exporter one is offline at present")
+
+    async def handler(link: WebSocketLink, _: UpgradeRequest) -> None:
+        async with multiplex(link, Role.LISTENER, serve=serve(resolve)) as connection:
+            await connection.wait_over()
+
+    with trio.fail_after(20):
+        async with serving("unix", tmp_path, handler) as url:
+            config = ClientConfig(metadata=Metadata(name="x"), endpoint=url, token="x")
+            tenancy = Tenancy(config, "abc", lambda standing: None)
+            again = Redial(lambda: tenancy.meet_again("one", Dial(url, way="router")))
+            with pytest.raises(Refused, match="lease abc is over"):
+                await again(LinkLost("the connection broke"))
+    assert asked == ["meet"] * 5
