@@ -17,11 +17,12 @@ acts on the events; calls the actions (:meth:`Mux.open`, :meth:`Mux.send`, …);
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from jmp.errors import JmpError, LinkLost, ProtocolViolation
-from jmp.wire.frames import MAX_DATA, MAX_STREAM, TARGET_MESSAGE, Kind, Reset, pack, pack_data, unpack
+from jmp.wire.frames import MAX_DATA, MAX_STREAM, TARGET_MESSAGE, Kind, Reset, batches, pack, pack_data
 
 VERSION: Final = (1, 0)
 """Major and minor. Peers with the same major work together; a newer minor only adds what an older one ignores."""
@@ -29,6 +30,11 @@ WINDOW: Final = 1024 * 1024
 """Bytes a stream's sender may have on the way (measured: 256 KiB gives 57 %, 4 MiB 93 % of this one's throughput)."""
 MAX_QUEUED: Final = 64 * 1024 * 1024
 """Bytes waiting to be sent past which the other side is taken to ask for answers without ever reading them."""
+MAX_FRAMES_QUEUED: Final = 64 * 1024
+"""Frames, likewise: the smallest ones take thirty times as much memory as they have bytes."""
+_MOST_PARTS: Final = 4096
+_MANY_PARTS: Final = 64
+"""Past which those of a message are joined: as many small objects as a link may keep would be large."""
 MAX_CREDIT: Final = 2**40
 MAX_STREAMS: Final = 1024
 """Streams that the other side may have open at once; more are reset as REFUSED."""
@@ -150,25 +156,30 @@ class Mux:
         Raises :class:`~jmp.errors.ProtocolViolation` if the other side broke the protocol in a way that concerns the whole link:
         the caller then closes it.
         """
-        events: list[Event] = []
-        for kind, number, a, b in unpack(message):
-            if not self._greeted:
-                self._greet(kind, a)
-            elif kind == _DATA:
-                self._on_data(events, self._known(number), number, a, b)
-            elif kind == _OPEN:
-                self._on_open(events, number, a, b)
-            elif number:
-                self._on_stream(events, kind, number, a, b)
-            elif kind == Kind.PING:
-                self._queue(pack(Kind.PONG, 0, a))
-            elif kind == Kind.PONG:
-                events.append(Pong(a))
-            elif kind == Kind.GOAWAY:
-                events.append(GoingAway(a, b))
-        if self.outgoing_bytes > MAX_QUEUED:
-            raise ProtocolViolation("the other side asks for answers without reading them")
-        return events
+        return [event for events in self.read(message) for event in events]
+
+    def read(self, message: bytes) -> Iterator[list[Event]]:
+        """As :meth:`receive`, a few frames at a time: who serves others, too, gives them their turn in between."""
+        for frames in batches(message):
+            events: list[Event] = []
+            for kind, number, a, b in frames:
+                if not self._greeted:
+                    self._greet(kind, a)
+                elif kind == _DATA:
+                    self._on_data(events, self._known(number), number, a, b)
+                elif kind == _OPEN:
+                    self._on_open(events, number, a, b)
+                elif number:
+                    self._on_stream(events, kind, number, a, b)
+                elif kind == Kind.PING:
+                    self._queue(pack(Kind.PONG, 0, a))
+                elif kind == Kind.PONG:
+                    events.append(Pong(a))
+                elif kind == Kind.GOAWAY:
+                    events.append(GoingAway(a, b))
+            if self.outgoing_bytes > MAX_QUEUED or len(self._out) > MAX_FRAMES_QUEUED:
+                raise ProtocolViolation("the other side asks for answers without reading them")
+            yield events
 
     def _greet(self, kind: int, properties: Any) -> None:
         if kind != Kind.HELLO:
@@ -335,13 +346,13 @@ class Mux:
         """The parts of the next message to send: whole frames, about 256 KiB at most; empty if none wait."""
         parts: list[bytes | memoryview] = []
         size = 0
-        while self._out and size < TARGET_MESSAGE:
+        while self._out and size < TARGET_MESSAGE and len(parts) < _MOST_PARTS:
             for part in self._out.popleft():
                 parts.append(part)
                 size += len(part)
         self.outgoing_bytes -= size
         self._taken += size
-        return parts
+        return parts if len(parts) <= _MANY_PARTS else [b"".join(parts)]
 
     @property
     def position(self) -> int:

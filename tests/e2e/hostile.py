@@ -131,8 +131,24 @@ class Hostile:
 
         self.send(deep)
 
+    def crowd(self) -> None:
+        """Messages of as many frames as there is room for."""
+        pings = b"".join([pack(Kind.PING, 0, b"")] * 200_000)
+        self.send(lambda number: pings)
 
-KINDS = ("loris", "flood", "oversized", "streams", "credit", "nesting")
+    def calls(self) -> None:
+        """Good calls, as many in a message as there is room for."""
+        call = msgpack.packb(["power", "on", [], {}])
+        most = (1 << 20) // (len(call) + 12)
+
+        def many(number: int) -> bytes:
+            first = 1 + 2 * most * number
+            return b"".join(b"".join(pack_data(Kind.OPEN, first + 2 * at, call, True)) for at in range(most))
+
+        self.send(many)
+
+
+KINDS = ("loris", "flood", "oversized", "streams", "credit", "nesting", "crowd", "calls")
 
 
 if __name__ == "__main__":

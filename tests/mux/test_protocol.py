@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jmp.errors import ProtocolViolation
 from jmp.mux.protocol import (
+    MAX_FRAMES_QUEUED,
     MAX_QUEUED,
     VERSION,
     WINDOW,
@@ -317,6 +318,24 @@ def test_who_asks_and_never_reads_the_answers_is_cut_off() -> None:
     for _ in range(MAX_QUEUED // len(pings)):
         mux.receive(pings)
     assert violated(mux, pings) == "the other side asks for answers without reading them"
+
+
+def test_who_asks_for_very_many_small_answers_is_cut_off_soon() -> None:
+    pings = pack(Kind.PING, 0, b"") * (MAX_FRAMES_QUEUED + 100)
+    assert violated(greeted(), pings) == "the other side asks for answers without reading them"
+
+
+def test_many_small_frames_are_one_part() -> None:
+    """However little they hold: what is kept to be sent again would be large otherwise."""
+    mux = greeted()
+    mux.outgoing()
+    mux.receive(pack(Kind.PING, 0, b"") * 10_000)
+    sizes = []
+    while parts := mux.outgoing():
+        sizes.append(len(parts[0]))
+        assert len(parts) == 1
+    assert sum(sizes) == 10_000 * len(pack(Kind.PONG, 0, b""))
+    assert len(sizes) == 3
 
 
 # ---- flow control

@@ -228,8 +228,9 @@ class Flood(Link):
         await trio.lowlevel.checkpoint()
 
 
-async def test_who_opens_streams_without_end_leaves_others_their_turn() -> None:
-    link = Flood([HELLO, *(pack(Kind.OPEN, number, b"", True) for number in range(1, 2001, 2))])
+async def turns_beside(messages: list[bytes]) -> int:
+    """How often another task has its turn while somebody's messages are read."""
+    link = Flood([HELLO, *messages])
     turns = 0
 
     async def others() -> None:
@@ -245,7 +246,36 @@ async def test_who_opens_streams_without_end_leaves_others_their_turn() -> None:
         nursery.start_soon(others)
         await link.drained.wait()
         nursery.cancel_scope.cancel()
-    assert turns > 1000 / _TURN_STREAMS - 10
+    return turns
+
+
+async def test_who_opens_streams_without_end_leaves_others_their_turn() -> None:
+    opens = [pack(Kind.OPEN, number, b"", True) for number in range(1, 2001, 2)]
+    assert await turns_beside(opens) > 1000 / _TURN_STREAMS - 10
+    assert await turns_beside([b"".join(opens)]) > 1000 / _TURN_STREAMS - 10
+
+
+async def test_a_message_of_very_many_frames_leaves_others_their_turn() -> None:
+    now = 0.0
+
+    class Passing(trio.abc.Clock):
+        """Time passes when somebody looks."""
+
+        def start_clock(self) -> None:
+            pass
+
+        def current_time(self) -> float:
+            nonlocal now
+            now += 1e-5
+            return now
+
+        def deadline_to_sleep_time(self, deadline: float) -> float:
+            return 0.0
+
+    async def main() -> None:
+        assert await turns_beside([pack(Kind.PONG, 0, b"") * 50_000]) > 10
+
+    await trio.to_thread.run_sync(lambda: trio.run(main, clock=Passing()))
 
 
 async def test_small_frames_that_are_ready_together_leave_together() -> None:
