@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date, datetime, time, timedelta
 from typing import Any, Final, Literal
 
@@ -120,10 +121,30 @@ def _escaped(text: str) -> str:
     return escape(text)
 
 
+_prompts = 0  # that have the terminal at present, in processes that this one has started
+
+
+@contextmanager
+def beside_prompt() -> Iterator[None]:
+    """While this block lasts, a program of ours has the terminal whose prompt stands below what is told."""
+    global _prompts  # the terminal is the process's, too
+    _prompts += 1
+    try:
+        yield
+    finally:
+        _prompts -= 1
+
+
 def note(text: str) -> None:
     """Tell the user something that is no result: a line on standard error."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    if _prompts and sys.stderr.isatty():
+        text = text.replace("\n", "\r\n")
+        sys.stderr.write(f"\r\x1b[J{text}\r\n")
+        sys.stderr.flush()
+        _draw_prompt()
+    else:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def link_status(lost: Exception | None, seconds: float) -> None:
@@ -135,6 +156,14 @@ def link_status(lost: Exception | None, seconds: float) -> None:
         said = "link lost, resuming…" if lost is not None else f"resumed after {seconds:.1f} s\r\n"
         sys.stderr.write(f"\r\x1b[Kjmp: {said}")
         sys.stderr.flush()
+        if lost is None and _prompts:
+            _draw_prompt()
+
+
+def _draw_prompt() -> None:
+    """Have whoever has the terminal draw again what stood where something was told: as if its size had changed."""
+    with suppress(OSError):  # it is not this process's own
+        os.killpg(os.tcgetpgrp(sys.stderr.fileno()), signal.SIGWINCH)
 
 
 @contextmanager

@@ -230,7 +230,10 @@ async def _in_lab(wish: LeaseRequest | str, client: str | None, command: Sequenc
 async def _use(running: Running, command: Sequence[str] | None) -> int:
     if running.motd and sys.stderr.isatty():
         output.note(running.motd.rstrip("\n"))
-    return await run_command(command or _prompt(), running.environment)
+    if command:
+        return await run_command(command, running.environment)
+    with output.beside_prompt():
+        return await run_command(_prompt(), running.environment)
 
 
 def _prompt() -> list[str]:

@@ -232,3 +232,31 @@ def test_lines_that_are_piped_in_are_a_script_as_for_sh(bench: Path) -> None:
     assert script(bench, "(exit 3)\nexit\necho never").returncode == 3
     assert script(bench, "exit 5").returncode == 5
     assert script(bench, "").returncode == 0
+
+
+def test_what_is_told_of_the_link_leaves_the_prompt_below_it(bench: Path) -> None:
+    """Without a key being pressed; and what had been typed is there still."""
+    from tests.e2e.product import wait_for
+    from tests.fakes.cutter import cutter
+
+    log = bench / "log"
+    command = [*JMP, "exporter", "serve", str(bench / "bench.yaml"), "--listen", "127.0.0.1:0"]
+    with log.open("w") as sink, subprocess.Popen(command, stderr=sink, text=True, env=environment(bench)) as exporter:
+        try:
+            options = wait_for(log, exporter, "  jmp shell --connect")[-1].split()[2:]
+            port = int(options[1].rpartition(":")[2])
+            with cutter(port) as link:
+                options[1] = f"wss://127.0.0.1:{link.port}"
+                with prompt(bench, *options) as terminal:
+                    terminal.type("power o")
+                    terminal.until(r"^bench.*> power o")
+                    link.cut()
+                    terminal.until(r"^jmp: resumed after [0-9.]+ s\nbench.*> power o[a-z]*\Z")
+                    terminal.type("n\r")
+                    terminal.until(r"power on\n(.*\n)?bench.*>\Z")
+                    link.cut()
+                    terminal.until(r"(?s)resumed after.*^jmp: resumed after [0-9.]+ s\nbench.*>\Z")
+                    terminal.type("\x04")
+                    assert terminal.end() == 0
+        finally:
+            exporter.terminate()
