@@ -45,8 +45,8 @@ TARGET: Final = "@lab"
 RESTARTED: Final = "the exporter was restarted"
 FAREWELL_SECONDS: Final = 5.0
 """How long a stopping exporter tries to tell its controller how its last lease ended."""
-ROUTER_SECONDS: Final = 20.0
-"""How long it tries to reach a router where a client waits."""
+ROUTER_SECONDS: Final = 12.0
+"""How long it tries to reach a router where a client waits: as long as that one does."""
 AHEAD_SECONDS: Final = 8.0
 """How long a holder's link may wait for the controller's word that the lease is theirs: below what a handshake may take."""
 NO_AUDIT: Final = Audit(None)

@@ -12,10 +12,14 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import wait_all_tasks_blocked
 
+from jmp.link.memory import memory_links
 from jmp.link.pages import serve_pages
+from jmp.mux import protocol
+from jmp.mux.stream import multiplex
 from jmp.router.http import pages
 from jmp.router.serve import Router, attend, drain
 from jmp.wire.records import Role
+from jmp.wire.tokens import SessionClaims
 from tests.fakes.memory_lab import MemoryLab, memory_lab
 
 
@@ -97,3 +101,16 @@ async def test_what_a_router_shows(tmp_path: Path) -> None:
         assert await get("/readyz") == (503, "this router is stopping\n")
         assert await get("/healthz") == (200, "ok\n")
         nursery.cancel_scope.cancel()
+
+
+async def test_who_waits_in_vain_hears_why_before_it_gives_up_by_itself(autojump_clock: trio.testing.MockClock) -> None:
+    claims = SessionClaims("alice", "client", "one", "lease", 1, "session", ("*",), (), "id", 1e12)
+    here, there = memory_links()
+    with trio.fail_after(60):
+        async with (
+            trio.open_nursery() as nursery,
+            multiplex(here, protocol.Role.DIALLER, watch=True) as connection,
+        ):
+            nursery.start_soon(Router().serve_link, there, claims)
+            error = await connection.wait_over()
+    assert "the exporter did not come within" in error.message
