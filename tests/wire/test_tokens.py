@@ -78,7 +78,7 @@ def refusal(text: str, *, session: bool = False, using: Verifier | None = None) 
 
 
 def test_identity() -> None:
-    assert verifier().identity(token()) == Identity("bo", Role.CLIENT, "t1", NOW + 60)
+    assert verifier().identity(token()) == Identity("bo", Role.CLIENT, "t1", NOW + 60, NOW)
 
 
 def test_session() -> None:
