@@ -20,10 +20,10 @@ import trio
 from jmp.cli import output
 from jmp.cli.labs import Narrator, record_of
 from jmp.client.config import ClientConfig
-from jmp.client.connect import TARGET, Device, Dial, device_of, dial_on, dial_trio, plain
+from jmp.client.connect import TARGET, Device, Dial, device_of, dial_on, dial_trio
 from jmp.client.lab import Lab, Standing, ended, find_way, open_lab_trio, up_to_date_trio
 from jmp.client.relay import relay
-from jmp.errors import JmpError, Timeout
+from jmp.errors import JmpError, LabError, Timeout
 from jmp.link import Link, websocket
 from jmp.link.resumable import Onward, lasting
 from jmp.mux.protocol import Role
@@ -118,13 +118,18 @@ class Tenancy:
     async def meet_again(self, exporter: str, before: Dial) -> Onward:
         """The next link of a session that had one to ``before``. Raises as :meth:`meet`.
 
-        The way to the controller may have broken with the other, and nobody knows yet: it is asked over a new one.
+        The way to the controller may have broken with the other, and nobody knows yet: it is asked over a new one. Where it is
+        away, an exporter that is reached without it lets in who was there before, for as long as the token is good.
         """
         assert self.id is not None
-        # Plain errors: what passes, such as an exporter that is not back yet, is tried again.
-        async with plain(open_lab_trio(self.config)) as lab:
-            found: Onward = await find_way(lab, self.config, self.id, exporter, dial_on, first=before.way)
-            return found
+        try:
+            async with open_lab_trio(self.config) as lab:
+                found: Onward = await find_way(lab, self.config, self.id, exporter, dial_on, first=before.way)
+                return found
+        except LabError:
+            if before.way == "router":  # where nobody would send the exporter
+                raise
+            return await dial_on(before)
 
     async def release(self) -> None:
         """End the lease, as far as the controller can be told within some seconds."""

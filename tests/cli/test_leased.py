@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from jmp.cli.leased import Tenancy
 from jmp.client.config import ClientConfig, Metadata
 from jmp.client.connect import Dial
 from jmp.errors import LabError, LinkLost, Refused
+from jmp.link import Link, websocket
 from jmp.link.resumable import Redial
 from jmp.link.websocket import UpgradeRequest, WebSocketLink
 from jmp.mux.protocol import Role
@@ -76,3 +79,33 @@ async def test_an_exporter_that_is_not_back_yet_is_asked_for_again(tmp_path: Pat
             with pytest.raises(Refused, match="lease abc is over"):
                 await again(LinkLost("the connection broke"))
     assert asked == ["meet"] * 5
+
+
+async def test_an_exporter_is_reached_again_while_the_controller_is_away() -> None:
+    """But not where only the controller could send it."""
+    shown: list[str | None] = []
+
+    async def anybody(request: websocket.UpgradeRequest) -> None:
+        shown.append(request.token)
+
+    async def handler(link: Link, _: object) -> None:
+        with suppress(LinkLost):
+            await link.receive()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            url = f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+            await nursery.start(websocket.serve, listeners, anybody, handler)
+            with socket.socket() as nobody:
+                nobody.bind(("127.0.0.1", 0))  # and does not listen
+                endpoint = f"ws://127.0.0.1:{nobody.getsockname()[1]}"
+                config = ClientConfig(metadata=Metadata(name="x"), endpoint=endpoint, token="x")
+                tenancy = Tenancy(config, "abc", lambda standing: None)
+                onward = await tenancy.meet_again("one", Dial(url, "session token", leased=True))
+                assert (onward.token, shown) == ("session token", ["session token"])
+                await onward.link.aclose()
+                with pytest.raises(LabError, match="cannot reach"):
+                    await tenancy.meet_again("one", Dial(url, "session token", leased=True, way="router"))
+            nursery.cancel_scope.cancel()
+    assert len(shown) == 1
