@@ -41,7 +41,7 @@ PING_AFTER: Final = 5.0
 """Seconds of silence after which the other side is asked for a sign of life."""
 SILENCE: Final = 15.0
 """Seconds of silence after which the link is taken for dead."""
-_TURN_SECONDS: Final = 0.00025
+_TURN_SECONDS: Final = 0.0001
 _TURN_STREAMS: Final = 4
 """After which the reader of a link on which much comes lets others go on: so much time, or so many tasks begun."""
 _ALONE_SECONDS: Final = 0.001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import statistics
 import subprocess
@@ -46,8 +47,8 @@ def test_others_go_on_and_memory_is_bounded(served: Served, kind: str) -> None:
     with connect(served) as dut:
         typical(dut, 0.2)
         before = served.resident()
-        # It is to use up what it attacks, not this machine, which in truth is another one than its own: hence the least priority.
-        command = ["nice", "-n", "19", sys.executable, "-m", "tests.e2e.hostile", kind, served.url, passphrase]
+        # It is to use up what it attacks, not this machine, which in truth is another one than its own: hence the low priority.
+        command = ["nice", "-n", "5", sys.executable, "-m", "tests.e2e.hostile", kind, served.url, passphrase]
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as hostile:
             try:
                 typical(dut, 0.8)  # it has begun by then
@@ -56,21 +57,23 @@ def test_others_go_on_and_memory_is_bounded(served: Served, kind: str) -> None:
             finally:
                 hostile.kill()
         grown = served.peak() - before
-        calm, busy = min(rounds, key=lambda times: times[1] / times[0])
-        typically = statistics.median(busy / calm for calm, busy in rounds)
-        print(
-            f"{kind}: a call takes {1000 * calm:.2f} ms, then {1000 * busy:.2f} ms, {busy / calm:.2f} times as long"
-            f" (median of {ROUNDS} rounds: {typically:.2f}); memory grew by {grown / MIB:.1f} MiB"
-        )
+        for calm, busy, used in rounds:
+            print(
+                f"{kind}: a call takes {1000 * calm:.2f} ms, then {1000 * busy:.2f} ms, {busy / calm:.2f} times as long,"
+                f" while the attack has {100 * used:.0f} % of a processor"
+            )
+        print(f"{kind}: memory grew by {grown / MIB:.1f} MiB")
         assert grown < 64 * MIB
-        # The best round, since others use this machine, too: what the attack costs is there in each of them.
-        assert busy < 2 * calm
+        # The best round in which it was one: others use this machine, too, and may leave it nothing.
+        attacked = [busy / calm for calm, busy, used in rounds if used > 0.2]
+        assert min(attacked, default=0.0) < 2
+        assert min(busy for _, busy, _ in rounds) < 0.25
         typical(dut, 0.1)
     assert "Traceback" not in served.log.read_text()
 
 
-def compared(dut: Any, hostile: subprocess.Popen[bytes]) -> tuple[float, float]:
-    """How long a call takes while that one does nothing, and while it does its worst."""
+def compared(dut: Any, hostile: subprocess.Popen[bytes]) -> tuple[float, float, float]:
+    """How long a call takes while that one does nothing, and while it does its worst; how much of a processor it then has."""
     hostile.send_signal(signal.SIGSTOP)
     try:
         typical(dut, 0.05)  # what it had sent is through by then
@@ -78,4 +81,12 @@ def compared(dut: Any, hostile: subprocess.Popen[bytes]) -> tuple[float, float]:
     finally:
         hostile.send_signal(signal.SIGCONT)
     typical(dut, 0.05)
-    return calm, typical(dut, 0.3)
+    began, before = time.monotonic(), used(hostile)
+    busy = typical(dut, 0.3)
+    return calm, busy, (used(hostile) - before) / (time.monotonic() - began)
+
+
+def used(process: subprocess.Popen[bytes]) -> float:
+    """Seconds of processor time that it has had."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
