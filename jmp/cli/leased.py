@@ -23,7 +23,7 @@ from jmp.client.config import ClientConfig
 from jmp.client.connect import TARGET, Device, Dial, device_of, dial_on, dial_trio
 from jmp.client.lab import Lab, Standing, ended, find_way, open_lab_trio, up_to_date_trio
 from jmp.client.relay import relay
-from jmp.errors import JmpError, LabError, Timeout
+from jmp.errors import JmpError, LabError, Refused, Timeout
 from jmp.link import Link, websocket
 from jmp.link.resumable import Onward, lasting
 from jmp.mux.protocol import Role
@@ -126,10 +126,13 @@ class Tenancy:
             async with open_lab_trio(self.config) as lab:
                 found: Onward = await find_way(lab, self.config, self.id, exporter, dial_on, first=before.way)
                 return found
-        except LabError:
+        except LabError as away:
             if before.way == "router":  # where nobody would send the exporter
                 raise
-            return await dial_on(before)
+            try:
+                return await dial_on(before)
+            except Refused:  # the token is too old, perhaps; the controller says what is so once it is back
+                raise away from None
 
     async def release(self) -> None:
         """End the lease, as far as the controller can be told within some seconds."""

@@ -82,11 +82,13 @@ async def test_an_exporter_that_is_not_back_yet_is_asked_for_again(tmp_path: Pat
 
 
 async def test_an_exporter_is_reached_again_while_the_controller_is_away() -> None:
-    """But not where only the controller could send it."""
+    """But not where only the controller could send it; and a token that is too old is no end, since there may be another soon."""
     shown: list[str | None] = []
 
     async def anybody(request: websocket.UpgradeRequest) -> None:
         shown.append(request.token)
+        if request.token == "old":
+            raise Refused("the token has expired")
 
     async def handler(link: Link, _: object) -> None:
         with suppress(LinkLost):
@@ -107,5 +109,8 @@ async def test_an_exporter_is_reached_again_while_the_controller_is_away() -> No
                 await onward.link.aclose()
                 with pytest.raises(LabError, match="cannot reach"):
                     await tenancy.meet_again("one", Dial(url, "session token", leased=True, way="router"))
+                assert len(shown) == 1
+                with pytest.raises(LabError, match="cannot reach"):
+                    await tenancy.meet_again("one", Dial(url, "old", leased=True))
             nursery.cancel_scope.cancel()
-    assert len(shown) == 1
+    assert len(shown) == 2
