@@ -322,8 +322,10 @@ class Lab:
             for change, record in zip(flight.changes.values(), kept, strict=True):
                 self._barred.pop(change.key, None)
                 self._publish(Change(change.kind, change.name, change.old, record), own=True)
-                if isinstance(record, Lease) and change.old is None:
-                    self.engine.number(record.id, record.number)
+                if isinstance(record, Lease):
+                    if change.old is None:
+                        self.engine.number(record.id, record.number)
+                    self.engine.settled(record.id, self.clock())
         else:
             self._undo(flight, undone)
         for wish in flight.aboard:

@@ -17,6 +17,9 @@ Several controllers may share a lab's records: each has an engine, and tells it 
 (:meth:`Engine.learn`) and who is connected to them (:meth:`Engine.seen`). Each goes through the whole queue and grants what its
 own exporters are to have; what becomes due is done by whose it is (:attr:`Engine.is_mine`), and soon after by the others. That
 only keeps them out of one another's way: two grants of one exporter are two changes of one record, of which one fails.
+For the queue's order more is needed: whoever is given something, here or by another, is waited for (:meth:`Engine.settled`)
+before anybody behind who might have had the same is given anything. One that does not give what it is to is soon left nothing
+(:meth:`Engine.alive`).
 """
 
 from __future__ import annotations
@@ -54,7 +57,9 @@ RETENTION: Final = 30 * 86400.0
 HISTORY: Final = 20_000
 """and how many of them at most: all are in memory, at 2 KiB each. The audit log has the rest."""
 DEFERENCE: Final = 2.0
-"""Seconds that a controller leaves to another one to do what is that one's."""
+"""Seconds that a controller leaves to another one to do what is that one's,"""
+LEFT: Final = 0.5
+"""and to grant: a shorter time, as all wait for it who come next; two that grant the same do no harm."""
 
 LEGAL: Final[dict[State, frozenset[State]]] = {
     State.QUEUED: frozenset({State.PREPARING, State.ENDED}),
@@ -101,8 +106,8 @@ class _Presence:
     online: bool = False
     since: float = 0.0
     observed: Observed | None = None
-    here: bool = True
-    """It is not connected to another controller of this lab."""
+    owner: str = ""
+    """Which other controller of this lab it is connected to, if any."""
 
 
 @dataclass(frozen=True)
@@ -158,10 +163,12 @@ class Engine:
         """Queued lease → the exporters that another controller is giving to it at this moment."""
         self._left: dict[str, str] = {}
         """Queued leases that can have an exporter that is connected elsewhere, and that: it is granted there."""
-        self._left_since: dict[str, float] = {}
-        """Since when these exporters have had something left to them,"""
+        self._left_since: dict[str, tuple[str, float]] = {}
+        """To which controller they are left, and since when;"""
         self._overdue: set[str] = set()
-        """and those that were not given to anybody for so long that nothing is left to them: their controller may be dead."""
+        """and those controllers that have let one wait for so long that nothing is left to them: they may be dead."""
+        self._unsettled: dict[str, frozenset[str]] = {}
+        """Leases that were granted here and are not durable yet, and all the exporters that they could have been given."""
         self._asked: set[str] = set()
         """Queued leases that were asked for here."""
         self.is_mine: Callable[[str], bool] | None = None
@@ -228,6 +235,7 @@ class Engine:
         if record is not None:
             table[name] = record
         self._changes.pop((kind, name), None)
+        self._unsettled.pop(name if kind == "lease" else "", None)
         if kind == "lease":
             assert record is None or isinstance(record, Lease)
             self._index(old, record)
@@ -250,10 +258,21 @@ class Engine:
             self.leases[id] = changed(lease, number=number)
             self._index(lease, self.leases[id])
 
+    def settled(self, id: str, now: float) -> None:
+        """A lease is durable as it is: whoever is behind it may be given something now."""
+        if self._unsettled.pop(id, None) is not None:
+            self._schedule(now)
+
+    def alive(self, controller: str, now: float) -> None:
+        """Another controller gives a sign of life: it can be left something to grant."""
+        if controller in self._overdue:
+            self._overdue.discard(controller)
+            self._schedule(now)
+
     def reconsider(self, now: float) -> None:
         """Decide again what follows from what the exporters have said, and who gets what is free."""
         for name, presence in list(self._presence.items()):
-            if presence.here and (said := presence.observed) is not None:
+            if not presence.owner and (said := presence.observed) is not None:
                 self._consider(name, said, now)
         self.tick(now)
 
@@ -480,14 +499,12 @@ class Engine:
         self._consider(exporter, presence.observed, now)
         self._schedule(now)
 
-    def seen(self, exporter: str, observed: Observed | None, now: float) -> None:
+    def seen(self, exporter: str, observed: Observed | None, now: float, owner: str = "") -> None:
         """An exporter is connected to another controller, which deals with it and knows this; or to none, if that is None."""
         before = self._presence.get(exporter)
         online = observed is not None
         since = before.since if before is not None and before.online == online else now
-        self._presence[exporter] = _Presence(online=online, since=since, observed=observed, here=not online)
-        self._overdue.discard(exporter)
-        self._left_since.pop(exporter, None)
+        self._presence[exporter] = _Presence(online=online, since=since, observed=observed, owner=owner)
         self._refresh(exporter)
         if (held := self.leases.get(self._held.get(exporter, ""))) is not None:
             self._note_due(held, now)
@@ -727,7 +744,10 @@ class Engine:
         if not self._free:
             return
         reserved: dict[str, _Reservation] = {}
-        free = self._free - self._overdue  # a small one: the other has grown with the lab, and is slow to go through
+        free = set(self._free)  # a small one: the other has grown with the lab, and is slow to go through
+        if self.is_mine is not None:
+            free = {name for name in free if self._presence[name].owner not in self._overdue}
+            free.difference_update(*self._unsettled.values())
         in_vain: dict[frozenset[str], float] = {}
         """The shortest time for which one was asked for of these in vain: what is free becomes less, what is reserved more."""
         # Nobody gets what those would reserve who cannot have any of what is free.
@@ -744,12 +764,20 @@ class Engine:
             options = self._options_of(lease)
             taken = None if later else self._take(lease, options, free, reserved, now)
             while taken is not None and self._leave(lease, min(taken), now):
-                free.discard(min(taken))
+                free = {name for name in free if self._presence[name].owner not in self._overdue}
                 taken = self._take(lease, options, free, reserved, now)
-            if taken is not None:
+            if id not in self._left:
+                self._left_since.pop(id, None)
+            if taken is not None and self.is_mine is None:
+                self._grant(lease, taken, now)
+                free.difference_update(taken)
+            elif taken is not None:
+                everything = self._everything(lease)
                 if id not in self._left:
                     self._grant(lease, taken, now)
-                free.difference_update(taken)
+                    self._unsettled[id] = everything
+                # Until it is known to have something, nobody behind it gets what it might have had.
+                free -= everything
             elif later or len(options) > 1:
                 self._reserve(lease, options, reserved, now)
             else:
@@ -757,13 +785,15 @@ class Engine:
 
     def _leave(self, lease: Lease, exporter: str, now: float) -> bool:
         """Leave an exporter that is connected elsewhere to its controller to grant; whether that takes too long already."""
-        if self._presence[exporter].here:
+        owner = self._presence[exporter].owner
+        if not owner:
             return False
-        if exporter not in self._left_since:
-            self._left_since[exporter] = now
-            heapq.heappush(self._due, (now + DEFERENCE, lease.id))
-        if self._left_since[exporter] + DEFERENCE <= now:
-            self._overdue.add(exporter)
+        to, since = self._left_since.get(lease.id, ("", now))
+        if to != owner:
+            self._left_since[lease.id] = owner, now
+            heapq.heappush(self._due, (now + LEFT, lease.id))
+        elif since + LEFT <= now:
+            self._overdue.add(owner)
             return True
         self._left[lease.id] = exporter
         return False
@@ -894,13 +924,21 @@ class Engine:
         if self.is_mine is None:
             return 0.0
         lease = self.leases.get(id)
-        if id in self._left:
+        if id in self._left or self._is_behind(lease):
             mine = False
         elif lease is not None and lease.state is State.QUEUED and not _is_new(lease):
             mine = id in self._asked  # whoever waits for it knows best how long
         else:
             mine = self.is_mine(id)
         return 0.0 if mine else DEFERENCE
+
+    def _is_behind(self, lease: Lease | None) -> bool:
+        """Whether somebody is being given one of what it may have at this moment, so that it is not clear what will be left."""
+        if lease is None or lease.state is not State.QUEUED or _is_new(lease) or not (self._left or self._unsettled):
+            return False
+        wanted = self._everything(lease)
+        given = (self._everything(self.leases[id]) for id in self._left if id in self.leases)
+        return any(not names.isdisjoint(wanted) for names in (*self._unsettled.values(), *given))
 
     def _may_forget(self, id: str) -> bool:
         """Whether it is for this controller to forget a lease that has ended."""
@@ -1071,6 +1109,7 @@ class Engine:
             self._refresh(name)
         if old is not None and (new is None or new.state is not State.QUEUED):
             self._asked.discard(old.id)
+            self._left_since.pop(old.id, None)
             for name in self._promised.pop(old.id, ()):
                 self._refresh(name)
 
@@ -1087,8 +1126,6 @@ class Engine:
             and not self._is_promised(name)
         )
         (self._free.add if free else self._free.discard)(name)
-        if not free:
-            self._left_since.pop(name, None)
         self._outlook.note(name)
 
     def _is_promised(self, name: str) -> bool:

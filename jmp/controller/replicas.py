@@ -195,6 +195,7 @@ class Others:
         lab = self._lab
         back = new.name not in self._alive
         self._alive[new.name] = trio.current_time()
+        lab.engine.alive(new.name, lab.clock())
         if back:
             for name, presence in list(lab.view.presence.items()):
                 if presence.replica == new.name:
@@ -260,7 +261,7 @@ class Others:
                 since=there.since,
                 replica=there.replica,
             )
-            lab.engine.seen(name, there.observed, lab.clock())
+            lab.engine.seen(name, there.observed, lab.clock(), there.replica)
         lab.news.tell(("exporter", name))
 
     # ---- what is known

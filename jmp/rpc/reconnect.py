@@ -18,11 +18,12 @@ from jmp.rpc.call import Caller
 log = logging.getLogger("jmp.link")
 
 FIRST: Final = 0.2
-LONGEST: Final = 10.0
+LONGEST: Final = 5.0
 """Seconds between attempts: doubled from the first to the longest, each drawn at random from the upper half, so that those
 who lost the same server do not all come back in the same moment."""
-SETTLED: Final = 10.0
-"""Seconds after which a connection has been a good one: the next attempts begin at the first pause again."""
+SETTLED: Final = 1.0
+"""Seconds after which a connection has been a good one: the next attempts begin at the first pause again. It is short because
+there may be several servers: that this one has gone soon, too, says nothing of the others."""
 DIAL_SECONDS: Final = 15.0
 REASON_SECONDS: Final = 1.0
 """How long one whose call was ended waits for the other side to say why."""

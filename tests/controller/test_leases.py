@@ -9,7 +9,9 @@ import pytest
 
 from jmp.controller.leases import (
     CLEANUP,
+    DEFERENCE,
     HOLDER_GRACE,
+    LEFT,
     LEGAL,
     OFFLINE_ENDING,
     PREPARE_LIMIT,
@@ -18,7 +20,7 @@ from jmp.controller.leases import (
     Engine,
 )
 from jmp.errors import BadValue, JmpError, NotFound, Refused
-from jmp.wire.records import Client, Exporter, Lease, Phase, Policy, State, Want
+from jmp.wire.records import Client, Exporter, Held, Lease, Observed, Phase, Policy, State, Want
 
 T = 1_000_000.0
 ANY = Want()
@@ -867,3 +869,68 @@ def test_why_shows_what_was_asked_for_by_name_only_though_it_may_not_be_leased()
     lab = Lab("x", "y", x={"kind": "x"}, policy=Policy(name="all", exporters="kind=x"))
     assert set(why(lab)) == {"x"}
     assert why(lab, on("y"))["y"] == (Code.NO_ACCESS, "no policy lets bob lease it")
+
+
+# ---- beside other controllers
+
+
+def shared(*here: str, elsewhere: tuple[str, ...] = ()) -> Lab:
+    """A lab with another controller, to which some exporters are connected."""
+    lab = Lab(*here, *elsewhere)
+    lab.engine.is_mine = lambda id: True
+    for name in elsewhere:
+        lab.engine.seen(name, Observed(epoch=0), T, "other")
+    return lab
+
+
+def test_nobody_is_granted_anything_before_those_ahead_have_theirs() -> None:
+    lab = shared("x", "y", "z")
+    first, second, third = (lab.request() for _ in range(3))
+    assert [lab.state(lease) for lease in (first, second, third)] == [State.PREPARING, State.QUEUED, State.QUEUED]
+    lab.engine.settled(first.id, lab.now)
+    assert [lab.state(lease) for lease in (second, third)] == [State.PREPARING, State.QUEUED]
+    lab.engine.learn("lease", second.id, second, lab.now)  # another one was faster somewhere: it is decided again
+    lab.engine.reconsider(lab.now)
+    assert [lab.state(lease) for lease in (second, third)] == [State.PREPARING, State.QUEUED]
+
+
+def test_those_who_want_something_else_do_not_wait_for_that() -> None:
+    lab = shared("x", "y")
+    lab.request("ada", on("x"))
+    assert lab.state(lab.request("ada", on("y"))) is State.PREPARING
+
+
+def test_what_another_controller_is_to_grant_is_waited_for() -> None:
+    lab = shared("y", "z", elsewhere=("x",))
+    first, second = lab.request(), lab.request()
+    assert [lab.state(first), lab.state(second)] == [State.QUEUED, State.QUEUED]
+    lab.engine.learn("exporter", "x", replace(lab.engine.exporters["x"], epoch=1, lease=first.id, used=T), T)
+    granted = replace(first, state=State.PREPARING, devices=(Held(exporter="x", epoch=1),), granted=T)
+    lab.engine.learn("lease", first.id, granted, T)
+    lab.engine.reconsider(T)
+    assert lab.has(second) == ["y"]
+
+
+def test_one_that_grants_nothing_is_left_nothing_until_it_is_heard_of() -> None:
+    lab = shared("y", "z", elsewhere=("x", "w"))
+    first, second = lab.request(), lab.request()
+    lab.wait(LEFT)
+    assert lab.has(first) == ["y"]
+    lab.engine.settled(first.id, lab.now)
+    assert lab.has(second) == ["z"], "nor is it waited for again, for another exporter of its"
+    lab.engine.settled(second.id, lab.now)
+    lab.finish(second)
+    lab.engine.alive("other", lab.now)
+    assert lab.state(lab.request()) is State.QUEUED
+
+
+def test_now_or_not_at_all_waits_until_it_is_clear_what_there_is() -> None:
+    lab = shared("x", "y")
+    first, second, third = lab.request(), lab.request(wait=0), lab.request(wait=0)
+    lab.wait(0)
+    assert lab.state(second) is State.QUEUED
+    lab.engine.settled(first.id, lab.now)
+    assert lab.state(second) is State.PREPARING
+    lab.engine.settled(second.id, lab.now)
+    lab.wait(DEFERENCE)
+    assert lab.state(third) is State.ENDED
