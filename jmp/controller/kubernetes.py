@@ -226,6 +226,8 @@ class KubernetesStore(Store):
             log.warning("%s", error)
             self.events.tell({"kind": resource.name, **item}, Happening(False, "Unreadable", str(error)))
             return
+        if resource.fixed and known is not None and known["spec"] != item["spec"]:  # by a server that knows no CEL
+            self.events.tell({"kind": resource.name, **item}, Happening(False, "Ignored", resource.fixed))
         self._objects[place] = item
         for key, record in records.items():
             self._set(key, record, told=key != own)
@@ -306,7 +308,7 @@ class KubernetesStore(Store):
             raise _Lost(change.key)
         new = change.new
         if isinstance(new, Lease) and isinstance(made, Lease):
-            new = replace(new, number=made.number)
+            new = replace(new, number=made.version)
         return replace(change, old=made, new=new)
 
     async def _update(

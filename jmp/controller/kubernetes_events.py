@@ -39,7 +39,7 @@ def happening(old: Record | None, new: Record | None) -> Happening | None:
     if isinstance(new, Lease) and new.state is not getattr(old, "state", None):
         if new.state is State.PREPARING:
             return Happening(True, "Granted", f"on {', '.join(held.exporter for held in new.devices)}, to {new.client}")
-        if new.state is State.ENDED and isinstance(old, Lease) and not old.number:
+        if new.state is State.ENDED and isinstance(old, Lease) and old.number <= 0:
             return Happening(False, "Refused", new.reason)
         if new.state is State.ENDED:
             return Happening(True, "Ended", new.reason)

@@ -66,7 +66,9 @@ class Resource:
     short: tuple[str, ...]
     spec: tuple[str, ...]
     status: tuple[str, ...] = ()
-    """In these the status is right, also where the spec has them, too: that is what was asked for."""
+    """Once it has one the status is right, also where the spec has the same: that is what was asked for."""
+    fixed: str = ""
+    """Why the spec of an object that is there cannot be changed."""
     labels: str | None = None
     """The field that is the object's labels."""
     columns: tuple[tuple[str, str, str], ...] = ()
@@ -83,6 +85,22 @@ class Resource:
         """What a field is called in the object."""
         return self.renamed.get(item) or _camel(item) + ("Seconds" if item in _SECONDS else "")
 
+
+REQUEST: Final = (
+    "client",
+    "wants",
+    "duration",
+    "created",
+    "priority",
+    "begin",
+    "give_up",
+    "tied",
+    "idle_limit",
+    "allow_disabled",
+    "tags",
+    "context",
+)
+"""What is asked for when a lease is. It is in the spec, which stays as it was made; the status says what it has become."""
 
 RESOURCES: Final = {
     resource.kind: resource
@@ -148,25 +166,10 @@ RESOURCES: Final = {
             "DeviceLease",
             "deviceleases",
             ("jl",),
-            spec=(
-                "client",
-                "wants",
-                "duration",
-                "created",
-                "priority",
-                "begin",
-                "give_up",
-                "tied",
-                "idle_limit",
-                "allow_disabled",
-                "tags",
-                "context",
-            ),
+            spec=REQUEST,
             status=(
+                *REQUEST,
                 "state",
-                "client",
-                "duration",
-                "priority",
                 "number",
                 "devices",
                 "granted",
@@ -182,6 +185,7 @@ RESOURCES: Final = {
                 ("Ends", "date", ".status.ends"),
                 ("Reason", "string", ".status.reason"),
             ),
+            fixed="what a lease was asked for stays as it is: jmp lease extend, transfer and release change the lease",
         ),
         Resource(
             "token",
@@ -316,9 +320,10 @@ def read(resource: Resource, item: Object) -> Record:
     _, name = key_of(resource, item)
     metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
     values: Object = {"id" if resource.kind in ("lease", "token") else "name": name, "version": version_of(item)}
+    taken_over = resource.fixed and "wants" in status  # in whole, so what is missing there is nothing
     for item_name in (*resource.spec, *resource.status):
         key = resource.key(item_name)
-        if item_name in resource.spec and key in spec:
+        if item_name in resource.spec and key in spec and not taken_over:
             values[item_name] = spec[key]
         if item_name in resource.status and key in status:
             values[item_name] = status[key]
@@ -328,8 +333,8 @@ def read(resource: Resource, item: Object) -> Record:
         given = (metadata.get("annotations") or {}).get(CREATED)
         values["created"] = given or metadata.get("creationTimestamp")
     if resource.kind == "lease":
-        # Until it has a status, that is when it was made; if it was not a controller that made it, it is to be looked at first.
-        values.setdefault("number", version_of(item) if "created" in spec else 0)
+        # Until it has one, it is to be looked at first: by the controller that made it, if one has.
+        values.setdefault("number", -1 if "created" in spec else 0)
     what = f"{resource.plural}/{metadata['name']}"
     record: Record = _record(resource.cls, values, what)
     if isinstance(record, Policy):
@@ -378,6 +383,8 @@ def _definition(resource: Resource) -> Object:
     if needed:
         spec["required"] = needed
         schema["required"] = ["spec"]
+    if resource.fixed:
+        spec["x-kubernetes-validations"] = [{"rule": "self == oldSelf", "message": resource.fixed}]
     version: Object = {
         "name": VERSION,
         "served": True,

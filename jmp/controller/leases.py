@@ -246,7 +246,10 @@ class Engine:
                 self._absent[name] = now
             if record is not None:
                 self._number = max(self._number, record.number)
-                self._note_due(record, now)
+                if _is_new(record) and name in self._asked:
+                    self._admit(record, now)  # it was made here, and what else was to be done with it was not
+                else:
+                    self._note_due(record, now)
         else:
             self._follow(kind, name, old, record, now)
 
@@ -948,7 +951,7 @@ class Engine:
         away = self._absent.get(lease.id)
         late = self._deference(lease.id)
         if _is_new(lease):
-            if lease.created + late <= now:
+            if _admission(lease) + late <= now:
                 self._admit(lease, now)
             else:
                 self._note_due(lease, now)
@@ -984,7 +987,7 @@ class Engine:
         """Have :meth:`_pass_time` look at a lease when something may be due."""
         times = []
         if _is_new(lease):
-            times.append(lease.created)
+            times.append(_admission(lease))
         elif lease.state is State.ENDED:
             times.append((lease.ended or now) + self._retention)
         elif lease.state is State.ENDING:
@@ -1141,7 +1144,12 @@ class Engine:
 
 def _is_new(lease: Lease) -> bool:
     """Whether somebody has put it into the store, and no engine has looked at it yet."""
-    return lease.state is State.QUEUED and not lease.number
+    return lease.state is State.QUEUED and lease.number <= 0
+
+
+def _admission(lease: Lease) -> float:
+    """When a new one is to be looked at: one that a controller made is that one's for a moment."""
+    return lease.created + (DEFERENCE if lease.number else 0.0)
 
 
 def _place(lease: Lease) -> _Place:

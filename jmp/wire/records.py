@@ -78,7 +78,8 @@ class Lease:
     """Seconds from when it gets ready."""
     created: float
     number: int
-    """Rises with each request of a lab: the order of the queue within a priority. 0: not checked and queued yet."""
+    """Rises with each request of a lab: the order of the queue within a priority. 0: not checked and queued yet; -1: nor is it
+    to be, for a moment, as the controller that has made it does that."""
     priority: int = 0
     begin: float | None = None
     """Not to be granted before."""

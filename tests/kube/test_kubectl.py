@@ -94,6 +94,10 @@ async def test_a_lease_that_is_applied_is_granted_and_seen(kubectl: Kubectl) -> 
         ({"wants": [{"selector": "board=fan"}]}, "no exporter is board=fan; one is not board=fan: it has board=lamp"),
         ({"priority": 5}, "priority 5 is more than the policies let alice ask for: 0"),
         ({"wants": []}, "a lease is for one device at least"),
+        (
+            {"created": "2026-11-26T00:00:00.5Z", "priority": 5},
+            "priority 5 is more than the policies let alice ask for: 0",
+        ),
     ],
 )
 async def test_a_lease_that_cannot_be_says_why(kubectl: Kubectl, spec: Any, reason: str) -> None:
@@ -103,6 +107,28 @@ async def test_a_lease_that_cannot_be_says_why(kubectl: Kubectl, spec: Any, reas
         await kubectl.apply("DeviceLease", "wrong", **{**good, **spec})
         assert reason in await kubectl.ended("wrong")
         await kubectl.event("devicelease", "wrong", "Warning", "Refused", reason)
+
+
+async def test_what_was_asked_for_stays_as_it_is(kubectl: Kubectl) -> None:
+    """A server that knows CEL refuses other things; where one does not, nothing comes of them but an event."""
+    await kubectl.apply("Client", "alice")
+    async with kubectl.lab.exporter("one"), kubectl.lab.client("boss", Role.ADMIN) as boss:
+        good: dict[str, Any] = {"client": "alice", "wants": [{"selector": "board=lamp"}], "durationSeconds": 600}
+        await kubectl.apply("DeviceLease", "first", **good)
+        await kubectl("wait", "--for=jsonpath={.status.state}=ready", "devicelease/first", "--timeout=20s")
+        await kubectl.apply("DeviceLease", "second", **good)
+        await kubectl("wait", "--for=jsonpath={.status.state}=queued", "devicelease/second", "--timeout=20s")
+        changed = {**good, "wants": [{"selector": "board ~ lamp"}], "priority": 9, "giveUp": "2026-01-01T00:00:00Z"}
+        said = await kubectl.apply("DeviceLease", "second", check=False, **changed)
+        if "configured" in said:
+            await kubectl.event("devicelease", "second", "Warning", "Ignored", "jmp lease extend, transfer and release")
+        else:
+            assert "what a lease was asked for stays as it is" in said
+        lease = await boss.call("lease", "second")
+        assert (lease["state"], lease["priority"], lease["give_up"]) == ("queued", 0, None)
+        assert lease["wants"] == [{"selector": "board=lamp", "exporter": None}]
+        await boss.call("release", "first")
+        await kubectl("wait", "--for=jsonpath={.status.state}=ready", "devicelease/second", "--timeout=20s")
 
 
 async def test_the_server_refuses_what_no_lease_can_have(kubectl: Kubectl) -> None:
