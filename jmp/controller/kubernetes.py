@@ -25,10 +25,9 @@ from dataclasses import replace
 from time import monotonic
 from typing import Any, Final
 
-import httpx2
 import trio
 
-from jmp.controller.kubernetes_api import Access, Api, Denied, Gone, Object, connect
+from jmp.controller.kubernetes_api import Access, Api, Denied, Gone, Object, Unreachable, connect
 from jmp.controller.kubernetes_events import Events, Happening, happening
 from jmp.controller.kubernetes_objects import (
     RESOURCES,
@@ -175,7 +174,7 @@ class KubernetesStore(Store):
                     log.error("%s: what others change is not heard of before that is mended", denied)
                 await trio.sleep(DENIED_PAUSE)
                 await self._list_again(resource)  # the kind itself may have been away
-            except httpx2.HTTPError as error:
+            except Unreachable as error:
                 log.debug("the watch of %s ended: %s", path, error)
                 await trio.sleep(PAUSE)
 

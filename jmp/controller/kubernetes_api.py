@@ -13,13 +13,14 @@ import os
 import random
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode, urlsplit
 
-import httpx2
+import httpcore2
 import trio
 import yaml
 
@@ -47,6 +48,10 @@ class Denied(LabError):
 
 class Gone(Exception):
     """The version to watch from is too old: list again."""
+
+
+class Unreachable(Exception):
+    """The API server is out of reach, or does not speak HTTP."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +155,10 @@ class Answer:
 class Api:
     """A connection to the API; made by :func:`connect`."""
 
-    def __init__(self, client: httpx2.AsyncClient, access: Access) -> None:
-        self._client = client
+    def __init__(self, pool: httpcore2.AsyncConnectionPool, access: Access) -> None:
+        self._pool = pool
         self._access = access
+        self._host = urlsplit(access.server).netloc
         self.namespace = access.namespace
 
     async def request(
@@ -165,12 +171,10 @@ class Api:
         tries = 0
         while True:
             try:
-                response = await self._client.request(
-                    method, path, json=body, params=query, headers=self._access.headers()
-                )
-                answer = Answer(response.status_code, _object(response.content))
-            except httpx2.HTTPError as error:
-                answer = Answer(0, {"message": str(error) or type(error).__name__})
+                async with self._ask(method, path, body, query) as response:
+                    answer = Answer(response.status, _object(await response.aread()))
+            except Unreachable as error:
+                answer = Answer(0, {"message": str(error)})
             if answer.status < 400 and answer.status:
                 return answer
             if answer.status in (404, 409, 410):
@@ -183,6 +187,34 @@ class Api:
                 log.warning("the Kubernetes API does not answer, it is waited for: %s", answer.message)
             await trio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)] * random.uniform(0.7, 1.3))
             tries += 1
+
+    @asynccontextmanager
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Object | None,
+        query: Mapping[str, str] | None,
+        seconds: float = REQUEST_SECONDS,
+    ) -> AsyncIterator[httpcore2.Response]:
+        """One request, and its answer for the length of a block; ``seconds`` may pass without a byte of it.
+
+        Raises :class:`Unreachable`.
+        """
+        headers = [("Host", self._host), ("Accept", "application/json"), *self._access.headers().items()]
+        content = None
+        if body is not None:
+            content = json.dumps(body, separators=(",", ":")).encode()
+            headers += [("Content-Type", "application/json"), ("Content-Length", str(len(content)))]
+        timeout = {"connect": REQUEST_SECONDS, "pool": REQUEST_SECONDS, "write": REQUEST_SECONDS, "read": seconds}
+        url = f"{self._access.server}{path}" + (f"?{urlencode(query)}" if query else "")
+        try:
+            async with self._pool.stream(
+                method, url, headers=headers, content=content, extensions={"timeout": timeout}
+            ) as response:
+                yield response
+        except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError) as error:
+            raise Unreachable(str(error) or type(error).__name__) from error
 
     async def list(self, path: str) -> tuple[list[Object], str]:
         """All objects of a kind as they are now, and the version to watch from."""
@@ -206,7 +238,7 @@ class Api:
     ) -> AsyncIterator[tuple[str, Object]]:
         """What happens to objects of a kind after ``version``: type of event and object, until the server ends it.
 
-        Raises :class:`Gone`; :class:`Denied`; :class:`httpx2.HTTPError` if the server is out of reach.
+        Raises :class:`Gone`; :class:`Denied`; :class:`Unreachable`.
         """
         seconds = random.randint(*WATCH_SECONDS)
         query = {
@@ -216,23 +248,30 @@ class Api:
             "allowWatchBookmarks": "true",
         }
         query |= only or {}
-        timeout = httpx2.Timeout(REQUEST_SECONDS, read=seconds + REQUEST_SECONDS)
-        async with self._client.stream(
-            "GET", path, params=query, headers=self._access.headers(), timeout=timeout
-        ) as response:
-            if response.status_code == 410:
+        async with self._ask("GET", path, None, query, seconds + REQUEST_SECONDS) as response:
+            if response.status == 410:
                 raise Gone
-            if response.status_code in (400, 403, 404):
-                said = Answer(response.status_code, _object(await response.aread())).message
+            if response.status in (400, 403, 404):
+                said = Answer(response.status, _object(await response.aread())).message
                 raise Denied(f"the Kubernetes API refuses to watch {path}: {said}")
-            if response.status_code != 200:
-                raise httpx2.RemoteProtocolError(f"a watch of {path} was answered with {response.status_code}")
-            async for line in response.aiter_lines():
+            if response.status != 200:
+                raise Unreachable(f"a watch of {path} was answered with {response.status}")
+            async for line in _lines(response.aiter_stream()):
                 event = _object(line)
                 if event.get("type") == "ERROR":
                     raise Gone  # too old, most often; listing again is right in any case
                 if "object" in event:
                     yield event["type"], event["object"]
+
+
+async def _lines(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    rest = bytearray()
+    async for chunk in chunks:
+        rest += chunk
+        *lines, last = rest.split(b"\n")
+        rest = last
+        for line in lines:
+            yield bytes(line)
 
 
 GROUP: Final = "jmp.dev"
@@ -250,10 +289,7 @@ def _object(text: bytes | str) -> Object:
 @asynccontextmanager
 async def connect(access: Access) -> AsyncIterator[Api]:
     """The API, for the length of a block."""
-    for library in ("httpx2", "httpcore2"):
-        logging.getLogger(library).setLevel(logging.WARNING)  # they would tell of every request
-    limits = httpx2.Limits(max_connections=40, max_keepalive_connections=20)
-    async with httpx2.AsyncClient(
-        base_url=access.server, verify=access.tls, timeout=REQUEST_SECONDS, limits=limits, trust_env=False
-    ) as client:
-        yield Api(client, access)
+    logging.getLogger("httpcore2").setLevel(logging.WARNING)  # it would tell of every request
+    pool = httpcore2.AsyncConnectionPool(ssl_context=access.tls, max_connections=40, max_keepalive_connections=20)
+    async with pool:
+        yield Api(pool, access)

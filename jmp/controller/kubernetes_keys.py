@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import httpx2
 import trio
 
 from jmp.controller.desks import DEFAULT_TOKEN_DAYS, issue, revoke
 from jmp.controller.keys import Keys
-from jmp.controller.kubernetes_api import Api, Denied, Gone, Object
+from jmp.controller.kubernetes_api import Api, Denied, Gone, Object, Unreachable
 from jmp.controller.lab import Lab
 from jmp.errors import LabError, Refused
 from jmp.private import write_private
@@ -126,7 +125,7 @@ class SharedKeys:
             except Denied as error:
                 log.error("%s", error)
                 await trio.sleep(_DENIED_PAUSE)
-            except (httpx2.HTTPError, KeyError) as error:
+            except (Unreachable, KeyError) as error:
                 log.debug("the watch of secret/%s ended: %s", SECRET, error)
             await trio.sleep(_PAUSE)
             self._note()

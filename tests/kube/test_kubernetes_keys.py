@@ -114,7 +114,7 @@ async def test_a_key_that_nobody_else_would_know_signs_nothing(api: Api, tmp_pat
                 raise Denied("no right to do that")
             return await super().request(method, path, body, query)
 
-    one._api = Forbidding(api._client, api._access)
+    one._api = Forbidding(api._pool, api._access)
     with pytest.raises(LabError, match=r"^no right to do that$"):
         await one.keys.rotate()
     assert kids(one) == before

@@ -245,7 +245,7 @@ class Slow(Api):
     """Takes its time before it writes to one path."""
 
     def __init__(self, api: Api, path: str) -> None:
-        super().__init__(api._client, api._access)
+        super().__init__(api._pool, api._access)
         self._path = path
         self.reached = trio.Event()
         self.go_on = trio.Event()
