@@ -92,9 +92,14 @@ SETTINGS: Final[Mapping[str, Setting]] = {
         "a size such as 1Gi",
     ),
     "storage-class": Setting("", "of the volume, with sqlite", *_NAME),
+    "own-leases": Setting(
+        "false",
+        "true refuses leases that kubectl makes for another client than the pod's own (Kubernetes 1.30)",
+        *_one_of("true", "false"),
+    ),
     "monitoring": Setting("false", "true adds a ServiceMonitor for the Prometheus operator", *_one_of("true", "false")),
 }
-_OF_STORE: Final = {"routers": "kubernetes", "storage": "sqlite", "storage-class": "sqlite"}
+_OF_STORE: Final = {"routers": "kubernetes", "own-leases": "kubernetes", "storage": "sqlite", "storage-class": "sqlite"}
 
 
 def settings_help() -> str:
@@ -206,8 +211,7 @@ def customization(values: Mapping[str, str]) -> dict[str, Any]:
         components.append("loadbalancer")
     elif expose != "none":
         components += [f"{expose}/controller", *([f"{expose}/routers"] if store == "kubernetes" else [])]
-    if values["monitoring"] == "true":
-        components.append("monitoring")
+    components += [name for name in ("own-leases", "monitoring") if values[name] == "true"]
     patches: list[tuple[str, str, Any]] = []
     if store == "kubernetes":
         patches.append(("HorizontalPodAutoscaler", "/spec/minReplicas", int(values["routers"])))

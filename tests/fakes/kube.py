@@ -27,7 +27,7 @@ from jmp.controller.kubernetes_objects import definitions
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "jmp", "kube")
 PATIENCE = 60.0
-LATER = ("policy/v1", "autoscaling/v2")
+LATER = ("policy/v1", "autoscaling/v2", "admissionregistration.k8s.io/v1")
 """What the API server that we build is too old for."""
 _numbers = itertools.count(1)
 
@@ -178,18 +178,37 @@ class Cluster:
     def shim(self, folder: Path) -> None:
         """Puts a ``kubectl`` into ``folder`` that does not apply the kinds for which this server is too old."""
         real = shutil.which("kubectl")
-        later = LATER if "v1.20" in self.kubectl("version", "-o", "json") else ()
         shim = folder / "kubectl"
         shim.write_text(
             f"#!{sys.executable}\n"
             "import subprocess, sys, yaml\n"
+            f"sys.path[:0] = {sys.path!r}\n"
+            "from tests.fakes.kube import without_later\n"
             f"command, given = [{real!r}, *sys.argv[1:]], None\n"
             "if 'apply' in command and '-' in command:\n"
-            f"    items = [one for one in yaml.safe_load_all(sys.stdin) if one['apiVersion'] not in {later!r}]\n"
-            "    given = yaml.safe_dump_all(items)\n"
+            "    items = list(yaml.safe_load_all(sys.stdin))\n"
+            f"    given = yaml.safe_dump_all(without_later(items) if {self.is_old} else items)\n"
             "sys.exit(subprocess.run(command, input=given, text=True).returncode)\n"
         )
         shim.chmod(0o755)
+
+    @property
+    def is_old(self) -> bool:
+        """Whether it is the one that we build."""
+        return '"v1.20' in self.kubectl("version", "-o", "json")
+
+    def known(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What it knows of this."""
+        return without_later(items) if self.is_old else items
+
+
+def without_later(items: Any) -> Any:
+    """Manifests without what the API server that we build is too old for."""
+    if isinstance(items, list):
+        return [without_later(one) for one in items if not (isinstance(one, dict) and one.get("apiVersion") in LATER)]
+    if isinstance(items, dict):
+        return {key: without_later(one) for key, one in items.items() if key != "x-kubernetes-validations"}
+    return items
 
 
 def select_nothing(seconds: float) -> None:
@@ -217,7 +236,7 @@ def cluster(directory: Path) -> Iterator[Cluster]:
     made = Cluster(directory)
     try:
         made.start()
-        listed = {"apiVersion": "v1", "kind": "List", "items": definitions()}
+        listed = {"apiVersion": "v1", "kind": "List", "items": made.known(definitions())}
         made.kubectl("apply", "-f", "-", input=listed)
         made.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
         shutil.rmtree(directory / "cache")  # kubectl would not ask again for what there is

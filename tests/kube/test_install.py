@@ -59,9 +59,10 @@ def test_the_one_file_is_the_installer(tmp_path: Path) -> None:
 def test_all_that_can_be_set_in_a_cluster() -> None:
     items = printed(
         *("namespace=hil", "image=registry.example:5000/lab/jmp:2.1", "pull-secret=pull", "replicas=5", "routers=3"),
-        *("expose=gateway", "class=cilium", "monitoring=true"),
+        *("expose=gateway", "class=cilium", "monitoring=true", "own-leases=true"),
     )
-    unbound = ("Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding")
+    unbound = {"Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
+    unbound |= {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
     namespaced = [item for item in items if item["kind"] not in unbound]
     assert {item["metadata"]["namespace"] for item in namespaced} == {"hil"}
     assert one(items, "Namespace")["metadata"]["name"] == "hil"
@@ -78,6 +79,7 @@ def test_all_that_can_be_set_in_a_cluster() -> None:
     routes = [item["spec"]["hostnames"] for item in items if item["kind"] == "TLSRoute"]
     assert sorted(routes) == [[f"jmp-router-{number}.lab.example"] for number in range(4)] + [["lab.example"]]
     assert one(items, "ServiceMonitor")
+    assert one(items, "ValidatingAdmissionPolicyBinding")
 
 
 def test_all_that_can_be_set_for_one_machine() -> None:
@@ -110,6 +112,7 @@ def test_no_setting_is_without_effect() -> None:
         "class": "c",
         "storage": "2Gi",
         "storage-class": "s",
+        "own-leases": "true",
         "monitoring": "true",
     }
     needs = {"class": ["expose=ingress"], "storage": ["store=sqlite"], "storage-class": ["store=sqlite"]}

@@ -19,7 +19,7 @@ from jmp.controller.kubernetes_keys import ROUTER
 from jmp.controller.kubernetes_objects import definitions
 from jmp.router.http import pages
 from jmp.router.serve import Router
-from tests.fakes.kube import LATER, Cluster
+from tests.fakes.kube import Cluster
 
 pytestmark = pytest.mark.real
 DEPLOY = Path(__file__).parents[2] / "deploy" / "kubernetes"
@@ -37,6 +37,7 @@ VARIANTS = {
             "ingress/routers",
             "gateway/controller",
             "gateway/routers",
+            "own-leases",
             "monitoring",
             "loadbalancer",
         ),
@@ -97,9 +98,8 @@ def test_server_accepts_it(cluster: Cluster, variant: str) -> None:
     items = [item for item in rendered(variant) if not item["apiVersion"].startswith(FOREIGN)]
     namespace = next(item for item in items if item["kind"] == "Namespace")
     cluster.kubectl("apply", "-f", "-", input=namespace)
-    version = cluster.kubectl("version", "-o", "json")
-    known = [item for item in items if item["apiVersion"] not in LATER or '"v1.20' not in version]
-    cluster.kubectl("apply", "--dry-run=server", "-f", "-", input={"apiVersion": "v1", "kind": "List", "items": known})
+    listed = {"apiVersion": "v1", "kind": "List", "items": cluster.known(items)}
+    cluster.kubectl("apply", "--dry-run=server", "-f", "-", input=listed)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
