@@ -357,6 +357,7 @@ class Lab:
                 pause = min(2 * self._barred.get(key, (0.0, FIRST_PAUSE / 2))[1], LONGEST_PAUSE)
                 self._barred[key] = trio.current_time() + pause, pause
                 self._pending.setdefault(key, change)
+                self.engine.settled(key[1], self.clock())  # those behind need not wait for what the store does not take
                 continue
             else:
                 self._foreign.append(Change(*key, None, record))

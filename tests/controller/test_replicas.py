@@ -296,6 +296,21 @@ async def test_what_a_store_rejects_though_nobody_asked_for_it_is_tried_again(
         assert (await a.wait(made.id, State.ENDED)).reason == "an admin's wish"
 
 
+async def test_those_behind_one_whose_grant_is_rejected_go_on(memory: list[MemoryLab]) -> None:
+    a, _, _ = memory
+    store = a.store
+    assert isinstance(store, MemoryStore)
+    async with a.exporter("one"), a.exporter("two"), a.client("alice") as alice:
+        held = [await alice.acquire(WANT, 600.0) for _ in range(2)]
+        for lease in held:
+            await a.wait(lease.id, State.READY)
+        first, second = [await alice.acquire(WANT, 600.0) for _ in range(2)]
+        store.rejects = lambda change: change.name == first.id and getattr(change.new, "granted", None) is not None
+        for lease in held:
+            await alice.release(lease.id)
+        await a.wait(second.id, State.READY)
+
+
 async def test_an_exporter_with_nothing_new_to_say_does_not_wait_for_the_store(memory: list[MemoryLab]) -> None:
     a, _, _ = memory
     await a.add(records.Exporter(name="one"))
