@@ -27,7 +27,7 @@ pytestmark = pytest.mark.real
 
 async def test_each_is_offered_to_the_clients_of_all(cluster: Cluster, tmp_path: Path) -> None:
     access = cluster.namespace()
-    with replicas(cluster, access, tmp_path, "ab", "--router", "--router-url", "wss://127.0.0.1:{port}") as (a, b):
+    with replicas(cluster, access, tmp_path, "ab", "--router") as (a, b):
         with trio.fail_after(60):
             admin = await admin_token(access)
             async with lab_at(partial(dial, a, admin)) as boss:
