@@ -113,6 +113,7 @@ class SharedKeys:
             try:
                 there = await self._api.request("GET", _path(self._api, SECRET))
                 version = there.body["metadata"]["resourceVersion"]
+                self.keys.adopt(files_of(there.body))  # the watch tells what comes after that
                 only = {"fieldSelector": f"metadata.name={SECRET}"}
                 async with aclosing(self._api.watch(path, version, only)) as events:  # type: ignore[type-var]
                     async for kind, item in events:

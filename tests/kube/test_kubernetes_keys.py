@@ -95,6 +95,31 @@ async def test_what_either_signs_the_other_takes_for_good(api: Api, tmp_path: Pa
     assert kids(third) == kids(one)
 
 
+async def test_a_key_that_comes_just_before_the_watch_is_heard_of(api: Api, tmp_path: Path) -> None:
+    one, two = await opened(api, tmp_path / "a"), await opened(api, tmp_path / "b")
+    made: list[str] = []
+    rotated = trio.Event()
+
+    class Late(Api):
+        asked = 0
+
+        async def request(
+            self, method: str, path: str, body: Any = None, query: Mapping[str, str] | None = None
+        ) -> Answer:
+            self.asked += 1
+            if self.asked == 2:  # after it has seen that all is the same
+                made.append(await one.keys.rotate())
+                rotated.set()
+            return await super().request(method, path, body, query)
+
+    two._api = Late(api._pool, api._access)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(two.run)
+        await rotated.wait()
+        await knows(two, made[0])
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_new_key_is_in_the_secret_before_it_signs(api: Api, tmp_path: Path) -> None:
     one = await opened(api, tmp_path / "a")
     kid = await one.keys.rotate()
