@@ -60,8 +60,10 @@ def start() -> None:
         from _bootstrap.bytecode import keep_bytecode
 
         keep_bytecode(packages)
-    from jmp.cli import main
-
+    if os.path.basename(sys.argv[0]) == "j":
+        from jmp.j import main
+    else:
+        from jmp.cli import main
     sys.exit(main())
 
 

@@ -12,11 +12,11 @@ The folders are the diagram; an import may only point to the right (``tests/test
 ``exporter``  owns a device: runs its drivers, decides who may touch it
 ``client``    uses a device: sessions, Python API, adapters, pytest plugin
 ``cli``       arguments → one role's function → output
+``j``         the same for what is called most, by the shortest way
 ``logs``      a server's log, whose lines say which lease they are about
 """
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as in typing, which takes longer to import than all else that j needs
 if TYPE_CHECKING:
     from jmp.client.connect import connect
     from jmp.rpc.blocking import fail_after

@@ -93,7 +93,7 @@ def session_environment(
     """
     programs = directory / "bin"
     programs.mkdir(exist_ok=True)
-    _program(programs, "j", "jmp.cli.j")
+    _program(programs, "j", "jmp.j")
     _program(programs, "jmp", "jmp.cli")
     if shutil.which("pytest", path=environ.get("PATH")) is None and find_spec("pytest") is not None:
         _program(programs, "pytest", "pytest")

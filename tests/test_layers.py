@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RANK = {
+    "j": 9,
     "cli": 8,
     "client": 7,
     "exporter": 7,

@@ -8,27 +8,14 @@ id that nothing here knows, the generic client serves.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from typing import Final
 
+from jmp.client.table import BUILTIN
 from jmp.driver.proxy import ClientClass, DriverClient
 from jmp.errors import ConfigError
 
-BUILTIN: Final[Mapping[str, str]] = {
-    "jmp.capture/v1": "jmp.client.capture:CaptureClient",
-    "jmp.console/v1": "jmp.client.console:ConsoleClient",
-    "jmp.datagram/v1": "jmp.client.network:DatagramClient",
-    "jmp.files/v1": "jmp.client.files:FilesClient",
-    "jmp.flasher/v1": "jmp.client.flasher:FlasherClient",
-    "jmp.network/v1": "jmp.client.network:NetworkClient",
-    "jmp.ssh/v1": "jmp.client.ssh:SshClient",
-    "jmp.storage/v1": "jmp.client.storage:StorageClient",
-    "jmp.video/v1": "jmp.client.video:VideoClient",
-    "jmp.vnc/v1": "jmp.client.video:VncClient",
-    "jmp.u-boot/v1": "jmp.client.uboot:UBootClient",
-}
 ALLOWED: Final = "JMP_CLIENT_PACKAGES"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from tests.bench.lab import Failed
 from tests.bench.worker import Figures
-from tests.e2e.product import argv, j
+from tests.e2e.product import argv
 
 CONFIG = """\
 apiVersion: jmp/v1
@@ -70,6 +71,14 @@ def session(command: Sequence[str], environ: Mapping[str, str]) -> Iterator[dict
         shell.stdin.close()
 
 
+def _on_path(program: str, environ: Mapping[str, str]) -> str:
+    """The program that somebody gets who types its name."""
+    found = shutil.which(program, path=environ["PATH"])
+    if found is None:
+        raise Failed(f"there is no {program}")
+    return found
+
+
 @contextmanager
 def of_jmp(folder: Path, environ: Mapping[str, str]) -> Iterator[Commander]:
     config = folder / "power.yaml"
@@ -80,7 +89,7 @@ def of_jmp(folder: Path, environ: Mapping[str, str]) -> Iterator[Commander]:
             {
                 "help": (argv("--help"), environ),
                 "version": (argv("version"), environ),
-                "j-power-on": (j("power", "on"), inside),
+                "j-power-on": ([_on_path("j", inside), "power", "on"], inside),
                 "shell-true": ([*shell, "--", "true"], environ),
             }
         )
@@ -97,7 +106,7 @@ def of_jumpstarter(folder: Path, python: Path, environ: Mapping[str, str]) -> It
             {
                 "help": ([*jmp, "--help"], environ),
                 "version": ([*jmp, "version"], environ),
-                "j-power-on": ([str(python), str(python.with_name("j")), "power", "on"], inside),
+                "j-power-on": ([str(python), str(python.with_name("j")), "power", "on"], inside),  # as pip installs it
                 "shell-true": ([*shell, "--", "true"], environ),
             }
         )
