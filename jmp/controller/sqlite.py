@@ -143,7 +143,13 @@ class SqliteStore(Store):
     async def _write_waiting(self) -> None:
         group, self._waiting = self._waiting, []
         started = monotonic()
-        await self._in_thread(lambda: self._write(group))
+        for commit in group:
+            commit.version = self._next
+            self._next += 1
+        statement = _statement(
+            group
+        )  # here: what the thread does in Python keeps this one waiting, and is kept waiting by it
+        await self._in_thread(lambda: self._write(group, statement))
         self.commits += 1
         self.commit_seconds += monotonic() - started
         for commit in group:
@@ -170,16 +176,14 @@ class SqliteStore(Store):
     def _rows(self) -> list[tuple[str, str, int, str]]:
         return self._database.execute("SELECT kind, name, version, value FROM record ORDER BY kind, name").fetchall()
 
-    def _write(self, group: Sequence[_Commit]) -> None:
+    def _write(self, group: Sequence[_Commit], statement: tuple[str, Sequence[object]] | None) -> None:
         database = self._database
-        for commit in group:
-            commit.version = self._next
-            self._next += 1
         try:
             if self._next > self._reserved:
-                database.execute("UPDATE last SET version = ?", (self._next + RESERVE,))
-                self._reserved = self._next + RESERVE
-            if not self._write_at_once(group):
+                reserved = self._next + RESERVE
+                database.execute("UPDATE last SET version = ?", (reserved,))
+                self._reserved = reserved
+            if statement is None or not self._write_at_once(*statement):
                 self._write_one_by_one(group)
         except BaseException as error:
             if database.in_transaction:
@@ -190,32 +194,10 @@ class SqliteStore(Store):
             for commit in group:
                 commit.failed = Full(said, self._at_present(commit))
 
-    def _write_at_once(self, group: Sequence[_Commit]) -> bool:
-        """Make all commits by one statement, which takes a third of the time of several, and waits for other threads but once.
-
-        False: that cannot be, and nothing was changed.
-        """
-        values: list[object] = []
-        keys: set[Key] = set()
-        for commit in group:
-            for change in commit.changes:
-                if change.new is None:
-                    return False
-                keys.add(change.key)
-                old = None if change.old is None else change.old.version
-                values += (change.kind, change.name, old, commit.version, _dumps(to_wire(change.new)))
-        count = len(values) // 5
-        if count != len(keys) or count > _MAX_ROWS:
-            return False
+    def _write_at_once(self, statement: str, values: Sequence[object]) -> bool:
+        """Make all commits by one statement; False: one of them conflicts, and nothing was changed."""
         try:
-            # One that is not as it should be gets no value, which the table does not allow.
-            self._database.execute(
-                f"WITH new (kind, name, old, version, value) AS (VALUES {', '.join(['(?, ?, ?, ?, ?)'] * count)})"
-                " REPLACE INTO record SELECT new.kind, new.name, new.version,"
-                " CASE WHEN record.version IS new.old THEN new.value END"
-                " FROM new LEFT JOIN record ON record.kind = new.kind AND record.name = new.name",
-                values,
-            )
+            self._database.execute(statement, values)
         except sqlite3.IntegrityError:
             return False
         return True
@@ -269,6 +251,30 @@ class SqliteStore(Store):
             return replace(from_wire(KINDS[kind], json.loads(value)), version=version)
         except (KeyError, ValueError, JmpError) as error:
             raise LabError(f"{self._file}: {kind} {name} cannot be read ({error}): restore a backup") from error
+
+
+def _statement(group: Sequence[_Commit]) -> tuple[str, Sequence[object]] | None:
+    """What makes all commits at once, in a third of the time of several statements; None if one cannot."""
+    values: list[object] = []
+    keys: set[Key] = set()
+    for commit in group:
+        for change in commit.changes:
+            if change.new is None:
+                return None
+            keys.add(change.key)
+            old = None if change.old is None else change.old.version
+            values += (change.kind, change.name, old, commit.version, _dumps(to_wire(change.new)))
+    count = len(values) // 5
+    if not count or count != len(keys) or count > _MAX_ROWS:
+        return None
+    # One that is not as it should be gets no value, which the table does not allow.
+    return (
+        f"WITH new (kind, name, old, version, value) AS (VALUES {', '.join(['(?, ?, ?, ?, ?)'] * count)})"
+        " REPLACE INTO record SELECT new.kind, new.name, new.version,"
+        " CASE WHEN record.version IS new.old THEN new.value END"
+        " FROM new LEFT JOIN record ON record.kind = new.kind AND record.name = new.name",
+        values,
+    )
 
 
 # ---- files
