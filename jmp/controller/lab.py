@@ -22,28 +22,28 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 import trio
 
 from jmp import logs
 from jmp.audit import Audit
+from jmp.controller.flights import Flight, Wish, groups, units
 from jmp.controller.keys import Keys
 from jmp.controller.leases import PREPARE_LIMIT, RETENTION, Engine
 from jmp.controller.meeting import Attendance, RouterLink
 from jmp.controller.news import News
 from jmp.controller.replicas import Others
 from jmp.controller.store import Change, Key, Record, Rejected, Stale, Store, Undone
+from jmp.controller.view import View
 from jmp.errors import JmpError, LabError, Refused
 from jmp.rpc.later import Later
 from jmp.wire.records import (
-    Client,
     Desired,
     Dial,
-    Exporter,
     Grant,
     Lease,
     Observed,
@@ -80,85 +80,7 @@ DEFAULT_POLICY: Final = Policy(name="default")
 """What a new lab begins with: every client may lease every exporter and see who holds it."""
 
 
-@dataclass
-class View:
-    """What is durable."""
-
-    client: dict[str, Client] = field(default_factory=dict)
-    exporter: dict[str, Exporter] = field(default_factory=dict)
-    policy: dict[str, Policy] = field(default_factory=dict)
-    token: dict[str, Token] = field(default_factory=dict)
-    lease: dict[str, Lease] = field(default_factory=dict)
-    active: dict[str, Lease] = field(default_factory=dict)
-    """The leases that have not ended."""
-    revoked: dict[str, Token] = field(default_factory=dict)
-    presence: dict[str, Presence] = field(default_factory=dict)
-    replica: dict[str, Replica] = field(default_factory=dict)
-    holding: dict[str, str] = field(default_factory=dict)
-    """Exporter → the lease that has it, from the grant until it is idle again."""
-
-    def find(self, key: Key) -> Record | None:
-        """A record, None if there is none."""
-        found: Record | None = getattr(self, key[0]).get(key[1])
-        return found
-
-    def apply(self, change: Change) -> None:
-        """One record is now ``change.new``, None if it is gone."""
-        records = getattr(self, change.kind)
-        if change.kind == "lease":
-            for held in getattr(self.find(change.key), "devices", ()):
-                if self.holding.get(held.exporter) == change.name:
-                    del self.holding[held.exporter]
-            if isinstance(change.new, Lease) and change.new.state not in (State.QUEUED, State.ENDED):
-                self.holding |= {held.exporter: change.name for held in change.new.devices}
-            self.active.pop(change.name, None)
-            if isinstance(change.new, Lease) and change.new.state is not State.ENDED:
-                self.active[change.name] = change.new
-        elif isinstance(change.new, Token) and change.new.revoked is not None:
-            self.revoked[change.name] = change.new
-        elif change.kind == "token":
-            self.revoked.pop(change.name, None)
-        if change.new is None:
-            records.pop(change.name, None)
-        else:
-            records[change.name] = change.new
-
-
 T = TypeVar("T")
-
-
-@dataclass(eq=False)
-class _Wish(Generic[T]):
-    """Something that somebody has asked for, and waits for."""
-
-    ask: Callable[[], T]
-    about: Key | None = None
-    """The record that was changed first; the rest follows from that. None: it changes nothing, and waits for all there is."""
-    keys: set[Key] = field(default_factory=set)
-    """What it waits for that is not in the air yet."""
-    legs: int = 0
-    """The flights that it waits for."""
-    answer: list[T] = field(default_factory=list)
-    later: Later[T] = field(default_factory=Later)
-
-    def board(self, flight: _Flight) -> None:
-        self.keys.difference_update(flight.changes)
-        self.legs += 1
-        flight.aboard.append(self)
-
-    def resolve_if_over(self) -> None:
-        """Answer, unless there is something that it waits for."""
-        if not self.keys and not self.legs:
-            self.later.resolve(self.answer[0])
-
-
-@dataclass(eq=False)
-class _Flight:
-    """Changes that are being committed."""
-
-    changes: dict[Key, Change]
-    aboard: list[_Wish[Any]] = field(default_factory=list)
-    """Who waits for it; more than once, if asked more than once."""
 
 
 class Lab:
@@ -196,7 +118,7 @@ class Lab:
         self._aside: list[Change] = []
         self._pending: dict[Key, Change] = {}
         """Decided, and not being committed yet."""
-        self._flying: dict[Key, _Flight] = {}
+        self._flying: dict[Key, Flight] = {}
         self._flights = 0
         self._barred: dict[Key, tuple[float, float]] = {}
         """What the store has rejected: when it is tried again, and the pause before that."""
@@ -204,7 +126,7 @@ class Lab:
         """What others have changed, not taken in yet."""
         self._void: set[Key] = set()
         """What could not be committed, or not as it was decided."""
-        self._wishes: list[_Wish[Any]] = []
+        self._wishes: list[Wish[Any]] = []
         """Those who wait for something that is not in the air yet, and those whose flight came back."""
         self._work = trio.lowlevel.ParkingLot()
         self._queue_changed = trio.Event()
@@ -265,7 +187,7 @@ class Lab:
         self._barred = {key: bar for key, bar in self._barred.items() if key in self._pending or bar[0] > now - bar[1]}
         return min((at for key, (at, _) in self._barred.items() if key in self._pending and at > now), default=math.inf)
 
-    def _take_off(self) -> list[_Flight]:
+    def _take_off(self) -> list[Flight]:
         """Make flights of what can be committed now."""
         flights = []
         now = trio.current_time()
@@ -279,16 +201,16 @@ class Lab:
             else:
                 changes[key] = Change(*key, old, change.new)
         shared = self.store.shared
-        groups = _groups(changes, self._wishes) if shared else [list(changes)] if changes else []
-        for group in groups:
+        together = groups(changes, self._wishes) if shared else [list(changes)] if changes else []
+        for group in together:
             if self._flights >= (ABREAST if shared else 1):
                 break
             asked = any(wish.about in group for wish in self._wishes)
             if any(key in self._flying or (not asked and self._barred.get(key, (0.0,))[0] > now) for key in group):
                 continue
             mine = [changes[key] for key in group]
-            for unit in _units(mine) if shared else [mine]:
-                flight = _Flight({change.key: change for change in unit})
+            for unit in units(mine) if shared else [mine]:
+                flight = Flight({change.key: change for change in unit})
                 for wish in self._wishes:
                     if not wish.keys.isdisjoint(flight.changes):
                         wish.board(flight)
@@ -302,13 +224,13 @@ class Lab:
             self._see_off(wish)
         return flights
 
-    def _see_off(self, wish: _Wish[Any]) -> None:
+    def _see_off(self, wish: Wish[Any]) -> None:
         if wish.keys:
             self._wishes.append(wish)
         else:
             wish.resolve_if_over()
 
-    async def _fly(self, flight: _Flight) -> None:
+    async def _fly(self, flight: Flight) -> None:
         """Commit some changes, and tell what came of it."""
         undone: Undone | None = None
         try:
@@ -340,7 +262,7 @@ class Lab:
                 wish.resolve_if_over()
         self._work.unpark_all()
 
-    def _undo(self, flight: _Flight, undone: Undone) -> None:
+    def _undo(self, flight: Flight, undone: Undone) -> None:
         """Some changes were not made."""
         again = isinstance(undone, Rejected) and not any(wish.about in flight.changes for wish in flight.aboard)
         if isinstance(undone, Stale):
@@ -416,7 +338,7 @@ class Lab:
             self._pending[change.key] = change
         return new
 
-    def _ask(self, wish: _Wish[Any]) -> bool:
+    def _ask(self, wish: Wish[Any]) -> bool:
         """Whether what is wished for was granted, and is to be committed."""
         self._collect()
         wish.answer.clear()
@@ -521,7 +443,7 @@ class Lab:
         ``ask`` is asked again if others have changed the same things in the meantime, and what came of the first time is void.
         """
         self._mind_clock()
-        wish = _Wish(ask)
+        wish = Wish(ask)
         if self._ask(wish):
             if wish.keys or wish.legs:
                 self._wishes.append(wish)
@@ -718,35 +640,3 @@ class Lab:
 
 def _forgotten(token: Token) -> float:
     return token.expires + min(token.expires - token.issued, RETENTION)
-
-
-def _units(changes: Sequence[Change]) -> list[list[Change]]:
-    """Changes that belong together: leases with the exporters that are given to them."""
-    found = {change.key: change for change in changes}
-    ties = (
-        (change.key, ("exporter", held.exporter))
-        for change in changes
-        for lease in (change.old, change.new)
-        if isinstance(lease, Lease)
-        for held in lease.devices
-    )
-    return [[found[key] for key in group] for group in _tied(found, ties)]
-
-
-def _groups(changes: Mapping[Key, Change], wishes: Iterable[_Wish[Any]]) -> list[list[Key]]:
-    """Changes that are committed at the same time: those that belong together, and those that somebody has asked for at once."""
-    ties = [(unit[0].key, change.key) for unit in _units(list(changes.values())) for change in unit[1:]]
-    ties += [(wish.about, key) for wish in wishes if wish.about is not None for key in wish.keys]
-    return _tied(changes, ties)
-
-
-def _tied(keys: Iterable[Key], ties: Iterable[tuple[Key, Key]]) -> list[list[Key]]:
-    """The keys in groups, such that no two groups are tied; what else the ties name is passed over."""
-    groups = {key: [key] for key in keys}
-    for one, other in ties:
-        mine, theirs = groups.get(one), groups.get(other)
-        if mine is not None and theirs is not None and mine is not theirs:
-            mine += theirs
-            for key in theirs:
-                groups[key] = mine
-    return list({id(group): group for group in groups.values()}.values())
