@@ -23,6 +23,7 @@ _GROUP = ("224.0.0.251", 5353)
 _A, _PTR, _TXT, _SRV = 1, 12, 16, 33
 _IN, _TO_US = 1, 0x8000  # class; with the bit: answer to us, not to all
 _POINTER = 0xC0
+_MOST = 1000  # of what is kept of each kind: no network has more, and who sends more means no good
 _LONGEST = 9000  # bytes of an answer (RFC 6762, section 17)
 _AGAIN = (0.0, 0.5, 1.5)  # seconds at which what is still open is asked: an answer may be lost, and sleepers wake
 _IFF = 0x1001  # linux/if.h: up, and can multicast
@@ -74,7 +75,8 @@ def answers(message: bytes) -> list[Record]:
 
 
 def _encode(name: Name) -> bytes:
-    return b"".join(bytes([len(label.encode())]) + label.encode() for label in name) + b"\0"
+    labels = [label.encode(errors="surrogateescape") for label in name]
+    return b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
 
 
 def _decode(message: bytes, at: int) -> tuple[Name, int]:
@@ -95,7 +97,7 @@ def _decode(message: bytes, at: int) -> tuple[Name, int]:
         else:
             if length > 63 or len(labels) > 127:
                 raise ValueError("a name is too long")
-            labels.append(message[at + 1 : at + 1 + length].decode(errors="replace"))
+            labels.append(message[at + 1 : at + 1 + length].decode(errors="surrogateescape"))
             at += 1 + length
 
 
@@ -115,6 +117,7 @@ class Search:
         self._servers: dict[Name, tuple[int, Name]] = {}
         self._texts: dict[Name, list[str]] = {}
         self._addresses: dict[Name, str] = {}
+        self._asked: set[tuple[Name, int]] = set()  # since the last `open`
 
     def take(self, message: bytes) -> bool:
         """What somebody has answered; whether there is something new. What nobody has asked for, or is none, is left out."""
@@ -123,6 +126,8 @@ class Search:
         except ValueError:
             return False
         before = self._size()
+        if before > 4 * _MOST:
+            return False
         for name, kind, value in records:
             name = tuple(label.lower() for label in name) if kind in (_PTR, _A) else name
             match kind, value:
@@ -141,18 +146,20 @@ class Search:
 
     def open(self) -> list[tuple[Name, int]]:
         """What is to be asked for now: the types, and what is not known of what has been found."""
-        asked = [(name, _PTR) for name in sorted(self._types)]
-        return asked + self.missing()
+        self._asked.clear()
+        return [(name, _PTR) for name in sorted(self._types)] + self.missing()
 
     def missing(self) -> list[tuple[Name, int]]:
-        """Of what has been found, what is not known yet."""
+        """Of what has been found, what is not known and has not been asked for since `open`."""
         asked: list[tuple[Name, int]] = []
         for instance in sorted(self._instances):
             asked += [(instance, _SRV)] if instance not in self._servers else []
             asked += [(instance, _TXT)] if instance not in self._texts else []
             if instance in self._servers and _lower(self._servers[instance][1]) not in self._addresses:
                 asked.append((self._servers[instance][1], _A))
-        return asked
+        fresh = [each for each in asked if each not in self._asked]
+        self._asked.update(fresh)
+        return fresh
 
     def services(self) -> list[Service]:
         """Those of which enough is known, in the order of their types and names."""
@@ -162,9 +169,15 @@ class Search:
             address = self._addresses.get(_lower(host))
             if address is not None:
                 pairs = [text.partition("=") for text in self._texts.get(instance, []) if text]
-                known = {key.lower(): value for key, _, value in reversed(pairs)}  # the first one counts
-                found.append(Service(".".join(instance[1:3]), instance[0], ".".join(host), address, port, known))
+                known = {key.lower(): _shown(value) for key, _, value in reversed(pairs)}  # the first one counts
+                names = (_shown(instance[0]), _shown(".".join(host)))
+                found.append(Service(".".join(_lower(instance[1:3])), *names, address, port, known))
         return sorted(found, key=lambda each: (each.type, each.name))
+
+
+def _shown(text: str) -> str:
+    """As people may see it: a device in the network can send anything."""
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _lower(name: Name) -> Name:

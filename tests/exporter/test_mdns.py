@@ -39,6 +39,7 @@ def test_a_search_asks_for_what_is_missing() -> None:
     assert search.take(answer(record(wire("_shelly", "_tcp", "local"), 12, instance)))
     assert not search.take(answer(record(wire("_SHELLY", "_tcp", "local"), 12, instance))), "nothing new"
     assert search.missing() == [(SHELLY, 33), (SHELLY, 16)]
+    assert search.missing() == [], "they have been asked for"
     assert search.take(answer(record(instance, 33, struct.pack("!3H", 0, 0, 8080) + host)))
     assert search.take(answer(record(instance, 16, b"\x05gen=2\x07app=1PM\x04auth\x05gen=9\x00")))
     assert search.missing() == [(("Shelly1PM", "local"), 1)]
@@ -54,6 +55,15 @@ def test_what_nobody_asked_for_is_left_out() -> None:
     search.take(answer(record(wire("_ssh", "_tcp", "local"), 12, wire("x", "_ssh", "_tcp", "local"))))
     search.take(answer(record(wire("_shelly", "_tcp", "local"), 12, wire("x", "_ssh", "_tcp", "local"))))
     assert search.missing() == []
+
+
+def test_tricks_are_not_shown() -> None:
+    search, bad = Search(["_ssh._tcp"]), wire("\x1b[2Jx\n- y", "_ssh", "_tcp", "local")
+    search.take(answer(record(wire("_ssh", "_tcp", "local"), 12, bad)))
+    search.take(answer(record(bad, 33, struct.pack("!3H", 0, 0, 22) + b"\x02\xff\x07\0")))
+    search.take(answer(record(bad, 16, b"\x04a=\x1b\x07"), record(b"\x02\xff\x07\0", 1, bytes(4))))
+    (found,) = search.services()
+    assert (found.name, found.host, found.properties) == ("?[2Jx?- y", "??", {"a": "??"})
 
 
 def test_names_that_stand_elsewhere() -> None:

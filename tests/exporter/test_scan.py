@@ -227,6 +227,8 @@ def test_command_line(machine: Files, tmp_path: Path) -> None:
     assert jmp("scan", "--root", machine.root, "-o", "name").stdout == "console\n"
     assert jmp("scan", "--root", machine.root, "-o", "table").stdout.startswith("console\tserial\t/dev/ttyUSB0\tFTDI")
     assert jmp("scan", "--root", tmp_path / "nowhere").returncode == 64
+    both = jmp("scan", "--watch", "--network")
+    assert (both.returncode, both.stderr.count("\n"), "without it" in both.stderr) == (64, 1, True)
     assert jmp("scan", "--name", "a b").returncode == 64
 
 

@@ -22,6 +22,7 @@ from jmp.client.config import ClientConfig
 from jmp.driver import Driver, export, schema, yamlfile
 from jmp.errors import JmpError, LinkLost, ProtocolViolation, Refused
 from jmp.exporter import config as exporter_config
+from jmp.exporter import mdns
 from jmp.link import address, pages, resume
 from jmp.link.rfc6455 import ClientHandshake, Codec
 from jmp.link.websocket import UpgradeRequest, _Rejected, _Server, _Shown
@@ -320,11 +321,24 @@ def times(data: bytes) -> None:
     actions.allowed((said,), (said,), "power.on")
 
 
+def announced(data: bytes) -> None:
+    """What devices in the network tell of themselves, a message in each piece."""
+    search = mdns.Search(["_ssh._tcp", "_shelly._tcp"])
+    for piece in pieces(data):
+        search.take(piece)
+    for each in search.open():
+        assert len(mdns.question([each])) < len(data) + 64
+    assert search.missing() == []
+    for service in search.services():
+        assert f"{service.about('SSH')}{service.host}{service.properties}".isprintable()
+        assert 0 <= service.port < 65536
+
+
 TARGETS: Final[dict[str, Target]] = {
     function.__name__: function
     for function in (
         handshake, answer, page, websocket, token, claims, resumed,
         mux, frame, value, call, record,
-        exporter, client, choice, times,
+        exporter, client, choice, times, announced,
     )
 }  # fmt: skip
