@@ -33,7 +33,7 @@ from jmp.mux.protocol import (
     again,
     take,
 )
-from jmp.wire.frames import MAX_DATA, Reset
+from jmp.wire.frames import MAX_DATA, TARGET_MESSAGE, Reset
 
 HIGH_WATER: Final = 256 * 1024
 """Bytes waiting for the link past which senders of streams wait: what an urgent small frame has to queue behind."""
@@ -305,6 +305,8 @@ class MuxStream(trio.abc.HalfCloseableStream):
                     piece, rest = rest[:size], rest[size:]
                     if len(piece) or end:
                         self._mux.send(self.number, piece, end=end and not len(rest))
+                    # What there is credit for leaves in one message, as far as that goes.
+                    if not len(rest) or self._mux.outgoing_bytes >= TARGET_MESSAGE or not self._mux.credit(self.number):
                         self._connection.used = trio.current_time()
                         self._connection._flush()
                     if not len(rest):

@@ -291,6 +291,19 @@ async def test_small_frames_that_are_ready_together_leave_together() -> None:
             assert len(counting.sizes) == 2  # the first one at once, and the others
 
 
+async def test_what_is_sent_at_once_leaves_in_few_messages() -> None:
+    with trio.fail_after(5):
+        left, right = memory_links(capacity=1 << 30)
+        async with multiplex(left, Role.DIALLER) as dialler:
+            stream = dialler.open_stream()
+            assert len(await right.receive()) < 100  # HELLO and OPEN
+            await stream.send_all(bytes(3 * MAX_DATA + 5))
+            assert 3 * MAX_DATA < len(await right.receive()) < 3 * MAX_DATA + 100
+            await stream.send_last(b"x")
+            assert len(await right.receive()) < 100
+            right.cut()
+
+
 async def test_an_urgent_frame_queues_behind_little() -> None:
     """However many bulk senders there are: what waits above the link is bounded."""
     with trio.fail_after(10):
