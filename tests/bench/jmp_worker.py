@@ -89,7 +89,7 @@ class Client:
     # ---- items
 
     async def items(self, span: Span) -> Figures:
-        count = span.size(50_000, 100)
+        count = span.size(300_000, 100)
         async with self._trio() as dut:
             async for _ in dut.device.items(TEXT, span.size(1000, 10)):
                 pass
@@ -101,7 +101,7 @@ class Client:
         return {"rate": _all(got, count) / seconds}
 
     def items_sync(self, span: Span) -> Figures:
-        count = span.size(50_000, 100)
+        count = span.size(300_000, 100)
         with self._blocking() as dut:
             for _ in dut.device.items(TEXT, span.size(1000, 10)):
                 pass

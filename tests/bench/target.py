@@ -81,7 +81,7 @@ def download(connection: socket.socket, size: int) -> float:
 
 
 def use(port: int, span: Span) -> Figures:
-    size = span.size(128 * MIB, MIB)
+    size = span.size(256 * MIB, MIB)
     with connected(port, order("u", size)) as connection:
         up = upload(connection, size)
     with connected(port, order("d", size)) as connection:
