@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from jmp.driver import BadValue, ConfigError, DeviceError, Stream, UsageError, export, exportstream
+from jmp.driver import BadValue, ConfigError, DeviceError, Stream, UsageError, export, exportstream, overflow
 from jmp.driver.interfaces import Datagram, Network
 from jmp_drivers._reason import reason
 from jmp_drivers._tasks import open_nursery
@@ -126,7 +126,7 @@ async def join(stream: Stream, connection: trio.SocketStream, target: str) -> No
     """
 
     async def outward() -> None:
-        async for data in stream:
+        async for data in overflow(stream, connection):
             with _breaking(target):
                 await connection.send_all(data)
         with _breaking(target):

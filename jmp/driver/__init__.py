@@ -6,6 +6,7 @@
 ``tree``        runs a tree of drivers: opens, degrades, retries, closes; finds what a call names; makes the report
 ``proxy``       the generic client of a driver, made from the report
 ``machine``     what is plugged into a machine, for drivers that suggest themselves
+``direct``      ``overflow``: from a stream to a socket by the shortest way
 ``plugins``     driver types and client classes by name, from entry points
 ``testing``     ``serve``: a driver in-process, for its tests
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream as Stream
 
+    from jmp.driver.direct import overflow
     from jmp.driver.driver import Driver, cancelled, export, exportstream, sleep
     from jmp.driver.machine import Machine, Service, Suggestion
     from jmp.driver.proxy import DriverClient, verb
@@ -40,6 +42,7 @@ __all__ = [
     "cancelled",
     "export",
     "exportstream",
+    "overflow",
     "serve",
     "sleep",
     "verb",
@@ -49,6 +52,7 @@ _WHERE = {
     **dict.fromkeys(("Driver", "cancelled", "export", "exportstream", "sleep"), "jmp.driver.driver"),
     **dict.fromkeys(("DriverClient", "verb"), "jmp.driver.proxy"),
     **dict.fromkeys(("Machine", "Service", "Suggestion"), "jmp.driver.machine"),
+    "overflow": "jmp.driver.direct",
     "serve": "jmp.driver.testing",
 }
 

@@ -6,8 +6,8 @@ never suspends, so :class:`Blocking` can offer all of it, and client classes bui
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from types import CoroutineType, TracebackType
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, overload
 
@@ -337,6 +337,23 @@ class Blocking:
     ) -> bool | None:
         result: bool | None = run(self._wrapped.__aexit__(kind, error, traceback))
         return result
+
+
+@contextmanager
+def entered(opening: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """What an asynchronous context manager gives, as it is; it waits for nothing but a backend that blocks."""
+    value = run(_awaited(opening.__aenter__()))
+    try:
+        yield value
+    except BaseException as error:
+        if not run(_awaited(opening.__aexit__(type(error), error, error.__traceback__))):
+            raise
+    else:
+        run(_awaited(opening.__aexit__(None, None, None)))
+
+
+async def _awaited(waited: Awaitable[T]) -> T:
+    return await waited
 
 
 _PLAIN = (str, bytes, int, float, bool, type(None), list, tuple, dict, set, frozenset)

@@ -346,8 +346,14 @@ class _Keeper:
 
     async def reset(self) -> None:
         """Reset the driver; fails if it is lost meanwhile."""
-        with self._guard():
-            await self.hook("reset")
+        with trio.CancelScope() as scope:
+            over = self._begun(scope)
+            try:
+                await self.hook("reset")
+            finally:
+                error = over()
+        if scope.cancelled_caught and error is not None:
+            raise error
 
     async def hook(self, name: str) -> None:
         function = getattr(self._driver, name)
@@ -379,10 +385,10 @@ class _Keeper:
         function = partial(export.function, *args, **kwargs)
         if export.kind is Kind.CALL:
             call = partial(in_thread, function, limiter=self._threads) if export.threaded else function
-            return Method(export.kind, call, self._guard, export.at_once)
+            return Method(export.kind, call, self._begun, export.at_once)
         if export.kind is Kind.ITEMS:
             items = partial(_steps, function, self._threads) if export.threaded else function
-            return Method(export.kind, items, self._guard)
+            return Method(export.kind, items, self._begun)
 
         def use(stream: trio.abc.HalfCloseableStream) -> Awaitable[None]:
             if export.threaded:
@@ -390,20 +396,21 @@ class _Keeper:
             result: Awaitable[None] = export.function(stream, *args, **kwargs)
             return result
 
-        return Method(export.kind, use, self._guard)
+        return Method(export.kind, use, self._begun)
 
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Surrounds a call, which fails if the device is lost meanwhile."""
-        with trio.CancelScope() as scope:
-            self._calls.add(scope)
-            try:
-                yield
-            finally:
-                self._calls.discard(scope)
-                self._calls_over.unpark_all()
-        if scope.cancelled_caught:
+    def _begun(self, scope: trio.CancelScope) -> Callable[[], JmpError | None]:
+        """A call begins in ``scope``, which is cancelled if the device is lost meanwhile."""
+        if self._gone.is_set():
             raise self._failure()
+        self._calls.add(scope)
+
+        def over() -> JmpError | None:
+            self._calls.discard(scope)
+            if self._calls_over:
+                self._calls_over.unpark_all()
+            return self._failure() if self._gone.is_set() and scope.cancel_called else None
+
+        return over
 
     def _failure(self) -> JmpError:
         return DeviceError(f"{self._node.path or 'the driver'} was lost: {self._reason or 'it is being closed'}")

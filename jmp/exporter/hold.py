@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, Protocol
 
 import trio
@@ -292,7 +292,7 @@ class Visit:
                 async with multiplex(
                     link,
                     Role.LISTENER,
-                    serve=serve(self._resolve, note=self._note, around=self._around),
+                    serve=serve(self._resolve, note=self._note, around=self._around, about=self._about),
                     watch=True,
                 ) as connection:
                     self._connection = connection
@@ -343,10 +343,13 @@ class Visit:
             scope.cancel()  # first: the driver is cancelled, and does not fail for a stream that was closed under it
             stream.reset(Reset.FAILED, detail)
 
+    def _about(self) -> AbstractContextManager[None]:
+        return logs.about(self._hold.subject if self._hold is not None else {})
+
     @contextmanager
     def _around(self, stream: MuxStream) -> Iterator[None]:
         task = trio.lowlevel.current_task()
-        with trio.CancelScope() as scope, logs.about(self._hold.subject if self._hold is not None else {}):
+        with trio.CancelScope() as scope, self._about():
             self._calls[task] = scope, stream
             try:
                 yield

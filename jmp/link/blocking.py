@@ -233,6 +233,8 @@ class BlockingLink:
 
     def _push(self, buffers: Sequence[Buffer]) -> int:
         try:
+            if len(buffers) == 1:
+                return self._socket.send(buffers[0], _NOT_WAITING)
             return self._socket.sendmsg(buffers, [], _NOT_WAITING)
         except BlockingIOError:
             return 0

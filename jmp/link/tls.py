@@ -227,6 +227,8 @@ class Tls:
         try:
             while piece := self._object.read(_RECORD):
                 pieces.append(piece)
+                if not self._incoming.pending and not self._object.pending():
+                    return piece if len(pieces) == 1 else b"".join(pieces)  # without asking in vain, which takes longer
         except ssl.SSLWantReadError:
             return b"".join(pieces)
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):

@@ -67,6 +67,7 @@ class _Pipe:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self.refill: Callable[[], bytes] = bytes
         self._socket = sock
+        self._number = sock.fileno()  # -1 once it is closed here; asking the socket takes longer than a short read
         self._tls: Tls | None = None
         self._early = b""
         self._rest = memoryview(b"")
@@ -119,12 +120,12 @@ class _Pipe:
             data, self._early = self._early, b""
             return data
         while True:
-            if self._socket.fileno() < 0:
+            if self._number < 0:
                 raise LinkLost(_CLOSED_HERE)
             try:
                 # Not the socket's own recv: that would try first, which is in vain whenever an answer is waited for.
-                await trio.lowlevel.wait_readable(self._socket.fileno())
-                data = os.read(self._socket.fileno(), _READ)
+                await trio.lowlevel.wait_readable(self._number)
+                data = os.read(self._number, _READ)
             except BlockingIOError:
                 continue
             except trio.ClosedResourceError:
@@ -150,13 +151,14 @@ class _Pipe:
             self._failed = LinkLost(_CLOSED_HERE)
         self._rest = memoryview(b"")
         self._drained.unpark_all()
+        self._number = -1
         self._socket.close()
 
     async def _drain(self) -> None:
         """Write the rest. A system task, so it must not raise."""
         try:
             while self._rest:
-                await trio.lowlevel.wait_writable(self._socket.fileno())
+                await trio.lowlevel.wait_writable(self._number)
                 self._rest = self._rest[self._push([self._rest]) :]
                 if not self._rest and (more := self.refill()):
                     self._rest = memoryview(more if self._tls is None else self._tls.encrypt([more]))
@@ -170,7 +172,7 @@ class _Pipe:
     def _push(self, buffers: Sequence[Buffer]) -> int:
         """Give the system what it takes; return how many bytes that were. Raises LinkLost."""
         try:
-            return os.writev(self._socket.fileno(), buffers)
+            return os.write(self._number, buffers[0]) if len(buffers) == 1 else os.writev(self._number, buffers)
         except BlockingIOError:
             return 0
         except OSError as error:

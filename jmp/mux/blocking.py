@@ -70,7 +70,8 @@ class BlockingConnection:
         self._link = link
         self._mux = Mux(Role.DIALLER)
         self._streams: dict[int, BlockingStream] = {}
-        self._state = threading.Condition()  # guards everything here; held while reading never, while sending never
+        self._lock = threading.RLock()  # guards everything here; held while reading never, while sending never
+        self._state = threading.Condition(self._lock)
         self._reading = False
         self._idle = 0  # threads that wait for the one that reads
         self._sending = threading.Lock()
@@ -84,7 +85,7 @@ class BlockingConnection:
 
     def open_stream(self, data: bytes = b"", *, end: bool = False) -> BlockingStream:
         """Open a stream with its first bytes, 64 KiB at most. Raises :class:`~jmp.errors.LinkLost` if the link has ended."""
-        with self._state:
+        with self._lock:
             self._check()
             stream = BlockingStream(self, self._mux.open(data, end=end))
             self._streams[stream._number] = stream
@@ -99,7 +100,8 @@ class BlockingConnection:
 
     def disown(self) -> None:
         """Leave the connection to the process that made it: after a fork, in the child, where no other thread is alive."""
-        self._state, self._sending = threading.Condition(), threading.Lock()  # those threads may have held them
+        self._lock, self._sending = threading.RLock(), threading.Lock()  # those threads may have held them
+        self._state = threading.Condition(self._lock)
         self._mux.outgoing()
         self.error = LinkLost("this connection belongs to the process that made it: after a fork, connect again")
         self._over.set()
@@ -110,7 +112,7 @@ class BlockingConnection:
             raise again(self.error)
 
     def _end(self, error: JmpError) -> None:
-        with self._state:
+        with self._lock:
             if self.error is None:
                 self.error = error
             self._over.set()
@@ -120,7 +122,7 @@ class BlockingConnection:
         """Send what waits. A thread that finds another one sending leaves its frames to that one."""
         while self._mux.outgoing_bytes and self._sending.acquire(blocking=False):
             try:
-                with self._state:
+                with self._lock:
                     parts = self._mux.outgoing()
                 if parts:
                     self._link.send(parts)
@@ -188,15 +190,17 @@ class BlockingConnection:
             if (receiver := self._streams.get(event.stream)) is not None:
                 receiver._chunks.append(event.data)
             return
+        if isinstance(event, Ended):
+            if (ending := self._streams.get(event.stream)) is not None:
+                ending._ended = True
+            return
         if isinstance(event, Opened):
             self._mux.reset(event.stream, Reset.REFUSED)
             return
         stream = self._streams.get(getattr(event, "stream", 0))
         if stream is None:
             return
-        if isinstance(event, Ended):
-            stream._ended = True
-        elif isinstance(event, Stopped):
+        if isinstance(event, Stopped):
             stream._stopped = True
         elif isinstance(event, WasReset):
             stream._reset = event
@@ -206,7 +210,7 @@ class BlockingConnection:
 
     def _keep(self) -> None:
         while not self._over.wait(KEEP_EVERY):
-            with self._state:
+            with self._lock:
                 # All that is there: a PING may be behind a window's worth of data that no thread wants yet.
                 while not self._reading and self.error is None and self._read(0):
                     pass
@@ -247,7 +251,7 @@ class BlockingStream:
             data, self._front = self._front[:max_bytes], b"" if max_bytes is None else self._front[max_bytes:]
             return data
         connection = self._connection
-        with connection._state:
+        with connection._lock:
             if not self._chunks:
                 self._wait(self._may_receive, deadline)
             if self._closed:
@@ -266,7 +270,7 @@ class BlockingStream:
 
     def mark(self) -> None:
         """Note what was sent until now: :meth:`arrived` is about that. At first it is what the stream was opened with."""
-        with self._connection._state:
+        with self._connection._lock:
             self._mark = self._mux.position
 
     @property
@@ -285,7 +289,7 @@ class BlockingStream:
         connection = self._connection
         rest = memoryview(data if isinstance(data, bytes) else bytes(data))
         while True:
-            with connection._state:
+            with connection._lock:
                 if len(rest):
                     self._wait(self._may_send, deadline)
                 if self._reset is not None:
@@ -324,13 +328,13 @@ class BlockingStream:
 
     def send_eof(self) -> None:
         """Say that nothing more will be sent."""
-        with self._connection._state:
+        with self._connection._lock:
             self._mux.end(self._number)
         self._connection._flush()
 
     def close(self) -> None:
         """End sending and reading. What was sent still arrives."""
-        with self._connection._state:
+        with self._connection._lock:
             if self._closed:
                 return
             self._mux.end(self._number)
@@ -340,12 +344,13 @@ class BlockingStream:
 
     def reset(self, code: int = Reset.CANCELLED, detail: bytes = b"") -> None:
         """End the stream at once, both ways. Does nothing to one that is over."""
-        with self._connection._state:
+        with self._connection._lock:
             if self._closed:
                 return
             self._mux.reset(self._number, code, detail)
             self._leave()
-        self._connection._flush()
+        if self._mux.outgoing_bytes:
+            self._connection._flush()
 
     def _leave(self) -> None:
         self._closed = True

@@ -22,7 +22,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from jmp.errors import JmpError, LinkLost, ProtocolViolation
-from jmp.wire.frames import MAX_DATA, MAX_STREAM, TARGET_MESSAGE, Kind, Reset, batches, pack, pack_data
+from jmp.wire.frames import MAX_DATA, MAX_STREAM, TARGET_MESSAGE, Kind, Reset, batches, pack, pack_bare, pack_data
 
 VERSION: Final = (1, 0)
 """Major and minor. Peers with the same major work together; a newer minor only adds what an older one ignores."""
@@ -166,7 +166,7 @@ class Mux:
                 if not self._greeted:
                     self._greet(kind, a)
                 elif kind == _DATA:
-                    self._on_data(events, self._known(number), number, a, b)
+                    self._on_data(events, self._streams.get(number) or self._known(number), number, a, b)
                 elif kind == _OPEN:
                     self._on_open(events, number, a, b)
                 elif number:
@@ -234,13 +234,11 @@ class Mux:
             stream.room -= len(data)
             events.append(Received(number, data))
         if end:
-            self._on_end(events, stream, number)
-
-    def _on_end(self, events: list[Event], stream: _Stream, number: int) -> None:
-        if stream.inbound is Side.OPEN:
-            events.append(Ended(number))
-        stream.inbound = Side.ENDED
-        self._forget_if_over(stream, number)
+            if stream.inbound is Side.OPEN:
+                events.append(Ended(number))
+            stream.inbound = Side.ENDED
+            if stream.outbound is Side.ENDED:
+                self._forget(number)
 
     def _on_stream(self, events: list[Event], kind: int, number: int, a: Any, b: Any) -> None:
         stream = self._known(number)
@@ -252,9 +250,7 @@ class Mux:
                 raise ProtocolViolation(f"{a} bytes of credit were given to stream {number}")
             events.append(Credited(number))
         elif kind == Kind.END:
-            if stream.inbound is Side.ENDED:
-                raise ProtocolViolation(f"stream {number} went on after its END")
-            self._on_end(events, stream, number)
+            self._on_data(events, stream, number, b"", True)
         elif kind == Kind.STOP:
             if stream.outbound is Side.OPEN:
                 events.append(Stopped(number))
@@ -303,7 +299,7 @@ class Mux:
         """Say that nothing more will be sent on the stream."""
         stream = self._streams.get(number)
         if stream is not None and stream.outbound is Side.OPEN:
-            self._queue(pack(Kind.END, number))
+            self._queue(pack_bare(Kind.END, number))
             stream.outbound = Side.ENDED
             self._forget_if_over(stream, number)
 
@@ -311,7 +307,7 @@ class Mux:
         """Say that nothing more will be read from the stream."""
         stream = self._streams.get(number)
         if stream is not None and stream.inbound is Side.OPEN:
-            self._queue(pack(Kind.STOP, number))
+            self._queue(pack_bare(Kind.STOP, number))
             stream.inbound = Side.STOPPED
 
     def reset(self, number: int, code: int = Reset.CANCELLED, detail: bytes = b"") -> None:
@@ -344,7 +340,13 @@ class Mux:
 
     def outgoing(self) -> list[bytes | memoryview]:
         """The parts of the next message to send: whole frames, about 256 KiB at most; empty if none wait."""
-        parts: list[bytes | memoryview] = []
+        parts: list[bytes | memoryview]
+        if len(self._out) == 1:  # as nearly always
+            parts = list(self._out.popleft())
+            self._taken += self.outgoing_bytes
+            self.outgoing_bytes = 0
+            return parts
+        parts = []
         size = 0
         while self._out and size < TARGET_MESSAGE and len(parts) < _MOST_PARTS:
             for part in self._out.popleft():

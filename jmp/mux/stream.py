@@ -114,6 +114,9 @@ class MuxStream(trio.abc.HalfCloseableStream):
     # What most streams never change belongs to the class: there is one for each call.
     scope: trio.CancelScope | None = None
     """Cancelled when the stream breaks: set it to end, with the stream, work that does not itself wait for the stream."""
+    take: Callable[[bytes], int] | None = None
+    """Is offered what comes, in the turn in which it comes, while nothing waits to be received: how much of it was taken. It
+    neither waits nor raises."""
     _ended = False
     _stopped = False
     _sent_end = False
@@ -165,6 +168,11 @@ class MuxStream(trio.abc.HalfCloseableStream):
     def _on_received(self, data: bytes) -> None:
         if self._closed:
             return
+        if self.take is not None and not self._chunks and not self._front and (taken := self.take(data)):
+            self._mux.consumed(self.number, taken)
+            if taken == len(data):
+                return
+            data = data[taken:]
         self._chunks.append(data)
         self._readable.wake()
 
@@ -228,7 +236,14 @@ class MuxStream(trio.abc.HalfCloseableStream):
 
     def take_nowait(self) -> bytes:
         """Bytes that are there already, or none; without a checkpoint."""
-        return self._take(None) if self._chunks and not self._front and self._error is None else b""
+        if not self._chunks or self._front or self._error is not None:
+            return b""
+        return self._chunks.popleft() if self._ended else self._take(None)
+
+    @property
+    def heard(self) -> float:
+        """When the other side last said anything, on Trio's clock."""
+        return self._connection._heard
 
     @property
     def ended(self) -> bool:
@@ -261,6 +276,24 @@ class MuxStream(trio.abc.HalfCloseableStream):
         self._sent_end = end
         self._connection.used = trio.current_time()
         self._connection._flush()
+        return True
+
+    def finish_nowait(self, data: bytes) -> bool:
+        """Send ``data`` as the last there is, and close the stream, on which no task waits; False: nothing was done.
+
+        Raises as :meth:`send_all`.
+        """
+        self._check_sending()
+        mux, connection = self._mux, self._connection
+        if self._unsent or not self._ended:
+            return False
+        if len(data) > min(mux.credit(self.number), MAX_DATA) or mux.outgoing_bytes > HIGH_WATER:
+            return False
+        mux.send(self.number, data, end=True)
+        self._closed = True
+        connection._streams.pop(self.number, None)
+        connection.used = connection._heard
+        connection._flush()
         return True
 
     def send_soon(self, data: bytes) -> None:
@@ -378,12 +411,14 @@ class MuxStream(trio.abc.HalfCloseableStream):
             self._mux.end(self.number)
             self._mux.stop(self.number)
             self._leave()
+            self._connection._flush_soon()
 
     def reset(self, code: int = Reset.CANCELLED, detail: bytes = b"") -> None:
         """End the stream at once, both ways; what was sent and has not arrived may be lost."""
         if not self._closed:
             self._mux.reset(self.number, code, detail)
             self._leave()
+            self._connection._flush()
 
     def _leave(self) -> None:
         self._closed = True
@@ -391,7 +426,6 @@ class MuxStream(trio.abc.HalfCloseableStream):
         self._connection._streams.pop(self.number, None)
         self._readable.wake()
         self._wake_sender()
-        self._connection._flush()
 
 
 Serve = Callable[[MuxStream], Awaitable[None]]
@@ -540,6 +574,11 @@ class Connection:
                 self._end(error)
                 return
         if self._unsent or self._mux.outgoing_bytes:
+            self._wake_writer.wake()
+
+    def _flush_soon(self) -> None:
+        """Send what waits in a moment, with what else there is to send by then: what nobody on the other side waits for."""
+        if self._mux.outgoing_bytes:
             self._wake_writer.wake()
 
     async def _write(self) -> None:

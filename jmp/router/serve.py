@@ -11,6 +11,7 @@ Ends watch each other through the router (pings are messages like others): a pai
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ MEET_SECONDS: Final = 12.0
 (:data:`jmp.mux.stream.SILENCE`), so that it hears why."""
 SILENCE: Final = 60.0
 """A link that carries nothing for so long is given up: both ends would have pinged each other several times."""
+_SLACK: Final = 1.0
+"""How much later that may be."""
 TELL_SECONDS: Final = 2.0
 """How long a router that stops tries to tell that to its controller, before it sends anybody away."""
 MAX_PAIRS: Final = 2000
@@ -139,7 +142,9 @@ class Router:
         with trio.CancelScope() as silent:
             try:
                 while True:
-                    silent.deadline = trio.current_time() + SILENCE
+                    due = trio.current_time() + SILENCE
+                    if not due <= silent.deadline < math.inf:
+                        silent.deadline = due + _SLACK  # to set it for each message would take a part of its time
                     message = await source.receive()
                     if not party.lasts and is_resume(message):
                         party.lasts = True
@@ -153,7 +158,7 @@ class Router:
                     self.messages += len(messages)
                     self.bytes += size
                     if len(messages) > 1 or not sink.send_nowait(messages):
-                        silent.deadline = float("inf")  # it is the sink that is slow
+                        silent.deadline = math.inf  # it is the sink that is slow
                         await sink.send_each(messages)
             except Closed as error:
                 log.debug("%s: %s", source.peer, error)

@@ -46,7 +46,8 @@ class BlockingCaller:
         stream: BlockingStream | None = None
         try:
             stream = self._open(target, method, args, kwargs, end=True)
-            reply, value = _Answer(stream).next()
+            data = stream.receive_some(deadline=_deadline.get())
+            reply, value = messages.whole(data) or _Answer(stream).next(data)
         except _TRANSLATED as error:
             raise _meant(error, f"{target}.{method}", stream) from _cause(error)
         finally:
@@ -161,15 +162,19 @@ class _Answer:
         self._stream = stream
         self._decoder = codec.Decoder(messages.MAX_VALUE)
 
-    def next(self) -> tuple[Reply, Any]:
+    def next(self, data: bytes | None = None) -> tuple[Reply, Any]:
+        """The next reply. ``data`` has been received already."""
         while True:
-            self.more()
+            self._feed(self._stream.receive_some(deadline=_deadline.get()) if data is None else data)
             for value in self._decoder:
                 return messages.read(value)
+            data = None
 
     def more(self) -> None:
         """Wait for what :meth:`ready` can be made of."""
-        data = self._stream.receive_some(deadline=_deadline.get())
+        self._feed(self._stream.receive_some(deadline=_deadline.get()))
+
+    def _feed(self, data: bytes) -> None:
         if not data:
             raise ProtocolViolation("an answer ended before its time")
         self._decoder.feed(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -35,7 +35,8 @@ class Caller:
         """The value that a unary method returns."""
         stream = await self._open(target, method, args, kwargs, end=True)
         try:
-            reply, value = await _Answer(stream).next()
+            data = await stream.next_piece()
+            reply, value = messages.whole(data) or await _Answer(stream).next(data)
         except trio.BrokenResourceError as error:
             raise self._meant(error, f"{target}.{method}", stream) from _cause(error)
         finally:
@@ -69,15 +70,21 @@ class Caller:
     ) -> AsyncIterator[ByteStream]:
         """A byte stream of a method, open for the block; left by an exception, it is reset."""
         name = f"{target}.{method}"
-        async with self._begin(target, method, args, kwargs, end=False) as stream:
+        stream = await self._open(target, method, args, kwargs, end=False)
+        try:
             answer = _Answer(stream)
-            with self._translated(name, stream):
+            try:
                 reply, _ = await answer.next()
+            except trio.BrokenResourceError as error:
+                raise self._meant(error, name, stream) from _cause(error)
             if reply is not Reply.READY:
                 raise ProtocolViolation(f"{name} answered with {reply.name}, not with a byte stream")
-            stream.unread(answer.rest())
-            yield ByteStream(stream, partial(self._translated, name))
-            await stream.aclose()
+            if rest := answer.rest():
+                stream.unread(rest)
+            yield ByteStream(stream, partial(self._meant, name=name))
+            stream.close()
+        finally:
+            stream.reset()  # does nothing to a stream that is over
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run local work that blocks, in a worker thread."""
@@ -121,7 +128,7 @@ class Caller:
         except trio.BrokenResourceError as error:
             raise self._meant(error, name, asked) from _cause(error)
 
-    def _meant(self, error: trio.BrokenResourceError, name: str, asked: MuxStream | None) -> JmpError:
+    def _meant(self, error: trio.BrokenResourceError, name: str, asked: MuxStream | None = None) -> JmpError:
         if isinstance(error, StreamReset):
             return messages.from_reset(name, error.code, error.detail)
         lost = self.connection.error
@@ -138,25 +145,33 @@ def _cause(error: trio.BrokenResourceError) -> trio.BrokenResourceError | None:
 class ByteStream(trio.abc.HalfCloseableStream):
     """A byte stream of a method: a Trio stream, but where another one is broken it raises what :mod:`jmp.errors` has for it."""
 
-    def __init__(self, stream: MuxStream, translated: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, stream: MuxStream, meant: Callable[[trio.BrokenResourceError], JmpError]) -> None:
         self._stream = stream
-        self._translated = translated
+        self._meant = meant
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with self._translated():
+        try:
             await self._stream.send_all(data)
+        except trio.BrokenResourceError as error:
+            raise self._meant(error) from _cause(error)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        with self._translated():
+        try:
             return await self._stream.receive_some(max_bytes)
+        except trio.BrokenResourceError as error:
+            raise self._meant(error) from _cause(error)
 
     async def wait_send_all_might_not_block(self) -> None:
-        with self._translated():
+        try:
             await self._stream.wait_send_all_might_not_block()
+        except trio.BrokenResourceError as error:
+            raise self._meant(error) from _cause(error)
 
     async def send_eof(self) -> None:
-        with self._translated():
+        try:
             await self._stream.send_eof()
+        except trio.BrokenResourceError as error:
+            raise self._meant(error) from _cause(error)
 
     async def aclose(self) -> None:
         await self._stream.aclose()
@@ -169,15 +184,19 @@ class _Answer:
         self._stream = stream
         self._decoder = codec.Decoder(messages.MAX_VALUE)
 
-    async def next(self) -> tuple[Reply, Any]:
+    async def next(self, data: bytes | None = None) -> tuple[Reply, Any]:
+        """The next reply. ``data`` has been received already."""
         while True:
-            await self.more()
+            self._feed(await self._stream.next_piece() if data is None else data)
             for value in self._decoder:
                 return messages.read(value)
+            data = None
 
     async def more(self) -> None:
         """Wait for what :meth:`ready` can be made of."""
-        data = await self._stream.next_piece()
+        self._feed(await self._stream.next_piece())
+
+    def _feed(self, data: bytes) -> None:
         if not data:
             raise ProtocolViolation("an answer ended before its time")
         self._decoder.feed(data)

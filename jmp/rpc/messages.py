@@ -132,6 +132,17 @@ def read(value: object) -> tuple[Reply, Any]:
     raise ProtocolViolation("an answer is no reply")
 
 
+def whole(data: bytes) -> tuple[Reply, Any] | None:
+    """The reply that ``data`` is, neither less nor more, as that of nearly every call; None: look closely."""
+    if len(data) > _SHORT:
+        return None
+    try:
+        return read(codec.decode(data))
+    except ProtocolViolation:
+        return None
+
+
+_SHORT: Final = 4096
 _REPLIES: Final[dict[int, Reply]] = {int(reply): reply for reply in Reply}
 
 

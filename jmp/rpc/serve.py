@@ -35,10 +35,11 @@ class Method(NamedTuple):
 
     kind: Kind
     function: Callable[..., Any]
-    guard: Callable[[], AbstractContextManager[object]] = nullcontext
-    """What surrounds the function from its beginning to its end, however long its items or bytes take."""
+    begun: Callable[[trio.CancelScope], Callable[[], JmpError | None]] = lambda scope: lambda: None
+    """Is told when the function begins, with the scope that it runs in, and may cancel that. What it gives is called when the
+    function is over, however long its items or bytes took: the error, if the scope was cancelled for one."""
     at_once: bool = False
-    """It is a coroutine function that waits for nothing (:func:`waits_for_nothing`): it needs no task, and no guard.
+    """It is a coroutine function that waits for nothing (:func:`waits_for_nothing`): it needs no task, and nobody is told.
 
     Its result may be a :class:`~jmp.rpc.later.Later`: then the answer goes when that is known. A caller that gives up meanwhile
     does not cancel what will make it known.
@@ -67,6 +68,10 @@ Around = Callable[[MuxStream], AbstractContextManager[object]]
 """What surrounds the answer to a stream."""
 
 
+About = Callable[[], AbstractContextManager[object]]
+"""What surrounds an answer that takes no waiting, instead."""
+
+
 def _nothing(_: MuxStream) -> AbstractContextManager[object]:
     return nullcontext()
 
@@ -74,7 +79,10 @@ def _nothing(_: MuxStream) -> AbstractContextManager[object]:
 class Answering:
     """Answers streams; made by :func:`serve`."""
 
-    def __init__(self, resolve: Resolve, tracebacks: bool, note: Note | None, around: Around) -> None:
+    def __init__(
+        self, resolve: Resolve, tracebacks: bool, note: Note | None, around: Around, about: About | None
+    ) -> None:
+        self._about = about
         self._resolve = resolve
         self._tracebacks = tracebacks
         self._note = note
@@ -100,18 +108,22 @@ class Answering:
                     call.later.listen(partial(self._later, call))
                     return None
                 if call.reply is None:
-                    self._over(call, OK)
+                    if self._note is not None and call.request is not None:
+                        self._note(call.request, OK, trio.current_time() - call.begun)
                     return None
+            elif call.method.kind is Kind.BYTES:
+                # To its caller it is open while it gets its task: to them, that is one turn of the other side less.
+                call.told_ready = stream.send_nowait(messages.READY)
         except Exception as error:  # noqa: BLE001  # a call's root, see below
             self._over(call, self._failed(call, error))
             return None
         return lambda _: self._in_task(call)
 
     def _now(self, call: _Call) -> None:
-        if self._around is _nothing:
+        if self._about is None:
             call.run_now()
         else:
-            with self._around(call.stream):
+            with self._about():
                 call.run_now()
 
     def _later(self, call: _Call, known: Later[object]) -> None:
@@ -148,9 +160,16 @@ class Answering:
 
 
 def serve(
-    resolve: Resolve, *, tracebacks: bool = True, note: Note | None = None, around: Around = _nothing
+    resolve: Resolve,
+    *,
+    tracebacks: bool = True,
+    note: Note | None = None,
+    around: Around = _nothing,
+    about: About | None = None,
 ) -> Answering:
     """A handler for :func:`jmp.mux.stream.multiplex` that answers each stream as one call, inside of ``around(stream)``.
+
+    An answer that takes no waiting, which nothing can interrupt, is made inside of ``about()`` instead.
 
     A caller that resets its stream, or whose link ends, cancels the method; one that closes it learns nothing more of what
     becomes of the method. When the handler itself is cancelled, the caller learns that the session is over.
@@ -158,12 +177,13 @@ def serve(
     What takes no waiting takes no task either: a call that came whole, of a method that waits for nothing, is answered in the
     turn in which it came.
     """
-    return Answering(resolve, tracebacks, note, around)
+    return Answering(resolve, tracebacks, note, around, about)
 
 
 OK: Final = "ok"
 CANCELLED: Final = "cancelled"
 _SESSION_OVER: Final = messages.describe(Cancelled("the session ended before the call did"))
+_SHORT: Final = 4096
 _GATHERED: Final = MAX_DATA
 """Bytes of items that leave together at most."""
 _GATHER_SECONDS: Final = 0.005
@@ -175,13 +195,14 @@ class _Call:
 
     def __init__(self, stream: MuxStream, resolve: Resolve) -> None:
         self.stream = stream
-        self.begun = trio.current_time()
+        self.begun = stream.heard
         self.request: Request | None = None
         self.method: Method | None = None
         self.reply: bytes | None = None
         """An answer that has still to be sent."""
         self.later: Later[object] | None = None
         """A result that has still to come."""
+        self.told_ready = False
         self._resolve = resolve
 
     @property
@@ -193,6 +214,14 @@ class _Call:
         data = self.stream.take_nowait()
         if not data:
             return False
+        if len(data) <= _SHORT and self.stream.ended:
+            try:
+                value = codec.decode(data)  # as nearly always
+            except ProtocolViolation:
+                pass  # less or more, or wrong: below it is looked at closely
+            else:
+                self._prepare(value)
+                return True
         decoder = codec.Decoder(messages.MAX_VALUE)
         decoder.feed(data)
         for value in decoder:
@@ -227,8 +256,7 @@ class _Call:
     def answer_now(self, value: object) -> None:
         """Answer with a result; :attr:`reply` is left if that takes waiting."""
         self.reply = self._encoded(messages.result, value)
-        if self.stream.send_nowait(self.reply, end=True):
-            self.stream.close()
+        if self.stream.finish_nowait(self.reply):
             self.reply = None
 
     async def run(self) -> str:
@@ -240,8 +268,10 @@ class _Call:
         assert self.request is not None
         timeout = math.inf if self.request.timeout is None else self.request.timeout
         self.stream.scope = scope = trio.CancelScope(deadline=self.begun + timeout)
+        over = method.begun(scope)
+        error: JmpError | None = None
         with scope:
-            with method.guard():
+            try:
                 if method.kind is Kind.CALL:
                     value: Any = self.later or await method.function()
                     if isinstance(value, Later):
@@ -251,15 +281,19 @@ class _Call:
                     async with aclosing(method.function()) as items:
                         value = await self._send_items(items)
                 else:
-                    if not self.stream.send_nowait(messages.READY):
+                    if not self.told_ready and not self.stream.send_nowait(messages.READY):
                         await self.stream.send_all(messages.READY)
                     await method.function(self.stream)
+            finally:
+                error = over()
             if method.kind is Kind.CALL:
                 await self._answer(self._encoded(messages.result, value))
             elif method.kind is Kind.ITEMS:
                 await self._answer(value + messages.END)
             else:
-                await self.stream.aclose()
+                self.stream.close()
+        if scope.cancelled_caught and error is not None:
+            raise error
         if scope.cancelled_caught and not self.stream.broken:
             raise Timeout(f"{self._name} did not finish within {timeout:g} s")
         return CANCELLED if scope.cancelled_caught else OK

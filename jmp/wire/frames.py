@@ -93,6 +93,8 @@ _TYPES: Final[dict[int, tuple[type, ...]]] = {
 }
 _LINK_KINDS: Final = frozenset({Kind.HELLO, Kind.PING, Kind.PONG, Kind.GOAWAY})
 
+_BARE = struct.Struct(">BBBI")
+"""A msgpack array: how many elements, the first one (a small int), the second one (a 32-bit int)."""
 _HEAD_8, _HEAD_16, _HEAD_32 = struct.Struct(">BBBIBB"), struct.Struct(">BBBIBH"), struct.Struct(">BBBIBI")
 """A msgpack array of four: its first element (a small int), its second (a 32-bit int), and the head of its third (bytes)."""
 
@@ -101,16 +103,19 @@ def pack(kind: Kind, stream: int, *elements: object) -> bytes:
     return msgpack.packb((int(kind), stream, *elements), use_bin_type=True) or b""
 
 
-def pack_data(kind: int, stream: int, data: bytes | memoryview, end: bool) -> tuple[bytes, bytes | memoryview, bytes]:
-    """An OPEN or DATA frame in three parts, the middle one being ``data`` itself: no copy is made."""
+def pack_bare(kind: int, stream: int) -> bytes:
+    """A frame that says nothing but its kind: END or STOP."""
+    return _BARE.pack(_ARRAY_OF_2, kind, _UINT_32, stream)
+
+
+def pack_data(kind: int, stream: int, data: bytes | memoryview, end: bool) -> tuple[bytes | memoryview, ...]:
+    """An OPEN or DATA frame in parts, one being ``data`` itself if that is large: no copy is made of it."""
     size = len(data)
     if size < 0x100:
         head = _HEAD_8.pack(0x94, kind, 0xCE, stream, 0xC4, size)
-    elif size < 0x10000:
-        head = _HEAD_16.pack(0x94, kind, 0xCE, stream, 0xC5, size)
-    else:
-        head = _HEAD_32.pack(0x94, kind, 0xCE, stream, 0xC6, size)
-    return head, data, b"\xc3" if end else b"\xc2"
+        return (b"".join((head, data, b"\xc3" if end else b"\xc2")),)
+    long, width = (_HEAD_16, 0xC5) if size < 0x10000 else (_HEAD_32, 0xC6)
+    return long.pack(0x94, kind, 0xCE, stream, width, size), data, b"\xc3" if end else b"\xc2"
 
 
 def unpack(message: bytes) -> list[Frame]:
@@ -126,11 +131,21 @@ def batches(message: bytes) -> Iterator[list[Frame]]:
     frames: list[Frame] = []
     size = len(message)
     at = 0
-    while size - at > _SHORTEST:
-        # OPEN and DATA as they are usually written, which is nearly all that ever comes: read where they lie.
-        array, kind, wide, stream, width, length = _HEAD_8.unpack_from(message, at)
-        if array != _ARRAY_OF_4 or wide != _UINT_32 or not 0 < kind < 3 or not stream:
+    while size - at >= _BARE.size:
+        # Frames as they are usually written, which is nearly all that ever comes: read where they lie.
+        array, kind, wide, stream = _BARE.unpack_from(message, at)
+        if wide != _UINT_32 or not stream:
             break
+        if len(frames) == _BATCH:
+            yield frames
+            frames = []
+        if array == _ARRAY_OF_2 and (kind == Kind.END or kind == Kind.STOP):
+            frames.append(_frame(Frame, (kind, stream, None, None)))
+            at += _BARE.size
+            continue
+        if array != _ARRAY_OF_4 or not 0 < kind < 3 or size - at <= _SHORTEST:
+            break
+        width, length = message[at + 7], message[at + 8]
         begin = at + 9
         if width != _BIN_8:
             if width == _BIN_16:
@@ -143,9 +158,6 @@ def batches(message: bytes) -> Iterator[list[Frame]]:
         end = begin + length
         if end >= size or message[end] not in _BOOL:
             break
-        if len(frames) == _BATCH:
-            yield frames
-            frames = []
         frames.append(_frame(Frame, (kind, stream, message[begin:end], message[end] == _TRUE)))
         at = end + 1
     yield frames
@@ -154,6 +166,7 @@ def batches(message: bytes) -> Iterator[list[Frame]]:
         yield from _any_batches(message[at:] if at else message)
 
 
+_ARRAY_OF_2: Final = 0x92
 _ARRAY_OF_4: Final = 0x94
 _UINT_32: Final = 0xCE
 _BIN_8: Final = 0xC4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import field
 from itertools import pairwise
 from typing import Any
@@ -17,6 +17,7 @@ import trio.testing
 from jmp.driver import BadValue, DeviceError, Driver, Stream, cancelled, export, exportstream, sleep
 from jmp.driver.tree import GRACE, PATIENCE, RETRY, Node, State, ThreadStream, Tree
 from jmp.errors import Cancelled, NotFound
+from jmp.rpc.serve import Method
 
 Hook = Callable[[], Awaitable[None]]
 
@@ -111,8 +112,22 @@ def parent(driver: Driver, **children: Node | Driver) -> Node:
 
 async def call(tree: Tree, path: str, name: str, *args: Any) -> Any:
     method = tree.method(path, name, args, {})
-    with method.guard():
+    with begun(method):
         return await method.function()
+
+
+@contextmanager
+def begun(method: Method) -> Iterator[None]:
+    """As the one who answers a call does."""
+    error: Exception | None = None
+    with trio.CancelScope() as scope:
+        over = method.begun(scope)
+        try:
+            yield
+        finally:
+            error = over()
+    if scope.cancelled_caught and error is not None:
+        raise error
 
 
 class Watch:
@@ -318,7 +333,7 @@ async def test_a_lost_device_fails_its_calls_is_closed_and_opened_again(autojump
             seen = []
 
             async def see() -> None:
-                with method.guard():
+                with begun(method):
                     async for item in method.function():
                         seen.append(item)
 

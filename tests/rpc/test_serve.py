@@ -465,14 +465,17 @@ async def at_once(
     tasks: list[str] = []
 
     @contextmanager
-    def around(_: MuxStream) -> Iterator[None]:
+    def around(_: MuxStream | None = None) -> Iterator[None]:
         tasks.append(trio.lowlevel.current_task().name)
         yield
 
     def resolve(request: Request) -> Method:
         return Method(Kind.CALL, partial(function, *request.args), at_once=True)
 
-    answer = serve(resolve, around=around, note=lambda request, result, _: notes.append((request.method, result)))
+    def note(request: Request, result: str, _: float) -> None:
+        notes.append((request.method, result))
+
+    answer = serve(resolve, around=around, about=around, note=note)
     async with connections(serve=answer) as (dialler, listener):
         yield dialler, listener, tasks
 

@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from jmp.client.adapters.listen import Bound, listening
-from jmp.driver.proxy import Backend, Blocking, ByteStream, run
+from jmp.driver.proxy import Backend, Blocking, ByteStream, entered, run
 from jmp.errors import Cancelled, JmpError, LinkLost, UsageError
 from jmp.rpc.blocking import BlockingCaller
 
@@ -296,9 +296,9 @@ class _Connection(threading.Thread):
     def run(self) -> None:
         whole = False
         try:
-            self._near.setblocking(False)
+            self._near.setblocking(True)
             _at_once(self._near)
-            with Blocking(self._forward._open_stream()) as far:
+            with entered(self._forward._open_stream()) as far:
                 self._join(far)
             whole = True
         except JmpError as error:
@@ -320,6 +320,8 @@ class _Connection(threading.Thread):
             self._cut = True
             if self._far is not None:
                 self._far.reset()
+            with suppress(OSError):
+                self._near.shutdown(socket.SHUT_RD)
 
     def _join(self, far: Any) -> None:
         """Carry bytes both ways until both sides have ended; raises what ended it otherwise."""
@@ -330,7 +332,7 @@ class _Connection(threading.Thread):
         upward = threading.Thread(target=self._upward, args=(far,), name="jmp-forward-up", daemon=True)
         upward.start()
         try:
-            while data := far.receive_some():
+            while data := run(far.receive_some()):
                 self._send(data)
             self._near.shutdown(socket.SHUT_WR)
             upward.join()
@@ -347,23 +349,16 @@ class _Connection(threading.Thread):
         rest = memoryview(data)
         while rest:
             try:
-                rest = rest[self._near.send(rest) :]
+                rest = rest[self._near.send(rest, socket.MSG_DONTWAIT) :]
             except BlockingIOError:
                 wait_for(self._near, select.POLLOUT, self._woken)
 
-    def _receive(self) -> bytes:
-        while True:
-            try:
-                return self._near.recv(_PIECE)
-            except BlockingIOError:
-                wait_for(self._near, select.POLLIN, self._woken)
-
     def _upward(self, far: Any) -> None:
         try:
-            while data := self._receive():
-                far.send_all(data)
-            far.send_eof()
+            while data := self._near.recv(_PIECE):  # until the program has ended, or this side reads no more
+                run(far.send_all(data))
+            run(far.send_eof())
         except JmpError:
             pass  # the driver takes no more; why, the other direction learns, which may still have much to bring
-        except (OSError, CutOff):
+        except OSError:
             self.cut()
