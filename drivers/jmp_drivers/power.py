@@ -16,7 +16,6 @@ import trio
 
 from jmp.driver import ConfigError, DeviceError, Service, Suggestion, export
 from jmp.driver.interfaces import Power, PowerState
-from jmp_drivers import _http
 from jmp_drivers._command import run_command
 from jmp_drivers._readings import MeteredByText
 
@@ -210,6 +209,8 @@ class HttpPower(MeteredByText, Power):
         return self._states.of(await self._ask("state")) if "state" in self._requests else self._ordered
 
     async def _ask(self, name: str) -> str:
+        from jmp_drivers import _http  # late: the other switches do without HTTP
+
         request = self._requests[name]
         headers: dict[str, str] = {}
         if self.username is not None:

@@ -24,8 +24,6 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, NoReturn, TypeVar
 
 import trio
-import wsproto
-import wsproto.events
 
 from jmp.errors import Busy, JmpError, LabError, LinkLost, ProtocolViolation, Refused, UsageError
 from jmp.link import Link
@@ -465,6 +463,10 @@ class _Server(Generic[Identity]):
         if path in self.pages:
             await _answer(pipe, "200 OK", *self.pages[path])
             raise _Shown(f"was shown {path}")
+        # Late: it takes a sixth of the time that Trio takes, and the session of a single command may never be called on.
+        import wsproto
+        import wsproto.events
+
         connection = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
         try:
             connection.receive_data(head)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import random
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -715,3 +717,8 @@ async def test_text_from_trio_websocket(tmp_path: Path) -> None:
             await their.get_message()
         assert closed.value.reason is not None
         assert closed.value.reason.code == 1003
+
+
+def test_the_handshakes_library_is_loaded_by_who_is_called_on() -> None:
+    code = "import sys, jmp.link.websocket; assert not {'wsproto', 'h11'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
