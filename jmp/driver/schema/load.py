@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from jmp.driver.schema.hints import bare, fields_of, is_union, members_of, schema_of, schema_within
 from jmp.driver.schema.text import parse
@@ -17,6 +17,9 @@ from jmp.driver.schema.values import Problem, Schema, check, describe, did_you_m
 from jmp.errors import BadValue, JmpError
 
 T = TypeVar("T")
+
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+"""Types whose values are as they should be already: nothing is done about them, which is what most of them need."""
 
 
 def load(cls: type[T], data: object, where: str = "", *, base: Path | None = None) -> tuple[T | None, list[Problem]]:
@@ -69,10 +72,14 @@ class Loader:
             return None
 
     def convert(self, hint: object, value: Any, where: str) -> Any:
+        if type(value) is hint and hint in _PLAIN:
+            return value
         hint = bare(hint)
         origin = typing.get_origin(hint) or hint
         arguments = typing.get_args(hint)
         if is_union(origin):
+            if type(value) in arguments and _PLAIN.issuperset(arguments):
+                return value
             return self._alternative(hint, value, where)
         if isinstance(origin, type) and dataclasses.is_dataclass(origin):
             return value if isinstance(value, origin) else self.build(origin, value, where)
