@@ -71,7 +71,10 @@ TESTED = {
         "programs of the system",
         "arguments, progress, time-out; one at a time; what is given up is ended",
     ),
-    "capture": ("tcpdump on loopback", "packets, filters, limits, wrong filters and interfaces; nothing of it is left"),
+    "capture": (
+        "tcpdump on loopback",
+        "packets, filters, limits, wrong filters, an interface that goes and returns; nothing of it is left",
+    ),
     "command-camera": ("programs", "pictures as they are written, their end and last words"),
     "command-console": (
         "commands of the system",
@@ -85,20 +88,24 @@ TESTED = {
         "commands of the system",
         "orders, state, readings, time-out; a command that is given up leaves no process",
     ),
-    "conserver": ("conserver and its client", "every byte both ways, break, a console that is not there"),
+    "conserver": (
+        "conserver and its client",
+        "every byte both ways, break, a console that is not there, loss and return",
+    ),
     "container": (
         "podman and docker",
         "power, console, commands, pause; no image, no command, removed by others; nothing is left, of the dead neither",
     ),
     "doip": (
         "a gateway of our own that speaks the protocol",
-        "all services, refusals, sessions kept alive; absent, no such unit",
+        "all services, refusals, sessions kept alive; no such unit, absence, loss and return",
     ),
-    "dbus": ("dbus-daemon, dbus-send and busctl", "calls, as another user too; absence"),
+    "dbus": ("dbus-daemon, dbus-send and busctl", "calls, as another user too; absence, loss and return"),
     "device-network": (
         "dnsmasq, nftables and a DHCP client, in network namespaces",
         "addresses, the way out, that others do not get in, in a namespace of its own too; an interface that is unplugged; "
         "nothing of it is left",
+        "addresses, the way out, that others do not get in; an adapter that is pulled out and returns; nothing of it is left",
     ),
     "echo": ("sockets", "what is sent comes back, each side's end too"),
     "gpio": (
@@ -231,7 +238,10 @@ def render() -> str:
             [(f"`{name}`", _interface(each), each.summary(), _link(name)) for name, each in drivers.items()],
         ),
         "## Tested against\n",
-        "Each is tried on the real thing where it runs on a plain machine; continuous integration installs it.\n",
+        "Each is tried on the real thing where it runs on a plain machine; continuous integration installs it. Besides, each is\n"
+        "given a wrong configuration, an absent device, and one that is taken away in use and given back: one line says whose\n"
+        "fault it is, and what is well again works without a restart. `tests/drivers/test_faults.py` has a row for each, or why\n"
+        "a device cannot be absent or lost.\n",
         table(("type", "counterpart", "what is asserted"), [(f"`{name}`", *TESTED[name]) for name in drivers]),
         "## Configuration\n",
         *(section(name, each) for name, each in drivers.items()),

@@ -66,9 +66,8 @@ class Capture(Driver):
             complaints.seek(0)
             said = [line for line in complaints.read().decode(errors="replace").splitlines() if line]
         if status > 0:  # below, it was ended, by us
-            words = next(
-                (line for line in said if line.startswith("tcpdump: ")), said[-1] if said else f"status {status}"
-            )
+            told = [line for line in said if line.startswith("tcpdump: ") and "listening on" not in line]
+            words = (told or said or [f"status {status}"])[-1]
             if "syntax error" in words or "parse" in words or "can't" in words:
                 raise UsageError(f"{words.removeprefix('tcpdump: ')} in the filter {both!r}")
             raise DeviceError(f"cannot capture on {self.device}: {words.removeprefix('tcpdump: ')}")

@@ -536,7 +536,7 @@ class Uf2(ProgramFlasher):
             head = image.read(8)
         if head != b"UF2\nWQ]\x9e":
             raise BadValue("the image is no UF2 file")
-        return ["-i", str(self.path), str(file), "::/JMP.UF2"]
+        return ["-o", "-i", str(self.path), str(file), "::/JMP.UF2"]
 
     @exportstream
     async def flash(self, stream: Stream, target: str = "", name: str = "") -> None:

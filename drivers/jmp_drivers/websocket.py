@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import trio
 import wsproto
+from wsproto.connection import ConnectionState
 from wsproto.events import (
     AcceptConnection,
     BytesMessage,
@@ -25,7 +26,7 @@ from jmp.driver.interfaces import Network
 from jmp_drivers._reason import reason
 from jmp_drivers._tasks import open_nursery
 
-_Say = Callable[[wsproto.events.Event], Awaitable[None]]
+_Say = Callable[..., Awaitable[None]]
 _PIECE = 64 * 1024
 _NORMAL = (1000, 1001)  # codes of an end in order
 _SHOWN = 200  # characters of a refusal that an error quotes
@@ -81,9 +82,10 @@ class WebSocket(Network):
             raise DeviceError(f"{self._target} does not speak WebSocket: {error}") from error
         sending = trio.Lock()
 
-        async def say(event: wsproto.events.Event) -> None:
+        async def say(event: wsproto.events.Event, state: ConnectionState = ConnectionState.OPEN) -> None:
             async with sending:
-                await server.send_all(web.send(event))
+                if web.state is state:  # while it waited for its turn, the server may have closed
+                    await server.send_all(web.send(event))
 
         try:
             async with server, open_nursery() as nursery:
@@ -138,13 +140,12 @@ class WebSocket(Network):
 
     async def _outward(self, stream: Stream, web: wsproto.WSConnection, say: _Say) -> None:
         async for data in stream:
-            if web.state is not wsproto.connection.ConnectionState.OPEN:
+            if web.state is not ConnectionState.OPEN:
                 return  # the server closes; how, the other direction tells
             content = bytes(data)
             message = TextMessage(data=content.decode(errors="replace")) if self.text else BytesMessage(data=content)
             await say(message)
-        if web.state is wsproto.connection.ConnectionState.OPEN:
-            await say(CloseConnection(code=1000))
+        await say(CloseConnection(code=1000))
 
     async def _inward(self, stream: Stream, web: wsproto.WSConnection, server: trio.abc.Stream, say: _Say) -> None:
         """Until the server closes."""
@@ -157,8 +158,7 @@ class WebSocket(Network):
                 elif isinstance(event, Ping):
                     await say(event.response())
                 elif isinstance(event, CloseConnection):
-                    if web.state is wsproto.connection.ConnectionState.REMOTE_CLOSING:
-                        await say(event.response())
+                    await say(event.response(), ConnectionState.REMOTE_CLOSING)
                     if event.code not in _NORMAL:
                         why = f": {event.reason}" if event.reason else ""
                         raise DeviceError(f"{self._target} closed the connection with code {event.code}{why}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from jmp.driver import ConfigError, DeviceError, serve
 from jmp_drivers._process import leashed
 from jmp_drivers.command_console import CommandConsole, Conserver, SshConsole
 from tests.drivers.test_telnet import listening, until
+from tests.fakes.mqtt import free_port
 from tests.fakes.sshd import sshd
 
 EVERYTHING = bytes(range(256)) * 4
@@ -97,10 +97,9 @@ async def test_ssh_with_a_password(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def conserver(folder: Path, command: str) -> AsyncIterator[int]:
+async def conserver(folder: Path, command: str, port: int = 0) -> AsyncIterator[int]:
     """A conserver with the console ``dut``; its port."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
+    port = port or free_port()
     (folder / "cf").write_text(
         "default * { master localhost; rw *; }\naccess * { trusted 127.0.0.1; }\n"
         f'console dut {{ type exec; exec "{command}"; }}\n'

@@ -19,6 +19,7 @@ import trio
 from jmp.driver import BadValue, ConfigError, DeviceError, serve
 from jmp_drivers.container import Container
 from tests.fakes.dialogue import Dialogue
+from tests.fakes.patience import works
 
 # What this takes of limits and networks is what every machine has that may run containers at all.
 OPTIONS = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--network=none"]
@@ -150,6 +151,8 @@ async def test_one_that_is_removed_and_those_of_the_dead(engine: list[str]) -> N
             await trio.to_thread.run_sync(remove_all, engine)
             with pytest.raises(DeviceError, match="the container is gone"):
                 await dut.power.state()
+            assert await works(dut.power.state) == "off", "another one is made"
+            await dut.power.on()
         create = [*engine, "create", "--label=jmp.owner=999999999", *OPTIONS, "board", "/bin/sh"]
         await trio.run_process(create, capture_stdout=True)
         async with serve(board(engine)) as dut:

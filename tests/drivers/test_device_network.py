@@ -15,6 +15,7 @@ import trio
 
 from jmp.driver import BadValue, ConfigError, DeviceError, serve
 from jmp.errors import Timeout
+from jmp_drivers.capture import Capture
 from jmp_drivers.device_network import DeviceNetwork
 from tests.fakes.bundled import ROOT, problems_in
 from tests.fakes.patience import fails, works
@@ -174,10 +175,36 @@ def nothing_is_left() -> None:
     assert not [each for each in Path("/proc").glob("[0-9]*/cmdline") if b"--interface=nic0" in each.read_bytes()]
 
 
-def test_a_device_gets_an_address_and_a_way_out_and_is_left_alone(tmp_path: Path) -> None:
+async def story_of_a_capture(folder: Path) -> None:
+    """What is captured on an adapter that is pulled out and put in again, such as a USB one."""
+    with trio.fail_after(60):
+        async with serve(Capture(device="nic0")) as wire:
+
+            async def captured() -> None:
+                async with wire.capture(seconds=0.2) as stream:
+                    while await stream.receive_some():
+                        pass
+
+            with machine("nic0", "eth0"):
+                run("ip", "link", "set", "nic0", "up")
+                async with wire.capture() as stream:
+                    await stream.receive_some()  # the file's head: it is at work
+                    run("ip", "link", "delete", "nic0")
+                    with pytest.raises(
+                        DeviceError, match=r"cannot capture on nic0: .*(disappeared|down|No such device)"
+                    ):
+                        await anext(aiter(stream))
+            await fails(captured, "cannot capture on nic0: .*No such device")
+            with machine("nic0", "eth0"):
+                run("ip", "link", "set", "nic0", "up")
+                await captured()
+
+
+@pytest.mark.parametrize("name", ["story", "story_of_a_capture"])
+def test_a_device_gets_an_address_and_a_way_out_and_is_left_alone(name: str, tmp_path: Path) -> None:
     inside = (
-        "import trio, sys; from pathlib import Path; from tests.drivers.test_device_network import story;"
-        "trio.run(story, Path(sys.argv[1])); print('all as it should be')"
+        f"import trio, sys; from pathlib import Path; from tests.drivers.test_device_network import {name};"
+        f"trio.run({name}, Path(sys.argv[1])); print('all as it should be')"
     )
     command = ["unshare", "--net", sys.executable, "-c", inside, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)

@@ -1,10 +1,12 @@
-"""What every driver does with a wrong configuration and an absent device: one line, and whose fault it is.
+"""What every driver does with a wrong configuration, an absent device, and one that is lost in use and comes back.
 
-A new driver belongs in one of the tables here.
+Each time there is one line that says whose fault it is, and what is well again works without a restart. A driver without a row
+for each fails here.
 """
 
 from __future__ import annotations
 
+import ast
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,14 @@ import pytest
 import trio
 import yaml
 
+from jmp.client.interfaces import client_class
 from jmp.driver import DeviceError, schema, serve
 from jmp.driver.schema import config_schema
 from jmp.exporter import config
+from tests.drivers.losses import LOSSES
 from tests.fakes.bundled import ROOT, driver_class
 from tests.fakes.mqtt import free_port
+from tests.fakes.patience import fails, works
 
 TYPES = sorted(tomllib.loads((ROOT / "drivers/pyproject.toml").read_text())["project"]["entry-points"]["jmp.drivers"])
 
@@ -52,43 +57,108 @@ ABSENT: dict[str, tuple[dict[str, Any], str, tuple[Any, ...], str]] = {
 }
 """Driver → a configuration whose device is absent (PORT is one where nobody listens), a call, and what its error names."""
 
-ELSEWHERE = {
-    "command-flasher": "runs its program for each image: tests/drivers/test_flashers.py",
-    "conserver": "its own test has a server that is not there",
-    "dfu": "as command-flasher",
-    "echo": "has no device",
-    "esptool": "as command-flasher",
-    "fastboot": "as command-flasher",
-    "flashrom": "as command-flasher",
-    "http-server": "has no device",
-    "mock-power": "has no device",
-    "nbd": "its own test has a server that is not there",
-    "openocd": "as command-flasher",
-    "outlets": "has its children's devices",
-    "probe-rs": "as command-flasher",
-    "pyocd": "as command-flasher",
-    "qemu": "tells it of its parts: tests/drivers/test_qemu.py",
-    "renode": "its own test has a program that does not start: tests/drivers/test_renode.py",
-    "sd-mux": "as block-device",
-    "sdwire": "as block-device",
-    "shell": "has no device",
-    "ssh": "its client is told by OpenSSH: tests/drivers/test_ssh.py",
-    "ssh-console": "its own test has a server that is not there",
-    "tcp": "a stream is told: tests/drivers/test_network.py",
-    "tftp": "has no device",
-    "u-boot": "has its console's device",
+NEVER_ABSENT = {
+    "command-flasher": "it has a program, whose device is that program's affair",
+    "echo": "it has no device",
+    "http-server": "it is the server; the device comes to it",
+    "mock-power": "it has no device",
+    "outlets": "its children have the devices",
+    "shell": "it has no device",
+    "tftp": "it is the server; the device comes to it",
+    "u-boot": "its console has the device",
     "udp": "nobody has to be there",
-    "uf2": "its own test has a stick that is not there",
-    "unix": "a stream is told: tests/drivers/test_network.py",
-    "virtual-board": "has no device",
-    "vnc": "a stream is told: tests/drivers/test_vnc.py",
+    "virtual-board": "it is the device",
     "wake-on-lan": "nobody confirms its packet",
 }
+"""Driver → why its device cannot be absent."""
+
+TESTED_ABSENT = {
+    "capture": "test_capture.py::test_what_is_wrong_is_told",
+    "command-camera": "test_faults.py::test_a_device_that_goes_is_told_and_its_return_suffices",
+    "conserver": "test_command_console.py::test_conserver",
+    "dbus": "test_dbus.py::test_a_bus_that_is_not_there",
+    "device-network": "test_device_network.py::story",
+    "dfu": "test_flashers.py::test_dfu_util_without_a_device",
+    "esptool": "test_flashers.py::test_esptool_without_a_port",
+    "fastboot": "test_flashers.py::test_fastboot_without_a_device_or_a_partition",
+    "flashrom": "test_flashers.py::test_flashrom",
+    "http-camera": "test_camera.py::test_a_camera_over_http_that_is_ustreamer",
+    "nbd": "test_faults.py::test_a_device_that_goes_is_told_and_its_return_suffices",
+    "openocd": "test_flashers.py::test_openocd",
+    "probe-rs": "test_faults.py::test_a_device_that_goes_is_told_and_its_return_suffices",
+    "pyocd": "test_faults.py::test_a_device_that_goes_is_told_and_its_return_suffices",
+    "qemu": "test_qemu.py::test_one_that_cannot_be_on_from_the_beginning_is_degraded",
+    "renode": "test_renode.py::test_failures_are_in_renodes_words",
+    "sd-mux": "test_block.py::test_a_card_that_does_not_appear",
+    "sdwire": "test_block.py::test_sdwire_without_its_program",
+    "ssh": "test_faults.py::test_a_device_that_goes_is_told_and_its_return_suffices",
+    "ssh-console": "test_command_console.py::test_ssh",
+    "tcp": "test_faults.py::test_a_device_that_goes_is_told_and_its_return_suffices",
+    "uf2": "test_flashers.py::test_uf2",
+    "unix": "test_faults.py::test_a_device_that_goes_is_told_and_its_return_suffices",
+    "ustreamer": "test_camera.py::test_ustreamer_without_a_camera",
+    "vnc": "test_vnc.py::test_a_server_that_goes_is_noticed_and_its_return_too",
+    "websocket": "test_websocket.py::test_what_goes_wrong_is_told",
+}
+"""Driver → the test that has an absent device."""
+
+NEVER_LOST = {
+    "echo": "it has no device",
+    "http-server": "it is the server; the device comes to it",
+    "mock-power": "it has no device",
+    "shell": "it has no device",
+    "tftp": "it is the server; the device comes to it",
+    "u-boot": "its console has the device",
+    "udp": "nobody has to be there",
+    "virtual-board": "it is the device",
+    "wake-on-lan": "nobody confirms its packet",
+}
+"""Driver → why its device cannot be lost."""
+
+TESTED_LOST = {
+    "block-device": "../lab/inside/stick.py::test_a_stick",
+    "can": "../lab/inside/can_bus.py::test_an_interface_that_is_absent_goes_down_and_comes_back",
+    "capture": "test_device_network.py::story_of_a_capture",
+    "command-console": "test_command_console.py::test_its_end_is_told_with_its_last_words_and_it_is_started_again",
+    "container": "test_container.py::test_one_that_is_removed_and_those_of_the_dead",
+    "device-network": "test_device_network.py::story",
+    "gpio": "../lab/inside/gpio_lines.py::test_absent_lost_and_back",
+    "gpio-power": "../lab/inside/gpio_lines.py::test_absent_lost_and_back",
+    "i2c": "../lab/inside/i2c_bus.py::test_a_bus_that_goes_and_comes_back",
+    "iso-tp": "../lab/inside/can_bus.py::test_conversations_outlive_an_interface_that_goes_down",
+    "modbus": "test_modbus.py::test_one_that_goes_comes_back",
+    "qemu": "../real/test_qemu_uboot.py::test_qemu_killed_from_outside_is_noticed",
+    "renode": "test_renode.py::test_a_renode_that_ends_by_itself",
+    "serial": "test_serial.py::test_unplugged_in_use_gives_clients_the_last_words_and_one_error_and_the_port_can_return",
+    "shelly": "test_shelly.py::test_one_that_goes_away_in_use_is_told_and_its_return_suffices",
+    "snmp-power": "test_snmp.py::test_absent_then_there_then_gone_then_back",
+    "spi": "../lab/inside/spi_bus.py::test_a_bus_that_goes_and_returns",
+    "tasmota": "test_mqtt.py::test_a_plug_that_is_not_there_goes_and_comes_back",
+    "telnet": "test_telnet.py::test_absent_and_lost_and_back",
+    "uds": "../lab/inside/can_bus.py::test_conversations_outlive_an_interface_that_goes_down",
+    "usb-hub-power": "../lab/inside/usb_hub.py::test_a_hub_that_goes_and_comes_back",
+    "v4l2-camera": "../lab/inside/cameras.py::test_a_camera_that_is_absent_goes_and_returns",
+    "vnc": "test_vnc.py::test_a_server_that_goes_is_noticed_and_its_return_too",
+}
+"""Driver → the test that takes its device away and gives it back, where that takes more than LOSSES has."""
 
 
-def test_tables_name_drivers_that_there_are() -> None:
-    assert set(ABSENT) | set(ELSEWHERE) <= set(TYPES)
-    assert not set(ABSENT) & set(ELSEWHERE)
+def test_every_driver_has_a_row_for_each_fault() -> None:
+    """What is missing belongs in one of the tables of this file, or in LOSSES."""
+    for fault, tables in (
+        ("absent", (ABSENT, TESTED_ABSENT, NEVER_ABSENT)),
+        ("lost", (LOSSES, TESTED_LOST, NEVER_LOST)),
+    ):
+        rows = [type_ for table in tables for type_ in table]
+        assert sorted(rows) == TYPES, f"{fault}: {set(rows) ^ set(TYPES) or 'twice'}"
+
+
+def test_tests_that_rows_name_are_there() -> None:
+    for named in {*TESTED_ABSENT.values(), *TESTED_LOST.values()}:
+        file, _, function = named.partition("::")
+        tree = ast.parse((Path(__file__).parent / file).read_text())
+        defined = {each.name for each in ast.walk(tree) if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))}
+        assert function in defined, named
 
 
 def problems(type_: str, given: dict[str, Any]) -> list[config.Problem]:
@@ -124,6 +194,27 @@ async def test_an_absent_device_is_told_in_one_line(type_: str) -> None:
             with pytest.raises(DeviceError) as failure:
                 await getattr(client, method)(*arguments)
     assert names in failure.value.message
-    assert "\n" not in failure.value.message
-    assert failure.value.exit_code == 74
-    assert "Traceback" not in failure.value.message
+    one_line(failure.value)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("type_", sorted(LOSSES))
+async def test_a_device_that_goes_is_told_and_its_return_suffices(type_: str, tmp_path: Path) -> None:
+    with trio.fail_after(100):
+        async with LOSSES[type_](tmp_path) as loss, serve(loss.driver, class_of=client_class) as client:
+
+            async def use() -> None:
+                await loss.use(client)
+
+            await works(use)
+            await loss.take()
+            one_line(await fails(use, loss.says))
+            await loss.give()
+            await works(use)
+
+
+def one_line(error: DeviceError) -> None:
+    """The device is blamed, in one line."""
+    assert "\n" not in error.message
+    assert error.exit_code == 74
+    assert "Traceback" not in error.message

@@ -358,7 +358,8 @@ async def test_uf2(tmp_path: Path) -> None:
     firmware.write_bytes(b"UF2\nWQ]\x9e" + os.urandom(504))
     async with served(Uf2(path=disk)) as client:
         assert await client.info() == "UF2 Bootloader v3.0\n"
-        await client.flash(firmware)
+        for _ in range(2):  # a loader that keeps the file has it already
+            await client.flash(firmware)
         done = await trio.run_process(["mtype", "-i", str(disk), "::/JMP.UF2"], capture_stdout=True)
         assert done.stdout == firmware.read_bytes()
         (tmp_path / "blink.elf").write_bytes(b"\x7fELF")

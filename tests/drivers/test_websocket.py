@@ -10,6 +10,8 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
+import trio
+import wsproto
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websockets
 
@@ -19,8 +21,8 @@ from jmp_drivers.websocket import WebSocket
 
 
 @contextmanager
-def server(handler: Callable[[ServerConnection], None], **options: Any) -> Iterator[str]:
-    with serve_websockets(handler, "127.0.0.1", 0, **options) as running:
+def server(handler: Callable[[ServerConnection], None], port: int = 0, **options: Any) -> Iterator[str]:
+    with serve_websockets(handler, "127.0.0.1", port, **options) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         try:
@@ -89,10 +91,11 @@ def test_what_goes_wrong_is_told() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         absent = f"ws://127.0.0.1:{taken.getsockname()[1]}"
-    for handler, options, problem in (
+    cases: list[tuple[Callable[[ServerConnection], None], dict[str, Any], str]] = [
         (leave, {}, "closed the connection with code 4001: no more coffee"),
         (echo, {"process_request": refuse}, "refuses the connection: status 403: members only"),
-    ):
+    ]
+    for handler, options, problem in cases:
         with server(handler, **options) as url, on(url) as port:
             with pytest.raises(DeviceError, match=problem) as caught, port.connect() as stream:  # noqa: PT012
                 stream.send_all(b"x")
@@ -105,6 +108,39 @@ def test_what_goes_wrong_is_told() -> None:
         late = pytest.raises(DeviceError, match=r"no answer within 0\.2 s")
         with on(url, timeout=0.2) as port, late, port.connect() as stream:
             stream.receive_some()
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_both_may_close_at_once(turns: int) -> None:
+    """The client closes, and some turns of the driver's scheduler later, so that their words cross in one, the server does."""
+    now, done = threading.Event(), threading.Event()
+
+    def close(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            web = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
+            web.receive_data(connection.recv(10_000))
+            assert list(web.events())
+            connection.sendall(web.send(wsproto.events.AcceptConnection()))
+            connection.sendall(web.send(wsproto.events.BytesMessage(b"ready")))
+            now.wait()
+            connection.sendall(web.send(wsproto.events.CloseConnection(1000)))
+            done.set()
+            while connection.recv(10_000):
+                pass
+
+    with trio.fail_after(30), socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=close, args=(listener,))
+        thread.start()
+        async with on(f"ws://127.0.0.1:{listener.getsockname()[1]}/") as port, port.connect() as stream:
+            assert await stream.receive_some() == b"ready"
+            await stream.send_eof()
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            now.set()
+            done.wait()  # nothing of ours goes on meanwhile
+            assert await stream.receive_some() == b""
+        thread.join()
 
 
 @pytest.mark.parametrize("url", ["http://h/", "ws://", "h:80"])

@@ -100,7 +100,7 @@ def on_can(make_bus: Callable[[], can.BusABC], ecu: Ecu) -> Iterator[None]:
 
 
 @contextmanager
-def behind_gateway(ecu: Ecu, address: int = 0x0E00) -> Iterator[int]:
+def behind_gateway(ecu: Ecu, address: int = 0x0E00, port: int = 0) -> Iterator[int]:
     """A DoIP gateway on loopback, with the unit behind it; yields its port."""
 
     def message(kind: int, payload: bytes) -> bytes:
@@ -121,7 +121,7 @@ def behind_gateway(ecu: Ecu, address: int = 0x0E00) -> Iterator[int]:
                 connection.sendall(message(0x8002, struct.pack(">HHB", unit, tester, 0)))
                 connection.sendall(message(0x8001, struct.pack(">HH", unit, tester) + ecu.answer(payload[4:])))
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         connections: list[socket.socket] = []
 
         def accept() -> None:

@@ -23,8 +23,8 @@ class Sshd:
 
 
 @contextmanager
-def sshd(folder: Path, *, password: str = "", options: str = "") -> Iterator[Sshd]:
-    """Serves this user; with a password, which takes root, only that lets one in."""
+def sshd(folder: Path, *, password: str = "", options: str = "", port: int = 0) -> Iterator[Sshd]:
+    """Serves this user; with a password, which takes root, only that lets one in. Without a port, one that is free."""
     for name in ("host", "user"):
         if not (folder / name).exists():
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
@@ -44,7 +44,7 @@ def sshd(folder: Path, *, password: str = "", options: str = "") -> Iterator[Ssh
         script = f"mount --bind {folder}/shadow /etc/shadow && exec {' '.join(command)}"
         command = ["unshare", "--mount", "sh", "-c", script]
     running: list[subprocess.Popen[bytes]] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
 
         def accept() -> None:
             while True:

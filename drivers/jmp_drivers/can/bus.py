@@ -48,6 +48,10 @@ class CanOptions(Driver):
     def _name(self) -> str:
         return f"CAN bus {self.channel} ({self.adapter})"
 
+    def _bus_failed(self, error: BaseException) -> None:
+        """The bus is gone: so is the driver, until it can be opened again. From any thread."""
+        self.lost(f"{self._name}: {_explain(error)}")
+
     def _open_bus(self) -> can.BusABC:
         """Blocks. Raises `DeviceError`."""
         options: dict[str, Any] = dict(self.options) | ({"bitrate": self.bitrate} if self.bitrate is not None else {})
@@ -206,7 +210,7 @@ class Can(CanOptions):
         except trio.ClosedResourceError:
             pass
         except (can.CanError, OSError) as error:
-            self.lost(f"{self._name}: {_explain(error)}")
+            self._bus_failed(error)
         finally:
             self._read_all.set()
 

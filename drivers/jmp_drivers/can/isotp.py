@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import field
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import can
 import isotp
 import trio
 
 from jmp.driver import BadValue, ConfigError, DeviceError, export
 from jmp_drivers._hex import Data, to_bytes
 from jmp_drivers.can.bus import CanOptions
+
+
+class _Stack(isotp.CanStack):
+    """One whose threads outlive a bus that fails: it is told, once, and reads and writes nothing any more."""
+
+    def __init__(self, bus: can.BusABC, gone: Callable[[Exception], None], **options: Any) -> None:
+        super().__init__(bus, **options)
+        self._gone = gone
+        self._over = threading.Event()
+        self._send = self.txfn
+        self.txfn = self._write
+
+    def _rx_canbus(self, timeout: float) -> isotp.CanMessage | None:
+        if self._over.is_set():
+            self.events.stop_requested.wait(timeout)
+            return None
+        try:
+            return super()._rx_canbus(timeout)
+        except (can.CanError, OSError) as error:
+            self._end(error)
+            return None
+
+    def _write(self, message: isotp.CanMessage) -> None:
+        if not self._over.is_set():
+            try:
+                self._send(message)
+            except (can.CanError, OSError) as error:
+                self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        if not self.events.stop_requested.is_set():
+            self._over.set()
+            self._gone(error)
 
 
 class IsoTpOptions(CanOptions):
@@ -33,14 +68,17 @@ class IsoTpOptions(CanOptions):
             raise ConfigError(f"padding must be a byte, 0 to 255, not {self.padding}")
 
     def _open_stack(self) -> isotp.CanStack:
-        """Blocks. Raises `DeviceError`. It has to be started. What goes wrong later is in ``_errors``."""
+        """Blocks. Raises `DeviceError`. It has to be started. What goes wrong later is in ``_errors``; without its bus the driver
+        is lost.
+        """
         self._errors: list[Exception] = []
         self._bus = self._open_bus()
         wide = max(self.tx, self.rx) > 0x7FF
         mode = isotp.AddressingMode.Normal_29bits if wide else isotp.AddressingMode.Normal_11bits
         parameters = {"tx_padding": self.padding, "can_fd": self.fd, "tx_data_length": 64 if self.fd else 8}
-        return isotp.CanStack(
+        return _Stack(
             self._bus,
+            self._bus_failed,
             address=isotp.Address(mode, txid=self.tx, rxid=self.rx),
             params={name: value for name, value in parameters.items() if value is not None} | {"blocking_send": True},
             error_handler=self._errors.append,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 
 import can
 import isotp
@@ -64,3 +64,24 @@ async def test_an_interface_that_is_absent_goes_down_and_comes_back() -> None:
             await fails(lambda: client.send(1), "the interface is down")
             await trio.run_process(["ip", "link", "set", "vcan0", "up"])
             await works(lambda: client.send(1))
+
+
+async def test_conversations_outlive_an_interface_that_goes_down() -> None:
+    def unit() -> AbstractContextManager[None]:
+        return on_can(lambda: can.Bus(interface="socketcan", channel="vcan0"), Ecu())
+
+    with trio.fail_after(60):
+        async with (
+            serve(IsoTp(channel="vcan0", tx=0x7E1, rx=0x7E9)) as talk,
+            serve(Uds(channel="vcan0", tx=0x7E0, rx=0x7E8)) as diagnosis,
+        ):
+            with unit():
+                await talk.send(b"hello")
+                assert await diagnosis.read(0xF190) == VIN
+            await trio.run_process(["ip", "link", "set", "vcan0", "down"])
+            for call in (lambda: talk.send(b"anybody"), lambda: diagnosis.read(0xF190)):
+                await fails(call, r"CAN bus vcan0 \(socketcan\): .*(is|Network is) down")
+            await trio.run_process(["ip", "link", "set", "vcan0", "up"])
+            with unit():
+                await works(lambda: talk.send(b"again"))
+                assert await works(lambda: diagnosis.read(0xF190)) == VIN

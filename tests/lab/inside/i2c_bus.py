@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import trio
 
 from jmp.driver import BadValue, DeviceError, serve
 from jmp_drivers.i2c import I2c
+from tests.fakes.patience import fails, works
 
 
 async def test_a_bus() -> None:
@@ -31,3 +35,14 @@ async def test_a_bus() -> None:
         async with serve(I2c(bus=7)) as bus:
             with pytest.raises(DeviceError, match="there is no I2C bus 7; present: /dev/i2c-0"):
                 await bus.scan()
+
+
+async def test_a_bus_that_goes_and_comes_back() -> None:
+    module = Path(os.environ["KERNEL"], "i2c-stub.ko")
+    with trio.fail_after(60):
+        async with serve(I2c(bus=0)) as bus:
+            assert await bus.scan() == [0x20, 0x50]
+            await trio.run_process(["rmmod", "i2c_stub"])
+            await fails(bus.scan, "there is no I2C bus 0|No such file or directory")
+            await trio.run_process(["insmod", str(module), "chip_addr=0x20,0x50"])
+            assert await works(bus.scan) == [0x20, 0x50]

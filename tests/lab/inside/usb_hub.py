@@ -9,6 +9,7 @@ import trio
 
 from jmp.driver import DeviceError, serve
 from jmp_drivers.uhubctl import UsbHubPower
+from tests.fakes.patience import fails, works
 
 # A hub that rests wakes up with its ports on.
 CONTROL = Path("/sys/bus/usb/devices/usb1/power/control")
@@ -32,3 +33,16 @@ async def test_a_port_is_switched() -> None:
         async with serve(UsbHubPower(location="1", port=1, program="uhubctl-none")) as power:
             with pytest.raises(DeviceError, match="cannot start uhubctl-none: no such program"):
                 await power.on()
+
+
+async def test_a_hub_that_goes_and_comes_back() -> None:
+    CONTROL.write_text("on")
+    with trio.fail_after(60):
+        async with serve(UsbHubPower(location="1", port=1)) as power:
+            assert await power.state() == "on"
+            host = Path("/sys/bus/usb/devices/usb1").resolve().parent
+            driver = (host / "driver").resolve()
+            (driver / "unbind").write_text(host.name)
+            await fails(power.state, "there is no USB hub at 1 that can switch its ports")
+            (driver / "bind").write_text(host.name)
+            await works(power.state)
