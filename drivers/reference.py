@@ -48,8 +48,8 @@ TESTED = {
         "an image, progress, a flash that keeps something else; no port",
     ),
     "openocd": (
-        "openocd, and a JTAG port of the test's behind remote_bitbang",
-        "the chain, resets, what it says of a flash that is not there or another chip",
+        "openocd with its own drivers, and an STM32F103 of the test's behind remote_bitbang, as its registers are described",
+        "an image written, verified and started; a flash that is worn out, or not there; the chain, resets, another chip",
     ),
     "pyocd": (
         "none: what the program is told",

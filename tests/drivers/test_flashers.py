@@ -32,6 +32,7 @@ from jmp_drivers.flashers import (
     PyOcd,
     Uf2,
 )
+from tests.fakes.stm32 import Jtag
 
 pytestmark = pytest.mark.real
 
@@ -261,88 +262,56 @@ async def test_flashrom(tmp_path: Path) -> None:
 # ---- OpenOCD
 
 
-class Tap:
-    """A JTAG port with an ID, behind OpenOCD's remote_bitbang: a byte for the lines, R to read one."""
-
-    IDCODE = 0x4BA00477
-    NEXT: ClassVar[dict[str, tuple[str, str]]] = {  # state → the next ones, for TMS 0 and 1
-        "reset": ("idle", "reset"),
-        "idle": ("idle", "select-dr"),
-        "select-dr": ("capture-dr", "select-ir"),
-        "capture-dr": ("shift-dr", "exit1-dr"),
-        "shift-dr": ("shift-dr", "exit1-dr"),
-        "exit1-dr": ("pause-dr", "update-dr"),
-        "pause-dr": ("pause-dr", "exit2-dr"),
-        "exit2-dr": ("shift-dr", "update-dr"),
-        "update-dr": ("idle", "select-dr"),
-        "select-ir": ("capture-ir", "reset"),
-        "capture-ir": ("shift-ir", "exit1-ir"),
-        "shift-ir": ("shift-ir", "exit1-ir"),
-        "exit1-ir": ("pause-ir", "update-ir"),
-        "pause-ir": ("pause-ir", "exit2-ir"),
-        "exit2-ir": ("shift-ir", "update-ir"),
-        "update-ir": ("idle", "select-dr"),
-    }
-
-    def __init__(self) -> None:
-        self.state, self.instruction, self.shift, self.clock = "reset", 0xE, 0, False
-        self.resets = 0
-
-    async def serve(self, stream: trio.SocketStream) -> None:
-        async for data in stream:
-            out = b""
-            for byte in data:
-                if ord("0") <= byte <= ord("7"):
-                    self._lines(byte - ord("0"))
-                elif byte == ord("R"):
-                    out += b"1" if self.shift & 1 else b"0"
-                elif byte == ord("s"):
-                    self.resets += 1
-            if out:
-                await stream.send_all(out)
-
-    def _lines(self, value: int) -> None:
-        clock, tms, tdi = bool(value & 4), value >> 1 & 1, value & 1
-        if clock and not self.clock:
-            if self.state == "capture-dr":
-                self.shift = self.IDCODE if self.instruction == 0xE else 0
-            elif self.state == "capture-ir":
-                self.shift = 1
-            elif self.state == "shift-ir":
-                self.shift = self.shift >> 1 | tdi << 3
-            elif self.state == "shift-dr":
-                self.shift = self.shift >> 1 | tdi << (31 if self.instruction == 0xE else 0)
-            self.state = self.NEXT[self.state][tms]
-            if self.state == "reset":
-                self.instruction = 0xE
-            elif self.state == "update-ir":
-                self.instruction = self.shift & 0xF
-        self.clock = clock
+@pytest.fixture
+async def jtag(tmp_path: Path) -> AsyncIterator[Jtag]:
+    """The chip, and what a user would have of the probe's in a file: OpenOCD's own files and drivers do the rest."""
+    made = Jtag()
+    async with device(made.serve) as port:
+        (tmp_path / "probe.cfg").write_text(
+            f"adapter driver remote_bitbang\nremote_bitbang host 127.0.0.1\nremote_bitbang port {port}\n"
+            "transport select jtag\nreset_config srst_only\nset WORKAREASIZE 0\n"
+        )
+        yield made
 
 
-def probe(port: int, expected: int = Tap.IDCODE) -> list[str]:
-    return [
-        f"adapter driver remote_bitbang; remote_bitbang host 127.0.0.1; remote_bitbang port {port}",
-        f"transport select jtag; reset_config srst_only; jtag newtap chip cpu -irlen 4 -expected-id {expected:#x}",
-    ]
+def openocd(tmp_path: Path, **more: Any) -> OpenOcd:
+    return OpenOcd(config=[str(tmp_path / "probe.cfg"), "target/stm32f1x.cfg"], **more)
 
 
-async def test_openocd(image: Path) -> None:
-    tap = Tap()
-    async with device(tap.serve) as port, served(OpenOcd(config=[], commands=probe(port))) as client:
-        assert "0x4ba00477" in await client.run("scan_chain")
-        before = tap.resets
-        await client.run("adapter assert srst", "adapter deassert srst")
-        assert tap.resets > before
-        with pytest.raises(DeviceError, match="openocd ended with status 1: "):  # it has no flash
+async def test_openocd_flashes_a_chip(jtag: Jtag, tmp_path: Path) -> None:
+    image = tmp_path / "firmware.bin"
+    image.write_bytes(os.urandom(200))
+    async with served(openocd(tmp_path, address="0x08000000")) as client:
+        result = await client.flash(image)
+        assert result["sha256"] == hashlib.sha256(image.read_bytes()).hexdigest()
+        assert jtag.chip.flash[:200] == image.read_bytes()
+        assert jtag.chip.running
+        await client.flash(image, target="0x08000400")
+        assert jtag.chip.flash[0x400:][:200] == image.read_bytes()
+        with pytest.raises(DeviceError, match=r"openocd ended with status 1: .*(?i:flash|0x20000000)"):
+            await client.flash(image, target="0x30000000")
+        jtag.chip.worn_out = True
+        with pytest.raises(DeviceError, match=r"openocd ended with status 1: .*Verify Failed"):
             await client.flash(image)
+        with pytest.raises(BadValue, match="an address is a number"):
+            await client.flash(image, target="boot")
+
+
+async def test_openocd_says_what_it_finds(jtag: Jtag, tmp_path: Path) -> None:
+    async with served(openocd(tmp_path)) as client:
+        assert "0x3ba00477" in await client.run("scan_chain")
+        await client.reset("halt")
+        assert not jtag.chip.running
+        before = jtag.chip.resets
+        await client.reset()
+        assert (jtag.chip.running, jtag.chip.resets > before) == (True, True)
         with pytest.raises(BadValue, match="mode must be run, halt or init, not 'off'"):
             await client.reset("off")
-    async with device(tap.serve) as port, served(OpenOcd(config=[], commands=probe(port, 0x12345678))) as client:
-        assert "UNEXPECTED" in await client.run()
     async with served(OpenOcd(config=["interface/none.cfg"])) as client:
         with pytest.raises(DeviceError, match=r"openocd ended with status 1: .*Can't find interface/none\.cfg"):
             await client.run()
+    async with served(OpenOcd(config=[str(tmp_path / "probe.cfg"), "target/stm32f4x.cfg"])) as client:
+        assert "UNEXPECTED" in await client.run()
 
 
 # ---- UF2

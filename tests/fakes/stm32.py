@@ -1,0 +1,254 @@
+"""An STM32F103 behind a JTAG port, as OpenOCD meets it: debug port, memory access port, Cortex-M3 debug registers, flash.
+
+It executes nothing: no working area is to be given to it, so OpenOCD writes the flash through its registers. What it is taken
+from: ARM's "Debug Interface v5" and "ARMv7-M", ST's RM0008 and PM0075.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import trio
+
+FLASH, FLASH_SIZE, PAGE = 0x08000000, 0x10000, 0x400
+RAM, RAM_SIZE = 0x20000000, 0x5000
+REGISTERS = 0x40022000  # of the flash
+KEYS = [0x45670123, 0xCDEF89AB]
+DHCSR, DCRSR, DCRDR, DEMCR, AIRCR, CPUID = 0xE000EDF0, 0xE000EDF4, 0xE000EDF8, 0xE000EDFC, 0xE000ED0C, 0xE000ED00
+
+
+class Stm32:
+    """What a debugger reads and writes in it, word by word and less."""
+
+    def __init__(self) -> None:
+        self.flash = bytearray(b"\xff" * FLASH_SIZE)
+        self.ram = bytearray(RAM_SIZE)
+        self.running = True
+        self.resets = 0
+        self.worn_out = False
+        """Its flash does not take what is written."""
+        self._words = {CPUID: 0x411FC231, 0xE0042000: 0x20036410, 0x1FFFF7E0: FLASH_SIZE // 1024, 0xE0002000: 0x260}
+        self._words[0x4002201C] = 0x03FFFFFC  # option bytes: nothing is protected
+        self._core = [0] * 128
+        self._keys: list[int] = []
+        self._control = 0x80  # of the flash; locked
+        self._page = 0
+        self._was_reset = True
+
+    def reset(self) -> None:
+        self.resets += 1
+        self._was_reset = True
+        self._control = 0x80
+        self.running = not (self._words.get(DEMCR, 0) & 1 and self._words.get(DHCSR, 0) & 1)
+
+    def read(self, address: int, size: int) -> int:
+        for start, memory in ((FLASH, self.flash), (RAM, self.ram)):
+            if start <= address < start + len(memory):
+                return int.from_bytes(memory[address - start : address - start + size], "little")
+        whole = self._register(address & ~3)
+        return whole >> 8 * (address & 3) & (1 << 8 * size) - 1
+
+    def _register(self, address: int) -> int:
+        match address:
+            case 0xE000EDF0:
+                was, self._was_reset = self._was_reset, False
+                control = self._words.get(DHCSR, 0) & 0xF
+                return control | 1 << 16 | (not self.running) << 17 | was << 25
+            case 0x40022010:
+                return self._control
+            case 0x4002200C:  # its status: never busy, well done
+                return 0x20
+        return self._words.get(address, 0)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        if RAM <= address < RAM + RAM_SIZE:
+            self.ram[address - RAM : address - RAM + size] = value.to_bytes(size, "little")
+        elif FLASH <= address < FLASH + FLASH_SIZE:
+            if self._control & 0x81 == 1 and size == 2 and not self.worn_out:  # unlocked, programming, by half-words
+                self.flash[address - FLASH : address - FLASH + 2] = value.to_bytes(2, "little")
+        else:
+            self._set(address & ~3, value)
+
+    def _set(self, address: int, value: int) -> None:
+        match address:
+            case 0xE000EDF0 if value >> 16 == 0xA05F:
+                self._words[DHCSR] = value & 0xF
+                self.running = not value & 2
+            case 0xE000EDF4:
+                number = value & 0x7F
+                if value & 1 << 16:
+                    self._core[number] = self._words.get(DCRDR, 0)
+                else:
+                    self._words[DCRDR] = self._core[number]
+            case 0xE000ED0C if value >> 16 == 0x05FA:
+                if value & 5:
+                    self.reset()
+            case 0x40022004:
+                self._keys = [*self._keys, value][-2:]
+                if self._keys == KEYS:
+                    self._control &= ~0x80
+            case 0x40022014:
+                self._page = value
+            case 0x40022010 if not self._control & 0x80 or value & 0x80:
+                self._control = value & ~0x40
+                if value & 0x42 == 0x42:
+                    at = (self._page - FLASH) // PAGE * PAGE
+                    self.flash[at : at + PAGE] = b"\xff" * PAGE
+                elif value & 0x44 == 0x44:
+                    self.flash[:] = b"\xff" * FLASH_SIZE
+            case 0xE0002000:  # breakpoints: on or off
+                self._words[address] = 0x260 | value & 1
+            case 0xE000EDFC | 0xE000EDF8:
+                self._words[address] = value
+
+
+class _Bypassed:
+    """The second port of the chain, for boundary scans."""
+
+    width, idcode = 5, 0x16410041
+
+    def __init__(self) -> None:
+        self.instruction = self.idle = 1
+        self.shift = self.length = 0
+
+    def capture(self) -> None:
+        known = self.instruction == self.idle
+        self.shift, self.length = (self.idcode, 32) if known else (0, 1)
+
+    def update(self) -> None:
+        pass
+
+
+class _Debug(_Bypassed):
+    """The debug port, and its only access port, to the memory's bus."""
+
+    width, idcode = 4, 0x3BA00477
+
+    def __init__(self, chip: Stm32) -> None:
+        super().__init__()
+        self.instruction = self.idle = 0xE
+        self._chip = chip
+        self._control = self._select = self._read = self._address = 0
+        self._access = 0x23000042
+
+    def capture(self) -> None:
+        if self.instruction in (0xA, 0xB, 0x8):
+            self.shift, self.length = self._read << 3 | 2, 35
+        else:
+            super().capture()
+
+    def update(self) -> None:
+        reading, register, value = self.shift & 1, (self.shift >> 1 & 3) * 4, self.shift >> 3
+        if self.instruction == 0xA:
+            self._debug_port(register, value, reading=bool(reading))
+        elif self.instruction == 0xB:
+            self._access_port(self._select & 0xF0 | register, value, reading=bool(reading))
+
+    def _debug_port(self, register: int, value: int, *, reading: bool) -> None:
+        if reading:
+            self._read = {4: self._control | (self._control & 0x50000000) << 1, 8: self._select, 12: self._read}.get(
+                register, 0
+            )
+        elif register == 4:
+            self._control = value & 0x50000F00
+        elif register == 8:
+            self._select = value
+
+    def _access_port(self, register: int, value: int, *, reading: bool) -> None:
+        if self._select >> 24:
+            self._read = 0
+            return
+        size = 1 << (self._access & 3)
+        match register:
+            case 0x00 if reading:
+                self._read = self._access
+            case 0x00:
+                self._access = value & ~0x20 | 0x40  # it does not pack
+            case 0x04 if reading:
+                self._read = self._address
+            case 0x04:
+                self._address = value
+            case 0x0C:
+                self._transfer(self._address, size, value, reading=reading)
+                if self._access & 0x30:
+                    self._address += size
+            case 0x10 | 0x14 | 0x18 | 0x1C:
+                self._transfer(self._address & ~0xF | register & 0xF, 4, value, reading=reading)
+            case _:
+                self._read = {0xFC: 0x14770011, 0xF8: 0xE00FF003}.get(register, 0)
+
+    def _transfer(self, address: int, size: int, value: int, *, reading: bool) -> None:
+        lane = 8 * (address & 3)
+        if reading:
+            self._read = self._chip.read(address, size) << lane & 0xFFFFFFFF
+        else:
+            self._chip.write(address, size, value >> lane & (1 << 8 * size) - 1)
+
+
+class Jtag:
+    """The port, as OpenOCD's remote_bitbang works it: a byte for the lines, R to read one."""
+
+    NEXT: ClassVar[dict[str, tuple[str, str]]] = {  # state → the next ones, for TMS 0 and 1
+        "reset": ("idle", "reset"),
+        "idle": ("idle", "select-dr"),
+        "select-dr": ("capture-dr", "select-ir"),
+        "capture-dr": ("shift-dr", "exit1-dr"),
+        "shift-dr": ("shift-dr", "exit1-dr"),
+        "exit1-dr": ("pause-dr", "update-dr"),
+        "pause-dr": ("pause-dr", "exit2-dr"),
+        "exit2-dr": ("shift-dr", "update-dr"),
+        "update-dr": ("idle", "select-dr"),
+        "select-ir": ("capture-ir", "reset"),
+        "capture-ir": ("shift-ir", "exit1-ir"),
+        "shift-ir": ("shift-ir", "exit1-ir"),
+        "exit1-ir": ("pause-ir", "update-ir"),
+        "pause-ir": ("pause-ir", "exit2-ir"),
+        "exit2-ir": ("shift-ir", "update-ir"),
+        "update-ir": ("idle", "select-dr"),
+    }
+
+    def __init__(self) -> None:
+        self.chip = Stm32()
+        self._ports = [_Bypassed(), _Debug(self.chip)]
+        """From the line in to the line out."""
+        self._state, self._clock, self._held = "reset", False, False
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        async for data in stream:
+            out = bytearray()
+            for byte in data:
+                if 0x30 <= byte <= 0x37:
+                    self._lines(byte - 0x30)
+                elif byte == 0x52:
+                    out += b"1" if self._ports[-1].shift & 1 else b"0"
+                elif byte in b"rs":  # the reset line, up and down: it starts, or halts, when that has ended
+                    before, self._held = self._held, byte == 0x73
+                    if before or self._held:
+                        self.chip.reset()
+            if out:
+                await stream.send_all(out)
+
+    def _lines(self, value: int) -> None:
+        clock = bool(value & 4)
+        if clock and not self._clock:
+            self._act(value & 1)
+            self._state = self.NEXT[self._state][value >> 1 & 1]
+            for port in self._ports:
+                if self._state == "reset":
+                    port.instruction = port.idle
+                elif self._state == "update-ir":
+                    port.instruction = port.shift
+                elif self._state == "update-dr":
+                    port.update()
+        self._clock = clock
+
+    def _act(self, bit: int) -> None:
+        for port in self._ports:
+            if self._state == "capture-dr":
+                port.capture()
+            elif self._state == "capture-ir":
+                port.shift, port.length = 1, port.width
+            elif self._state in ("shift-dr", "shift-ir"):
+                out = port.shift & 1
+                port.shift = port.shift >> 1 | bit << port.length - 1
+                bit = out
