@@ -11,7 +11,8 @@ from enum import IntEnum
 
 import trio
 
-from jmp.errors import DeviceError, Refused
+from jmp.driver import Stream
+from jmp.errors import DeviceError, Refused, UsageError
 
 # Numbers as in RFC 6143.
 _VERSIONS = (b"RFB 003.003\n", b"RFB 003.007\n", b"RFB 003.008\n")
@@ -56,14 +57,8 @@ class Rfb:
     # ---- the beginning
 
     async def negotiate(self, password: str) -> None:
-        """Get in. Raises `DeviceError` for what is no VNC server, `Refused` if it does not take the password."""
-        greeting = await self._receive(12)
-        if not greeting.startswith(b"RFB ") or not greeting.endswith(b"\n"):
-            raise DeviceError(f"{self._name} does not speak VNC")
-        # Servers tell numbers of their own; the highest of the three that is not higher than theirs is right.
-        version = max((each for each in _VERSIONS if each <= greeting), default=_VERSIONS[0])
-        await self._send(version)
-        await self._authenticate(await self._choose(version, bool(password)), version, password)
+        """Get in, and agree on pixels. Raises as `log_in` does."""
+        await self.log_in(password)
         await self._send(b"\1")  # others may look as well
         self.width, self.height = struct.unpack(">HH", await self._receive(4))
         await self._receive(16)  # its own pixel format
@@ -75,6 +70,19 @@ class Rfb:
             + _PIXEL_FORMAT
             + struct.pack(f">BxH{len(encodings)}i", _SET_ENCODINGS, len(encodings), *encodings)
         )
+
+    async def log_in(self, password: str) -> None:
+        """Get in; what follows is the client's first word, which all versions have alike.
+
+        Raises `DeviceError` for what is no VNC server, `Refused` if it does not take the password.
+        """
+        greeting = await self._receive(12)
+        if not greeting.startswith(b"RFB ") or not greeting.endswith(b"\n"):
+            raise DeviceError(f"{self._name} does not speak VNC")
+        # Servers tell numbers of their own; the highest of the three that is not higher than theirs is right.
+        version = max((each for each in _VERSIONS if each <= greeting), default=_VERSIONS[0])
+        await self._send(version)
+        await self._authenticate(await self._choose(version, bool(password)), version, password)
 
     async def _choose(self, version: bytes, has_password: bool) -> int:
         if version == _VERSIONS[0]:
@@ -234,6 +242,38 @@ class Rfb:
 
     def _gone(self) -> DeviceError:
         return DeviceError(f"{self._name} closed the connection")
+
+
+async def welcome(viewer: Stream) -> bytes:
+    """The server's side of getting in, for a viewer that is asked for nothing. What it has sent after that.
+
+    Raises `UsageError` if it is no viewer.
+    """
+    received = bytearray()
+
+    async def take(size: int) -> bytes:
+        while len(received) < size:
+            data = await viewer.receive_some()
+            if not data:
+                raise UsageError("the viewer closed the connection before it was one")
+            received.extend(data)
+        taken = bytes(received[:size])
+        del received[:size]
+        return taken
+
+    await viewer.send_all(_VERSIONS[2])
+    greeting = await take(12)
+    if not greeting.startswith(b"RFB "):
+        raise UsageError("what connected is no viewer: it does not speak VNC")
+    version = max((each for each in _VERSIONS if each <= greeting), default=_VERSIONS[0])
+    if version == _VERSIONS[0]:
+        await viewer.send_all(struct.pack(">I", _NONE))
+    else:
+        await viewer.send_all(bytes([1, _NONE]))
+        await take(1)
+        if version == _VERSIONS[2]:
+            await viewer.send_all(struct.pack(">I", 0))
+    return bytes(received)
 
 
 def _answer(password: str, challenge: bytes) -> bytes:

@@ -17,7 +17,7 @@ from jmp.driver.interfaces import Vnc as VncInterface
 from jmp_drivers import _keys
 from jmp_drivers._png import png
 from jmp_drivers._reason import reason
-from jmp_drivers._rfb import Button, Rfb
+from jmp_drivers._rfb import Button, Rfb, welcome
 from jmp_drivers.network import Tcp, Unix, join
 
 T = TypeVar("T")
@@ -43,6 +43,23 @@ class VncScreen(VncInterface):
         connection = await self._open_stream()
         assert isinstance(connection, trio.SocketStream)
         await join(stream, connection, await self.invoke("address"))
+
+    async def view(self, stream: Stream) -> None:
+        password = self._password()
+        if not password:
+            await self.connect(stream)  # if the server wants one after all, the viewer can ask
+            return
+        connection = await self._open_stream()
+        assert isinstance(connection, trio.SocketStream)
+        address = await self.invoke("address")
+        async with connection:
+            try:
+                with trio.fail_after(self._timeout):
+                    await Rfb(connection, address).log_in(password)
+            except trio.TooSlowError:
+                raise DeviceError(f"{address} did not answer within {self._timeout:g} s") from None
+            await connection.send_all(await welcome(stream))
+            await join(stream, connection, address)
 
     # ---- the screen
 

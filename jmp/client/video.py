@@ -107,7 +107,9 @@ class VncClient(VideoClient, NetworkClient):
         from jmp.client.web.page import Web
         from jmp.client.web.server import Page
 
-        opened = partial(self._backend.open, self._node.path, "connect", (), {})
+        # An exporter of before has no way in without its password: the page asks for it.
+        method = "view" if "view" in self._node.methods else "connect"
+        opened = partial(self._backend.open, self._node.path, method, (), {})
         page = Page("screen", self._node.path or "screen", watch)
         return Web(self._backend, self._node.path, page, opened, listen, browser)
 

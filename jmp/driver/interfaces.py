@@ -224,6 +224,11 @@ class Vnc(Video, Network):
 
     interface: ClassVar[str | None] = "jmp.vnc/v1"
 
+    @exportstream
+    async def view(self, stream: Stream) -> None:
+        """A connection to the VNC server for a viewer that is asked for no password: the driver gives the one that it knows."""
+        await self.connect(stream)
+
     @export
     @abstractmethod
     def type(self, text: str, interval: float = 0.02) -> Awaitable[None] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,70 @@ def test_a_screen_in_the_browser(chromium: Browser, tmp_path: Path) -> None:
             assert x11.pressed(1)[0][:2] == ("key", 0x61)
     chromium.until("document.getElementById('state').className == 'bad'")
     assert chromium.complaints == []
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A screen whose server wants a password."""
+    folder = tmp_path_factory.mktemp("vnc")
+    secret = subprocess.run(["tigervncpasswd", "-f"], input=b"pass word", capture_output=True, check=True).stdout
+    (folder / "password").write_bytes(secret)
+    with xtigervnc(folder / "vnc", "-SecurityTypes", "VncAuth", "-rfbauth", f"{folder}/password") as x11:
+        x11.fill(0x00FF00)
+        yield folder / "vnc"
+
+
+GREEN = "[...document.querySelector('canvas').getContext('2d').getImageData(5, 5, 1, 1).data].join() == '0,255,0,255'"
+
+
+def test_a_screens_password_stays_with_the_exporter(chromium: Browser, guarded: Path) -> None:
+    with on(Vnc(path=guarded, password="pass word")) as vnc, vnc.novnc() as page:
+        chromium.open(page.url)
+        chromium.run("globalThis.asked = 0; globalThis.prompt = () => { asked++; return null; }; 0")
+        chromium.until("document.getElementById('state').textContent == 'connected'")
+        chromium.until(GREEN)
+        assert chromium.run("asked") == 0
+    with on(Vnc(path=guarded, password="guess")) as vnc, vnc.novnc() as page:
+        chromium.open(page.url)
+        chromium.until("document.getElementById('state').textContent.includes('lets nobody in with this password')")
+    chromium.open("about:blank")
+
+
+@pytest.mark.parametrize("version", [b"RFB 003.003\n", b"RFB 003.007\n", b"RFB 003.008\n", b"RFB 003.889\n"])
+async def test_viewers_of_all_versions_are_asked_for_nothing(guarded: Path, version: bytes) -> None:
+    with trio.fail_after(30):
+        async with on(Vnc(path=guarded, password="pass word")) as vnc, vnc.view() as stream:
+            received = b""
+
+            async def take(size: int) -> bytes:
+                nonlocal received
+                while len(received) < size:
+                    data = await stream.receive_some()
+                    assert data
+                    received += data
+                taken, received = received[:size], received[size:]
+                return taken
+
+            assert await take(12) == b"RFB 003.008\n"
+            await stream.send_all(version)
+            if version == b"RFB 003.003\n":
+                assert await take(4) == b"\0\0\0\1"
+            else:
+                assert await take(2) == b"\1\1"
+                await stream.send_all(b"\1")
+                if version > b"RFB 003.007\n":
+                    assert await take(4) == bytes(4)
+            await stream.send_all(b"\1")
+            assert await take(4) == (320).to_bytes(2, "big") + (200).to_bytes(2, "big")
+
+
+async def test_who_is_no_viewer_is_told(guarded: Path) -> None:
+    with trio.fail_after(30):
+        async with on(Vnc(path=guarded, password="pass word")) as vnc, vnc.view() as stream:
+            await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
+            assert await stream.receive_some() == b"RFB 003.008\n"
+            with pytest.raises(UsageError, match="it does not speak VNC"):
+                await stream.receive_some()
 
 
 def request(page: Any, path: str = "", **headers: str) -> bytes:
