@@ -84,7 +84,7 @@ TESTED_ABSENT = {
     "flashrom": "test_flashers.py::test_flashrom",
     "http-camera": "test_camera.py::test_a_camera_over_http_that_is_ustreamer",
     "nbd": "test_faults.py::test_a_device_that_goes_is_told_and_its_return_suffices",
-    "openocd": "test_flashers.py::test_openocd",
+    "openocd": "test_faults.py::test_a_device_that_goes_is_told_and_its_return_suffices",
     "probe-rs": "test_faults.py::test_a_device_that_goes_is_told_and_its_return_suffices",
     "pyocd": "test_faults.py::test_a_device_that_goes_is_told_and_its_return_suffices",
     "qemu": "test_qemu.py::test_one_that_cannot_be_on_from_the_beginning_is_degraded",
