@@ -394,7 +394,7 @@ def _arguments(
         rows = []
         for name, parameter in options.items():
             if name not in used:
-                shown = f"--no-{name}" if verbs.is_flag(parameter) and parameter.default is True else f"--{name}"
+                shown = f"--{verbs.option_of(parameter)}"
                 rows.append((shown, parameter.doc or describe(parameter.schema)))
         return [*rows, ("--output", "json or yaml"), ("--help", "how to use it")]
     places = [parameter for parameter in verb.parameters if parameter.kind not in ("keyword-only", "var-keyword")]

@@ -56,7 +56,8 @@ class Verb:
             elif parameter.required:
                 words.append(f"--{name} {_placeholder(parameter)}")
             else:
-                words.append(f"[--{name} {_placeholder(parameter)}]" if not is_flag(parameter) else f"[--{name}]")
+                value = "" if is_flag(parameter) else f" {_placeholder(parameter)}"
+                words.append(f"[--{option_of(parameter)}{value}]")
         return " ".join(words)
 
 
@@ -340,8 +341,15 @@ def help_of_verb(target: Target, verb: Verb, *, at_prompt: bool = False) -> str:
     rows = []
     for parameter in verb.parameters:
         name = parameter.name.replace("_", "-")
-        shown = name.upper() if parameter.required else f"--{name}"
-        about = [part for part in (parameter.doc, describe(parameter.schema)) if part]
+        shown = name.upper() if parameter.required else f"--{option_of(parameter)}"
+        about = [parameter.doc] if parameter.doc else []
+        if is_flag(parameter):
+            if parameter.default is True:
+                about.append(f"{name} is on without this")
+            rows.append((shown, "; ".join(about)))
+            continue
+        if described := describe(parameter.schema):
+            about.append(described)
         if not parameter.required and parameter.default is not None:
             about.append(f"default: {output.plain(parameter.default)}")
         rows.append((shown, "; ".join(about)))
@@ -357,6 +365,12 @@ def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 def _placeholder(parameter: Parameter) -> str:
     return describe(parameter.schema).upper().replace(" OR NONE", "").replace(" ", "-")
+
+
+def option_of(parameter: Parameter) -> str:
+    """The option that changes something: ``verify`` is on, so ``no-verify`` is what one gives."""
+    name = parameter.name.replace("_", "-")
+    return f"no-{name}" if is_flag(parameter) and parameter.default is True else name
 
 
 def is_flag(parameter: Parameter) -> bool:

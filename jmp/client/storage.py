@@ -1,8 +1,8 @@
 """The client of ``jmp.storage/v1``: images from a file or a server to the medium and back.
 
-At most three pieces of an image are in memory. They are read, unpacked and hashed in a thread of their own while the one
-before is on its way. Zeros are written like anything else, since what the medium held before is not known, unless a block
-map says what is needed.
+At most three pieces of an image are in memory, with resume a stretch. They are read, unpacked and hashed in a thread of
+their own while the one before is on its way. Zeros are written like anything else, since what the medium held before is not
+known, unless a block map says what is needed.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ import hashlib
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Annotated, Any, Final, Literal
 
 from jmp.client.bmap import BlockMap, Part, joined, read_bmap
-from jmp.driver.images import MAGIC, PIECE, Ahead, is_url, opened, store
+from jmp.driver.images import MAGIC, PIECE, Ahead, held, is_url, opened, store
 from jmp.driver.proxy import DriverClient, verb
 from jmp.errors import BadValue, DeviceError, UsageError
 
 Progress = Callable[[int, int | None], None]
 """Takes bytes done and bytes in all, if known. For a packed image these are bytes of the file."""
 
-STRETCH: Final = 64 * PIECE
-"""Bytes whose checksum is asked for at once, to find out how far an interrupted flash came."""
 GAP: Final = 2 * PIECE
 """Bytes between two parts of a block map that are sent rather than a new stream is opened."""
 
@@ -64,12 +63,12 @@ class StorageClient(DriverClient):
         """
         begin = time.monotonic()
         headers = _headers(header or [], bearer)
-        if fetch and (bmap or resume):
-            raise UsageError("what the exporter fetches is written as a whole: neither bmap nor resume go with fetch")
+        if fetch and bmap is not None:
+            raise UsageError("what the exporter fetches is written as a whole: bmap does not go with fetch")
         blocks = read_bmap(Path(bmap)) if bmap is not None else None
         async with self._switched_off(power, then):
             if fetch:
-                result = await self._fetch(str(image), offset, headers, decompress, progress)
+                result = await self._fetch(str(image), offset, headers, decompress, resume, progress)
                 if verify:
                     await self._verify(result["sha256"], result["bytes"], offset, self._held_else())
             else:
@@ -91,13 +90,13 @@ class StorageClient(DriverClient):
         parts: list[Part] | None = None
         if blocks is not None:
             parts = joined(await self._missing(blocks, offset) if resume else blocks.parts, GAP)
-        elif resume:
-            parts = [Part(await self._there(image, offset, room), _END)]
         async with self._pieces(image, blocks) as pieces:
             source = pieces.source
             size = source.size if blocks is None else blocks.size
             if offset < 0 or room < 0 or (size or 0) > room:
                 raise self._does_not_fit(source.name, size, offset, room)
+            if resume and parts is None:
+                parts = [Part(await self._skip(pieces, offset, room, progress), _END)]
             written: list[tuple[int, int, Any]] = []
             for part in parts if parts is not None else [Part(0, _END)]:
                 while pieces.position < part.begin and await pieces.take(part.begin - pieces.position):
@@ -112,8 +111,8 @@ class StorageClient(DriverClient):
                 raise UsageError(f"{source.name} has {pieces.position} bytes, and its block map is for {blocks.size}")
         if verify:
             for place, count, run in written:
-                held = (run or source.checksum).hexdigest()
-                await self._verify(held, count, offset + place, self._held_else())
+                here = (run or source.checksum).hexdigest()
+                await self._verify(here, count, offset + place, self._held_else())
         result = {"bytes": pieces.position, "sha256": source.checksum.hexdigest()}
         return result if parts is None else result | {"written": sum(count for _, count, _ in written)}
 
@@ -143,37 +142,42 @@ class StorageClient(DriverClient):
         return count
 
     async def _fetch(
-        self, url: str, offset: int, headers: dict[str, str], decompress: bool, progress: Progress | None
+        self,
+        url: str,
+        offset: int,
+        headers: dict[str, str],
+        decompress: bool,
+        resume: bool,
+        progress: Progress | None,
     ) -> dict[str, Any]:
         if not is_url(url):
             raise UsageError(f"the exporter fetches URLs, and {url} is none")
         if "fetch" not in self._node.methods:
             raise UsageError(f"the exporter of {self._node.path} is older than fetch; leave it to this machine")
         wanted = {"url": url, "offset": offset, "headers": headers, "decompress": decompress}
+        wanted |= {"resume": True} if resume else {}  # exporters of before do not know it
         result: dict[str, Any] = {}
         async for item in self._backend.items(self._node.path, "fetch", (), wanted):
             if "bytes" in item:
-                result = {"bytes": item["bytes"], "sha256": item["sha256"]}
+                result = {name: item[name] for name in ("bytes", "sha256", "written") if name in item}
             if progress is not None:
                 progress(item["taken"], item["total"])
         return result
 
-    async def _there(self, image: tuple[str, bool, dict[str, str]], offset: int, room: int) -> int:
-        """How many bytes of the image's beginning the medium holds already, in whole stretches."""
-        if image[0] == "-":
-            raise UsageError("resume reads the image twice, which standard input cannot be: give a file or a URL")
-        async with self._pieces(image, None) as pieces:
-            while pieces.position < room:
-                place, checksum = pieces.position, hashlib.sha256()
-                while left := min(place + STRETCH, room) - pieces.position:
-                    piece = await pieces.take(left)
-                    if not piece:
-                        break
-                    await self._backend.run(checksum.update, piece)
-                size = pieces.position - place
-                if not size or await self._digest(size, offset + place) != checksum.hexdigest():
-                    return place
-        return room
+    async def _skip(self, pieces: _Pieces, offset: int, room: int, progress: Progress) -> int:
+        """Pass over what the medium holds already of the image's beginning; how many bytes that are."""
+
+        async def take(limit: int) -> bytes:
+            piece = await pieces.take(limit)
+            progress(pieces.source.taken, pieces.source.total)
+            return piece
+
+        async def digest(size: int, place: int) -> str:
+            return await self._digest(size, offset + place)
+
+        there, beyond = await held(take, digest, room, self._backend.run)
+        pieces.put_back(beyond)
+        return there
 
     async def _missing(self, blocks: BlockMap, offset: int) -> list[Part]:
         """The parts of a map that the medium does not hold yet."""
@@ -228,17 +232,17 @@ class StorageClient(DriverClient):
             wanted = {"offset": offset, "size": size}
             async with self._backend.open(self._node.path, "read", (), wanted) as stream:
                 pieces: list[bytes] = []
-                held = 0
+                waiting = 0
                 ended = False
                 while not ended:
                     data = await stream.receive_some()
                     ended = not data
                     pieces.append(data)
-                    held += len(data)
-                    if held >= PIECE or ended:
+                    waiting += len(data)
+                    if waiting >= PIECE or ended:
                         await self._backend.run(store, sink, checksum, pieces)
-                        received += held
-                        pieces, held = [], 0
+                        received += waiting
+                        pieces, waiting = [], 0
                         if progress is not None:
                             progress(received, size)
             if received != size:
@@ -287,12 +291,24 @@ class _Pieces:
         self._run = run
         self._checker = checker
         self._rest = b""
+        self._again: deque[bytes] = deque()
+
+    def put_back(self, pieces: list[bytes]) -> None:
+        """Take these, which were taken last, once more."""
+        if self._rest:
+            pieces = [*pieces, self._rest]
+            self.position += len(self._rest)
+            self._rest = b""
+        self.position -= sum(map(len, pieces))
+        self._again.extend(pieces)
 
     async def take(self, limit: int) -> bytes:
         """At most ``limit`` bytes; ``b""`` at the end of the image, or for a limit of 0."""
         if limit <= 0:
             return b""
-        if not self._rest:
+        if not self._rest and self._again:
+            self._rest = self._again.popleft()
+        elif not self._rest:
             self._rest = await self._run(self._ahead.next)
             if self._checker is not None:
                 await self._run(self._checker.feed, self._rest)

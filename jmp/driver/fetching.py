@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from jmp.driver.driver import in_thread
-from jmp.driver.images import Ahead, is_url
+from jmp.driver.images import Ahead, held, is_url
 from jmp.driver.tree import ThreadStream
 from jmp.errors import BadValue, UsageError
 
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 
 async def fetched(
-    medium: Storage, url: str, offset: int, headers: Mapping[str, str], decompress: bool
+    medium: Storage, url: str, offset: int, headers: Mapping[str, str], decompress: bool, resume: bool
 ) -> AsyncIterator[dict[str, Any]]:
-    """Write the image at ``url`` to a medium. Items are ``{"taken", "total"}``; the last one has ``bytes``, ``sha256``."""
+    """Write the image at ``url`` to a medium. Items are ``{"taken", "total"}``; the last one has ``bytes``, ``sha256`` and
+    ``written``.
+    """
     if not is_url(url) or url.startswith("s3:"):
         raise UsageError(f"{url!r} is nothing that an exporter fetches: http://… or https://…")
-    job = _Job(medium, url, offset, headers, decompress)
+    job = _Job(medium, url, offset, headers, decompress, resume)
     medium.nursery.start_soon(job.run)
     try:
         async for item in job.items:
@@ -38,10 +40,13 @@ async def fetched(
 class _Job:
     """One image on its way, in a task of its own: a generator must not hold a nursery while it is suspended."""
 
-    def __init__(self, medium: Storage, url: str, offset: int, headers: Mapping[str, str], decompress: bool) -> None:
+    def __init__(
+        self, medium: Storage, url: str, offset: int, headers: Mapping[str, str], decompress: bool, resume: bool
+    ) -> None:
         self._medium = medium
         self._image = (url, decompress, headers)
         self._offset = offset
+        self._resume = resume
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         self._send, self.items = trio.open_memory_channel[dict[str, Any]](1)
@@ -74,15 +79,23 @@ class _Job:
                     f"{ahead.source.name} does not fit: it has {ahead.source.size} bytes, and there is room for {room}"
                 )
             stream = _Arriving(ahead, self._tell)
+            there = 0
+            if self._resume:
+                there, beyond = await held(stream.receive_some, self._digest, room, trio.to_thread.run_sync)
+                stream.put_back(beyond)
+            offset = self._offset + there
             if inspect.iscoroutinefunction(self._medium.write):
-                await self._medium.write(stream, offset=self._offset)
+                await self._medium.write(stream, offset=offset)
             else:
-                await in_thread(self._medium.write, ThreadStream(stream), offset=self._offset)
+                await in_thread(self._medium.write, ThreadStream(stream), offset=offset)
         finally:
             ahead.close()
         source = ahead.source
-        self.result = {"bytes": stream.count, "sha256": source.checksum.hexdigest()}
+        self.result = {"bytes": stream.count, "sha256": source.checksum.hexdigest(), "written": stream.count - there}
         self.result |= {"taken": source.taken, "total": source.total}
+
+    async def _digest(self, size: int, place: int) -> str:
+        return str(await self._medium.invoke("digest", size, self._offset + place)).lower()
 
     def _tell(self, taken: int, total: int | None) -> None:
         try:
@@ -102,7 +115,13 @@ class _Arriving(trio.abc.HalfCloseableStream):
         self._tell = tell
         self._rest = memoryview(b"")
 
+    def put_back(self, pieces: list[bytes]) -> None:
+        """Give these, which were received last, once more."""
+        self._rest = memoryview(b"".join(pieces) + self._rest)
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes == 0:
+            return b""
         if not self._rest:
             self._rest = memoryview(await trio.to_thread.run_sync(self._ahead.next, abandon_on_cancel=True))
             self.count += len(self._rest)

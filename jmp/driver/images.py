@@ -17,7 +17,7 @@ import stat
 import sys
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import import_module
@@ -29,6 +29,8 @@ from jmp.errors import LabError, UsageError
 
 PIECE: Final = 1024 * 1024
 """Bytes read or written at once."""
+STRETCH: Final = 16 * PIECE
+"""Bytes whose checksum is asked for at once, to find out how far an interrupted flash came."""
 PATIENCE: Final = 60.0
 """Seconds that a server may say nothing."""
 RETRIES: Final = 5
@@ -149,6 +151,31 @@ class Ahead:
             except BaseException as error:  # noqa: BLE001  # the thread's root: who asked for the piece gets it
                 self._pieces.put(error)
         self.source.close()
+
+
+async def held(
+    take: Callable[[int], Awaitable[bytes]],
+    digest: Callable[[int, int], Awaitable[str]],
+    room: int,
+    run: Callable[..., Awaitable[Any]],
+) -> tuple[int, list[bytes]]:
+    """How many bytes of an image's beginning a medium holds already, in whole stretches; and what was taken beyond them.
+
+    ``take`` gives at most so many bytes of the image; ``digest`` is the sha256 of so many bytes of the medium from a place on.
+    The image is read once, so it may be one that cannot be read twice: a stretch of it is kept.
+    """
+    position = 0
+    while position < room:
+        taken: list[bytes] = []
+        size, checksum = 0, hashlib.sha256()
+        while piece := await take(min(STRETCH, room - position) - size):
+            taken.append(piece)
+            size += len(piece)
+            await run(checksum.update, piece)
+        if not size or await digest(size, position) != checksum.hexdigest():
+            return position, taken
+        position += size
+    return position, []
 
 
 class Download:

@@ -111,15 +111,21 @@ class Storage(Driver):
 
     @export
     async def fetch(
-        self, url: str, offset: int = 0, headers: dict[str, str] | None = None, decompress: bool = True
+        self,
+        url: str,
+        offset: int = 0,
+        headers: dict[str, str] | None = None,
+        decompress: bool = True,
+        resume: bool = False,
     ) -> AsyncIterator[dict[str, Any]]:
         """Write an image that the exporter itself fetches by HTTP or HTTPS, with these headers, and tell how far it is.
 
-        Items are dicts of taken and total (bytes of the file; None if not known); the last has bytes and sha256 of the image.
+        With resume, what the medium holds already of its beginning is left alone. Items are dicts of taken and total (bytes of
+        the file; None if not known); the last has bytes and sha256 of the image, and how many were written.
         """
         from jmp.driver.fetching import fetched
 
-        async for item in fetched(self, url, offset, headers or {}, decompress):
+        async for item in fetched(self, url, offset, headers or {}, decompress, resume):
             yield item
 
 

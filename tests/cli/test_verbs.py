@@ -163,5 +163,9 @@ def test_help_of_a_verb(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == (
         "Usage: j typed COUNT [--ratio FLOAT] [--speed SLOW|FAST] [--loud]\n\n"
         "Take values of several types.\n\nMore about it.\n\nArguments:\n"
-        "  COUNT    int\n  --ratio  float; default: 0.5\n  --speed  slow|fast; default: slow\n  --loud   bool; default: False\n"
+        "  COUNT    int\n  --ratio  float; default: 0.5\n  --speed  slow|fast; default: slow\n  --loud\n"
     )
+    assert execute(bench, ["quiet", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Usage: j quiet [--no-sound]\n")
+    assert "  --no-sound  sound is on without this\n" in printed

@@ -9,6 +9,8 @@ import json
 import lzma
 import os
 import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,9 +24,8 @@ import trio
 
 from jmp.client.bmap import BlockMap, Part, joined, parse_bmap
 from jmp.client.interfaces import client_class
-from jmp.client.storage import STRETCH
 from jmp.driver import Stream
-from jmp.driver.images import PIECE, s3_request, s3_signature
+from jmp.driver.images import PIECE, STRETCH, s3_request, s3_signature
 from jmp.driver.interfaces import Storage
 from jmp.driver.testing import serve
 from jmp.errors import BadValue, DeviceError, JmpError, LabError, UsageError
@@ -314,8 +315,8 @@ def test_what_does_not_go_with_fetch(using: Side, card: Card, tmp_path: Path) ->
         def use(client: Any) -> None:
             with pytest.raises(UsageError, match="the exporter fetches URLs, and image is none"):
                 client.flash("image", fetch=True)
-            with pytest.raises(UsageError, match="neither bmap nor resume go with fetch"):
-                client.flash(f"{url}/image", fetch=True, resume=True)
+            with pytest.raises(UsageError, match="bmap does not go with fetch"):
+                client.flash(f"{url}/image", fetch=True, bmap=tmp_path / "image.bmap")
             with pytest.raises(UsageError, match="nothing that an exporter fetches"):
                 list(client.fetch("file:///etc/passwd")) if using is by_threads else client.flash(
                     "s3://a/b", fetch=True
@@ -453,7 +454,19 @@ def test_block_maps() -> None:
             parse_bmap(text % bad)
 
 
-def test_an_interrupted_flash_goes_on_where_it_was(using: Side, tmp_path: Path) -> None:
+@contextmanager
+def fed(content: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A standard input with this content."""
+    with tempfile.TemporaryFile() as file, monkeypatch.context() as patch:
+        file.write(content)
+        file.seek(0)
+        patch.setattr(sys, "stdin", file)
+        yield
+
+
+def test_an_interrupted_flash_goes_on_where_it_was(
+    using: Side, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = os.urandom(PIECE) * (2 * STRETCH // PIECE) + b"the end"
     (tmp_path / "image.zst").write_bytes(zstd(content))
     (tmp_path / "card").write_bytes(content[: STRETCH + 3 * PIECE])
@@ -463,8 +476,28 @@ def test_an_interrupted_flash_goes_on_where_it_was(using: Side, tmp_path: Path) 
         result = client.flash(tmp_path / "image.zst", resume=True)
         assert (result["sha256"], result["written"]) == (sha256(content), STRETCH + 7)
         assert client.flash(tmp_path / "image.zst", resume=True)["written"] == 0
-        with pytest.raises(UsageError, match="resume reads the image twice"):
-            client.flash("-", resume=True)
+        with (tmp_path / "card").open("r+b") as medium:
+            medium.seek(STRETCH + 3 * PIECE)
+            medium.write(bytes(PIECE))
+        with fed(content, monkeypatch):
+            result = client.flash("-", resume=True)
+        assert (result["sha256"], result["written"]) == (sha256(content), STRETCH + 7)
+
+    using(card, use)
+    assert card.writes[0] == STRETCH
+    assert (tmp_path / "card").read_bytes()[: len(content)] == content
+
+
+def test_a_fetch_that_was_interrupted_goes_on_where_it_was(using: Side, tmp_path: Path) -> None:
+    content = os.urandom(PIECE) * (2 * STRETCH // PIECE) + b"the end"
+    (tmp_path / "card").write_bytes(content[: STRETCH + 3 * PIECE])
+    card = Watched(capacity=3 * STRETCH, image=tmp_path / "card")
+
+    def use(client: Any) -> None:
+        with web(serving(zstd(content))) as (url, _):
+            result = client.flash(f"{url}/image", fetch=True, resume=True)
+            assert (result["sha256"], result["written"]) == (sha256(content), STRETCH + 7)
+            assert client.flash(f"{url}/image", fetch=True, resume=True)["written"] == 0
 
     using(card, use)
     assert card.writes[0] == STRETCH
