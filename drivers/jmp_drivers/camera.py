@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import trio
 
-from jmp.driver import ConfigError, DeviceError, Service, Suggestion
+from jmp.driver import ConfigError, DeviceError, Service, Suggestion, check_seconds
 from jmp.driver.interfaces import Video
 from jmp_drivers import _http, _jpeg
 from jmp_drivers._process import leashed
@@ -47,6 +47,7 @@ class Camera(Video):
             return await self._next(pictures)
 
     async def frames(self, interval: float = 0.2) -> AsyncIterator[bytes]:
+        check_seconds("interval", interval)
         shown, due = b"", -math.inf
         async with aclosing(self._pictures(interval)) as pictures:
             while True:

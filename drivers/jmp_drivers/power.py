@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import trio
 
-from jmp.driver import ConfigError, DeviceError, Service, Suggestion, export
+from jmp.driver import ConfigError, DeviceError, Service, Suggestion, check_seconds, export
 from jmp.driver.interfaces import Power, PowerState
 from jmp_drivers._command import run_command
 from jmp_drivers._readings import MeteredByText
@@ -108,6 +108,7 @@ class CommandedPower(MeteredByText, Power):
         if self.cycle_command is None:
             await super().cycle(wait)
             return
+        check_seconds("wait", wait)
         self._ordered = "unknown"
         await self._run("cycle", self.cycle_command, allow=wait, JMP_WAIT=f"{wait:g}")
         self._ordered = "on"

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, TypeVar
 
 import trio
 
-from jmp.driver import BadValue, ConfigError, DeviceError, JmpError, Service, Stream, Suggestion
+from jmp.driver import BadValue, ConfigError, DeviceError, JmpError, Service, Stream, Suggestion, check_seconds
 from jmp.driver.interfaces import Vnc as VncInterface
 from jmp_drivers import _keys
 from jmp_drivers._png import png
@@ -70,6 +70,7 @@ class VncScreen(VncInterface):
         return await trio.to_thread.run_sync(png, width, height, pixels)
 
     async def frames(self, interval: float = 0.2) -> AsyncIterator[bytes]:
+        check_seconds("interval", interval)
         link = await self._linked()
         shown = b""
         width, height, pixels = await link.answer(link.rfb.screen, self._timeout)
@@ -90,10 +91,12 @@ class VncScreen(VncInterface):
     # ---- keyboard and pointer
 
     async def type(self, text: str, interval: float = 0.02) -> None:
+        check_seconds("interval", interval)
         strokes = [_keys.of_character(each) for each in text]
         await self._strike(strokes, hold=0, interval=interval)
 
     async def press(self, *keys: str, hold: float = 0.05) -> None:
+        check_seconds("hold", hold)
         await self._strike([_keys.of_combination(each) for each in keys], hold=hold, interval=hold)
 
     async def _strike(self, strokes: Sequence[Sequence[int]], *, hold: float, interval: float) -> None:

@@ -8,7 +8,7 @@ from dataclasses import field
 
 import trio
 
-from jmp.driver import ConfigError, DeviceError, UsageError, export
+from jmp.driver import ConfigError, DeviceError, UsageError, check_seconds, export
 from jmp.driver.interfaces import Power, PowerState
 from jmp_drivers._reason import reason
 from jmp_drivers.power import CommandPower
@@ -69,6 +69,7 @@ class WakeOnLan(Power):
 
     @export
     async def cycle(self, wait: float = 1.0) -> None:
+        check_seconds("wait", wait)
         if self.off_command is None:
             await self.off()
         await super().cycle(wait)

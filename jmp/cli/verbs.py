@@ -348,8 +348,8 @@ def help_of_verb(target: Target, verb: Verb, *, at_prompt: bool = False) -> str:
                 about.append(f"{name} is on without this")
             rows.append((shown, "; ".join(about)))
             continue
-        if described := describe(parameter.schema):
-            about.append(described)
+        if kind := _kind(parameter):
+            about.append(kind)
         if not parameter.required and parameter.default is not None:
             about.append(f"default: {output.plain(parameter.default)}")
         rows.append((shown, "; ".join(about)))
@@ -364,7 +364,12 @@ def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _placeholder(parameter: Parameter) -> str:
-    return describe(parameter.schema).upper().replace(" OR NONE", "").replace(" ", "-")
+    return _kind(parameter).upper().replace(" ", "-")
+
+
+def _kind(parameter: Parameter) -> str:
+    """What a value is, as one types it: a path is a text anyhow, and to give none one leaves it out."""
+    return describe(parameter.schema).removesuffix(" or None").replace("path or str", "path").replace("list of ", "")
 
 
 def option_of(parameter: Parameter) -> str:

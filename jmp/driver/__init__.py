@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream as Stream
 
     from jmp.driver.direct import overflow
-    from jmp.driver.driver import Driver, cancelled, export, exportstream, sleep
+    from jmp.driver.driver import Driver, cancelled, check_seconds, export, exportstream, sleep
     from jmp.driver.machine import Machine, Service, Suggestion
     from jmp.driver.proxy import DriverClient, verb
     from jmp.driver.testing import serve
@@ -40,6 +40,7 @@ __all__ = [
     "Suggestion",
     "UsageError",
     "cancelled",
+    "check_seconds",
     "export",
     "exportstream",
     "overflow",
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 _WHERE = {
-    **dict.fromkeys(("Driver", "cancelled", "export", "exportstream", "sleep"), "jmp.driver.driver"),
+    **dict.fromkeys(("Driver", "cancelled", "check_seconds", "export", "exportstream", "sleep"), "jmp.driver.driver"),
     **dict.fromkeys(("DriverClient", "verb"), "jmp.driver.proxy"),
     **dict.fromkeys(("Machine", "Service", "Suggestion"), "jmp.driver.machine"),
     "overflow": "jmp.driver.direct",

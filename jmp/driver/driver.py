@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -18,7 +19,7 @@ import trio
 
 from jmp.driver.machine import Machine, Service, Suggestion
 from jmp.driver.schema import Parameter, Schema, parameters_of, result_of
-from jmp.errors import Cancelled
+from jmp.errors import BadValue, Cancelled
 from jmp.rpc.messages import Kind
 from jmp.rpc.serve import waits_for_nothing
 
@@ -259,3 +260,9 @@ def sleep(seconds: float) -> None:
     gone = _caller_gone.get() or threading.Event()
     if gone.wait(seconds):
         raise Cancelled("the caller gave up")
+
+
+def check_seconds(name: str, value: float) -> None:
+    """Raise ``BadValue`` unless a caller's argument is a time that one can wait, before anything else is done."""
+    if not 0 <= value < math.inf:
+        raise BadValue(f"{name} must be 0 seconds or more, not {value:g}")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import trio
 
-from jmp.driver.driver import Driver, export, exportstream
+from jmp.driver.driver import Driver, check_seconds, export, exportstream
 
 Stream = trio.abc.HalfCloseableStream
 PowerState = Literal["on", "off", "unknown"]
@@ -41,6 +41,7 @@ class Power(Driver):
     @export
     async def cycle(self, wait: float = 1.0) -> None:
         """Switch off, wait (seconds), switch on. Given up half-way, it stays off."""
+        check_seconds("wait", wait)
         await self.invoke("off")
         await trio.sleep(wait)
         await self.invoke("on")

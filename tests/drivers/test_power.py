@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 import trio
 
-from jmp.driver import ConfigError, DeviceError, schema, serve
+from jmp.driver import BadValue, ConfigError, DeviceError, schema, serve
 from jmp_drivers.power import CommandPower, HttpPower, MockPower, Request
 from tests.fakes.bundled import driver_class, problems_in
 
@@ -34,6 +35,20 @@ async def test_mock_power_remembers_its_state_and_counts_cycles() -> None:
             assert (await power.state(), await power.cycles()) == ("on", 2)
             await power.off()
             assert await power.state() == "off"
+
+
+@pytest.mark.parametrize("wait", [-1.0, math.nan, math.inf])
+async def test_a_wait_that_cannot_be_leaves_it_on(wait: float) -> None:
+    with trio.fail_after(10):
+        for driver in (
+            MockPower(initial=True),
+            CommandPower(on_command="true", off_command="true", cycle_command="true"),
+        ):
+            async with serve(driver) as power:
+                await power.on()
+                with pytest.raises(BadValue, match="wait must be 0 seconds or more, not"):
+                    await power.cycle(wait)
+                assert await power.state() == "on"
 
 
 def test_mock_power_through_the_blocking_client() -> None:
