@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import IO, Final
+from urllib.parse import quote
 
 from jmp.driver.proxy import DriverClient, verb
 from jmp.errors import UsageError
@@ -34,7 +35,8 @@ class FilesClient(DriverClient):
                         pass
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-        return str(await self._backend.call(self._node.path, "address", (), {})) + name
+        address = str(await self._backend.call(self._node.path, "address", (), {}))
+        return address + (quote(name) if address.startswith("http") else name)
 
     @verb
     async def get(self, name: str, file: Path | str | None = None) -> int:

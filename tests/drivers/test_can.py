@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -218,6 +219,12 @@ def test_a_unit_that_does_not_answer(channel: str) -> None:
         pytest.raises(DeviceError, match=r"unit 0x7e8 on CAN bus .* did not answer within 0\.1 s"),
     ):
         client.read(0xF190)
+    with serve(silent) as client, pytest.raises(DeviceError, match=r"unit 0x7e8 .* does not take the request"):
+        client.read_memory(0x1000, 4)  # several frames
+    talk = IsoTp(adapter="virtual", channel=channel, tx=0x7E0, rx=0x7E8, timeout=0.1)
+    for seconds in (-1.0, math.nan, math.inf):
+        with serve(talk) as client, pytest.raises(BadValue, match="seconds must be 0 seconds or more"):
+            client.receive(seconds)
     nobody = serve(Doip(host="127.0.0.1", port=free_port(), unit=1))
     with nobody as client, pytest.raises(DeviceError, match=r"DoIP gateway 127\.0\.0\.1:\d+: Connection refused"):
         client.read(0xF190)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import can
 import trio
 
-from jmp.driver import BadValue, ConfigError, DeviceError, Driver, Machine, Suggestion, export
+from jmp.driver import BadValue, ConfigError, DeviceError, Driver, Machine, Suggestion, check_seconds, export
 from jmp_drivers._hex import Data, to_bytes
 
 _UNREAD = 10_000  # frames that a watcher may leave unread
@@ -154,6 +154,7 @@ class Can(CanOptions):
         self, id: int, data: Data, answer: int, seconds: float = 1.0, extended: bool | None = None
     ) -> bytes:
         """Send a frame, and wait so many seconds for one with the id `answer`: its data."""
+        check_seconds("seconds", seconds)
         frame = self._frame(id, data, extended)
         async with self._hearing() as frames:
             await self._send(frame)

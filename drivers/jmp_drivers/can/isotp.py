@@ -11,7 +11,7 @@ import can
 import isotp
 import trio
 
-from jmp.driver import BadValue, ConfigError, DeviceError, export
+from jmp.driver import BadValue, ConfigError, DeviceError, check_seconds, export
 from jmp_drivers._hex import Data, to_bytes
 from jmp_drivers.can.bus import CanOptions
 
@@ -111,12 +111,14 @@ class IsoTp(IsoTpOptions):
     @export
     def receive(self, seconds: float | None = None) -> bytes:
         """The next message of the other one's, which may have come before."""
+        _check(seconds)
         with self._turn:
             return self._receive(seconds)
 
     @export
     def request(self, data: Data, seconds: float | None = None) -> bytes:
         """Send a message and wait for the answer. What came before is dropped."""
+        _check(seconds)
         with self._turn:
             while self._stack.recv() is not None:
                 pass
@@ -140,3 +142,8 @@ class IsoTp(IsoTpOptions):
         if data is None:
             raise DeviceError(f"{self._name}: {self.rx:#x} did not send a message within {wait:g} s")
         return bytes(data)
+
+
+def _check(seconds: float | None) -> None:
+    if seconds is not None:
+        check_seconds("seconds", seconds)

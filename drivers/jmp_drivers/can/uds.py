@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import field
 from typing import Any, ClassVar, Literal, TypeVar
 
+import isotp
 import trio
 from doipclient.client import DoIPClient
 from doipclient.connectors import DoIPClientUDSConnector
@@ -204,6 +205,8 @@ class Diagnosis(Driver):
             answer = error.response
             what = answer.service.get_name() if answer.service else "it"
             raise DeviceError(f"{self._unit} refuses {what}: {answer.code_name} ({answer.code:#04x})") from error
+        except isotp.BlockingSendFailure as error:  # a request of several frames, which somebody has to take
+            raise DeviceError(f"{self._unit} does not take the request: {error}") from error
         except TimeoutException as error:
             raise DeviceError(f"{self._unit} did not answer within {self._patience:g} s") from error
         except (InvalidResponseException, UnexpectedResponseException) as error:
