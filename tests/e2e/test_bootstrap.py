@@ -24,7 +24,14 @@ def main():
     print(sys.argv, os.path.dirname(os.path.dirname(os.path.dirname(__file__))), _bootstrap.archive, sep="\\n")
     return 7
 """
-FILES = {"jmp/__init__.py": "", "jmp/cli/__init__.py": CLI, "jmp/data.bin": "x" * 100_000}
+J = """
+import sys
+from jmp import cli
+def main():
+    sys.argv.insert(1, "the quick way:")
+    return cli.main()
+"""
+FILES = {"jmp/__init__.py": "", "jmp/cli/__init__.py": CLI, "jmp/j.py": J, "jmp/data.bin": "x" * 100_000}
 
 
 class Started:
@@ -112,7 +119,7 @@ async def test_name_it_was_called_by_reaches_jmp(app: Path, home: Path) -> None:
     link = app.with_name("j")
     link.symlink_to(app.name)
     started = await start(link, "power", "on", HOME=home)
-    assert started.argv == "['j', 'power', 'on']"
+    assert started.argv == "['j', 'the quick way:', 'power', 'on']"
     assert started.archive == str(link)
 
 
