@@ -42,7 +42,7 @@ def parse(url: str) -> Address:
         raise UsageError("an address cannot hold a user name or password; give the passphrase or token on its own")
     if authority.startswith("["):
         host, bracket, port = authority[1:].partition("]")
-        well_formed = bool(bracket) and (not port or port.startswith(":"))
+        well_formed = bool(bracket) and "[" not in host and (not port or port.startswith(":"))
         port = port[1:]
     else:
         host, colon, port = authority.partition(":")
