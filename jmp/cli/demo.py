@@ -16,14 +16,13 @@ from jmp.driver.proxy import ByteStream
 from jmp.errors import DeviceError, Timeout
 from jmp.exporter.config import ExporterConfig
 
-app = new_app("Boot the virtual board, log in, run a command, power off.", invoke_without_command=True)
-app.info.no_args_is_help = False
+app = new_app("Boot the virtual board, log in, run a command, power off.")
 
 PATIENCE: Final = 60.0
 """Seconds that the board may take for each step; it takes two to boot."""
 
 
-@app.callback()
+@app.command()
 def demo() -> None:
     """Boot the virtual board, log in, run a command, power off.
 

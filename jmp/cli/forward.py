@@ -17,10 +17,10 @@ from jmp.client.connect import connect
 from jmp.driver.proxy import DriverClient
 from jmp.errors import NotFound, UsageError
 
-app = new_app("Ports of a device as ports of this machine.", invoke_without_command=True)
+app = new_app("Ports of a device as ports of this machine.")
 
 
-@app.callback()
+@app.command()
 def forward(
     ports: Annotated[
         list[str], typer.Argument(metavar="DRIVER[=LISTEN]...", help="What to forward, and where to listen for it.")

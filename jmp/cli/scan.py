@@ -28,11 +28,10 @@ from jmp.exporter.scan import Found
 _SECONDS = 3.0  # in which devices in the network have to answer: most take a tenth of one, those that sleep take one
 Form = Literal["yaml", "json", "table", "name"]
 
-app = new_app("Propose an exporter's configuration from what is plugged in.", invoke_without_command=True)
-app.info.no_args_is_help = False
+app = new_app("Propose an exporter's configuration from what is plugged in.")
 
 
-@app.callback()
+@app.command()
 def scan(
     watch: Annotated[bool, typer.Option("--watch", help="Tell what appears and what goes, until interrupted.")] = False,
     network: Annotated[

@@ -25,8 +25,7 @@ from jmp.errors import Busy, NotFound, UsageError
 if TYPE_CHECKING:
     from jmp.cli.leased import Request as LeaseRequest
 
-app = new_app("Use a device.", invoke_without_command=True)
-app.info.no_args_is_help = False
+app = new_app("Use a device.")
 
 DIAL_SECONDS: Final = 20.0
 """How long an exporter may take to answer; a firewall that drops packets never does."""
@@ -43,7 +42,7 @@ class Running(NamedTuple):
     environment: dict[str, str]
 
 
-@app.callback(
+@app.command(
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
 )
 def shell(

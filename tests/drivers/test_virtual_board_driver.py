@@ -295,6 +295,15 @@ async def test_the_card_is_fresh_each_session_unless_it_has_a_file(tmp_path: Pat
         assert await board.storage.size() == 8192
 
 
+async def test_a_card_that_somebody_makes_shorter_is_told(tmp_path: Path) -> None:
+    image = tmp_path / "card.img"
+    async with bench(size=4096, image=image) as board:
+        image.write_bytes(b"short")
+        for asked in (board.storage.digest, lambda: fetch(board)):
+            with trio.fail_after(5), pytest.raises(DeviceError, match="somebody made it shorter than 4096 bytes"):
+                await asked()
+
+
 async def test_without_its_card_the_board_stays_at_the_boot_prompt(tmp_path: Path) -> None:
     async with bench(image=tmp_path / "nowhere" / "card.img") as board, console(board) as terminal:
         with pytest.raises(DeviceError, match=r"nowhere/card.img: No such file or directory"):

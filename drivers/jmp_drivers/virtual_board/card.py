@@ -52,6 +52,8 @@ class Card(Storage):
             file.truncate(self.capacity)
         except OSError as error:
             raise DeviceError(f"card image {self.image or tempfile.gettempdir()}: {error.strerror}") from error
+        except EOFError:
+            raise DeviceError(f"card image {self.image}: somebody made it shorter than {self.capacity} bytes") from None
         return file
 
     async def close(self) -> None:
@@ -60,8 +62,8 @@ class Card(Storage):
             self._file = None
 
     async def contents(self, offset: int, size: int) -> bytes:
-        """At most ``size`` bytes from ``offset`` on; fewer only at the end. Raises ``DeviceError``."""
-        return await self._run(os.pread, size, offset)
+        """At least one and at most ``size`` bytes from ``offset`` on. Raises ``DeviceError``."""
+        return await self._run(_piece, size, offset)
 
     @exportstream
     async def write(self, stream: Stream, offset: int = 0) -> None:
@@ -133,9 +135,18 @@ class Card(Storage):
             return await trio.to_thread.run_sync(function, self._file.fileno(), *args)
         except OSError as error:
             raise DeviceError(f"card image {self.image or tempfile.gettempdir()}: {error.strerror}") from error
+        except EOFError:
+            raise DeviceError(f"card image {self.image}: somebody made it shorter than {self.capacity} bytes") from None
 
 
 def _digest_piece(descriptor: int, checksum: hashlib._Hash, offset: int, size: int) -> int:
-    data = os.pread(descriptor, size, offset)
+    data = _piece(descriptor, size, offset)
     checksum.update(data)
     return len(data)
+
+
+def _piece(descriptor: int, size: int, offset: int) -> bytes:
+    data = os.pread(descriptor, size, offset)
+    if size and not data:
+        raise EOFError
+    return data
