@@ -100,8 +100,12 @@ def test_how_a_lease_stands(lease: dict[str, Any], said: str) -> None:
             record(Exporter(name="rpi-2", disabled="new SD card"), state="disabled", version=""),
             ["rpi-2", "disabled", "new SD card", "", "", "", "never"],
         ),
-        (CLIENT, record(Client(name="alice", created=NOW - 60)), ["alice", "enabled", "", "", "1m ago"]),
-        (CLIENT, record(Client(name="bob", disabled="left")), ["bob", "disabled", "left", "", ""]),
+        (
+            CLIENT,
+            record(Client(name="alice", created=NOW - 60, service_accounts=("tests/runner", "tests/other"))),
+            ["alice", "enabled", "", "", "1m ago", "tests/runner, tests/other"],
+        ),
+        (CLIENT, record(Client(name="bob", disabled="left")), ["bob", "disabled", "left", "", "", ""]),
         (POLICY, record(Policy(name="all")), ["all", "all", "all", "lease, see", "any", "0", "*", "", "all"]),
         (
             POLICY,
