@@ -96,6 +96,12 @@ def parameter(name: str, schema: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"name": name, "schema": schema, **more}
 
 
+class Nobody:
+    """A session of which nothing is asked."""
+
+    call = items = open = None
+
+
 def device() -> Target:
     option = {"kind": "keyword-only", "required": False}
     flash = [
@@ -111,7 +117,7 @@ def device() -> Target:
     }
     power = {"type": "x", "description": "The switch.", "methods": methods}
     tree = {"children": {"power": power, "board": {"description": "A group.", "children": {"power": power}}}}
-    return Target("", device_of(None, {"tree": tree}))  # type: ignore[arg-type]  # nothing is called
+    return Target("", device_of(Nobody(), {"tree": tree}))  # type: ignore[arg-type]
 
 
 MACHINE = Machine(
