@@ -34,7 +34,7 @@ def parse(url: str) -> Address:
     """Take a URL apart. Raises :class:`~jmp.errors.UsageError`."""
     scheme, colon, rest = url.partition(":")
     if colon and scheme == "unix" and rest and "\0" not in rest:
-        return Address("unix", "", 0, rest.removeprefix("//") if rest.startswith("///") else rest)
+        return Address("unix", "", 0, "/" + rest.lstrip("/") if rest.startswith("/") else rest)
     if scheme not in _DEFAULT_PORTS or not rest.startswith("//"):
         raise UsageError(f"{url!r} is not an address: use unix:/path, ws://host:port or wss://host:port")
     authority, slash, path = rest[2:].partition("/")

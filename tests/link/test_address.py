@@ -11,6 +11,7 @@ from jmp.link.address import Address, parse
     [
         ("unix:/run/x.sock", Address("unix", "", 0, "/run/x.sock"), "unix:/run/x.sock", "localhost"),
         ("unix:///run/x", Address("unix", "", 0, "/run/x"), "unix:/run/x", "localhost"),
+        ("unix://///run//x", Address("unix", "", 0, "/run//x"), "unix:/run//x", "localhost"),
         ("unix:here", Address("unix", "", 0, "here"), "unix:here", "localhost"),
         ("ws://lab", Address("ws", "lab", 80, "/"), "ws://lab/", "lab"),
         ("wss://lab", Address("wss", "lab", 443, "/"), "wss://lab/", "lab"),
