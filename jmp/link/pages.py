@@ -131,7 +131,12 @@ async def _next_request(connection: h11.Connection, stream: trio.SocketStream) -
     """The next one, its head only; None if none comes any more."""
     request: h11.Request | None = None
     while True:
-        event = connection.next_event()
+        try:
+            event = connection.next_event()
+        except h11.RemoteProtocolError:
+            if request is None:
+                raise
+            return request  # whose body is wrong; nobody wants it
         if event is h11.NEED_DATA:
             if request is not None:
                 return request
