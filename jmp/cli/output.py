@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, time, timedelta
@@ -22,6 +23,9 @@ COLOUR: Final = {
     **dict.fromkeys(("closed", "ended"), "dim"),
 }
 """Style of a state, of drivers, leases and exporters."""
+
+PATIENCE: Final = 1.0
+"""Seconds that something may take before a progress bar is worth a look."""
 
 
 def is_terminal() -> bool:
@@ -170,7 +174,7 @@ def _draw_prompt() -> None:
 def progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on standard error, if that is a terminal; the function takes bytes done and bytes in all, if known.
 
-    It appears with the function's first call, so that what fails before leaves only its message.
+    It appears with a call of the function after a second: what is done or fails before leaves only what it says.
     """
     if not sys.stderr.isatty():
         yield lambda done, total: None
@@ -188,8 +192,11 @@ def progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
     )
     task = shown.add_task(title, total=None)
 
+    begun = clock.monotonic()
+
     def show(done: int, total: int | None) -> None:
-        shown.start()  # does nothing to one that is there
+        if clock.monotonic() - begun >= PATIENCE:
+            shown.start()  # does nothing to one that is there
         shown.update(task, completed=done, total=total)
 
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Final
 from urllib.parse import quote
 
@@ -36,6 +36,7 @@ class FilesClient(DriverClient):
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
         address = str(await self._backend.call(self._node.path, "address", (), {}))
+        name = str(PurePosixPath(name.lstrip("/")))  # as the exporter takes it, too
         return address + (quote(name) if address.startswith("http") else name)
 
     @verb

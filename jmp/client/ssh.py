@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from jmp.driver.proxy import ByteStream, ExitStatus, verb
 from jmp.errors import DeviceError, Timeout, UsageError
 
 if TYPE_CHECKING:
+    from jmp.client.adapters.meter import Meter
     from jmp.client.adapters.openssh import Way
     from jmp.client.adapters.paramiko import Fabric
     from jmp.client.adapters.tunnel import Tunnel
@@ -94,16 +95,29 @@ class SshClient(NetworkClient):
 
     @verb
     async def put(self, source: Path | str, target: str = "", *, progress: Progress | None = None) -> None:
-        """Copy a file or folder of this machine to the device, by default into the home of who logs in."""
+        """Copy a file or folder of this machine to the device, by default into the home of who logs in.
+
+        ``progress`` is called in the caller's thread or task, every fifth of a second and at the end. Given up, a part of it
+        may be there.
+        """
+        from jmp.client.adapters.meter import Meter, size
+
         path = os.path.join(os.getcwd(), source)
         if not await self._backend.run(os.path.exists, path):
             raise UsageError(f"{source} cannot be copied: there is no such file")
-        await self._copy([path], f"device:{target}", progress)
+        meter = Meter(progress, total=await self._backend.run(size, path)) if progress is not None else None
+        await self._copy(path, f"device:{target}", meter)
 
     @verb
     async def get(self, source: str, target: Path | str = ".", *, progress: Progress | None = None) -> None:
-        """Copy a file or folder of the device to this machine, by default into this folder."""
-        await self._copy([f"device:{source}"], os.path.join(os.getcwd(), target), progress)
+        """Copy a file or folder of the device to this machine, by default into this folder.
+
+        ``progress`` is called as for ``put``. How many bytes there are is known after a second, if the device has ls and awk.
+        """
+        from jmp.client.adapters.meter import Meter
+
+        meter = Meter(progress, source=source) if progress is not None else None
+        await self._copy(f"device:{source}", os.path.join(os.getcwd(), target), meter)
 
     @verb
     def tunnel(self, port: str, listen: str = "127.0.0.1:0") -> Tunnel:
@@ -127,7 +141,7 @@ class SshClient(NetworkClient):
     # ---- OpenSSH's programs
 
     @asynccontextmanager
-    async def _way(self) -> AsyncIterator[Way]:
+    async def _way(self, meter: Meter | None = None) -> AsyncIterator[Way]:
         """The device's server in reach of OpenSSH's programs."""
         from jmp.client.adapters.forward import TaskForward, ThreadForward
         from jmp.client.adapters.openssh import way
@@ -136,7 +150,10 @@ class SshClient(NetworkClient):
 
         identity = await self._backend.call(self._node.path, "identity", (), {})
         with way(self._node.path or "device", identity) as made:
+            open_stream: Callable[[], AbstractAsyncContextManager[ByteStream]]
             open_stream = partial(self._backend.open, self._port, "connect", (), {})
+            if meter is not None:
+                open_stream = partial(meter.counted, open_stream)
             if isinstance(self._backend, BlockingCaller):
                 with ThreadForward(open_stream, made.listen, told=made.failed).running():
                     yield made
@@ -173,16 +190,14 @@ class SshClient(NetworkClient):
         way.check(status)
         return ExitStatus(status if status >= 0 else 128 - status)
 
-    async def _copy(self, sources: Sequence[str], target: str, progress: Progress | None) -> None:
-        seen = progress is not None and sys.stdout.isatty()  # then scp shows how far it is
-        async with self._way() as way:
+    async def _copy(self, source: str, target: str, meter: Meter | None) -> None:
+        async with self._way(meter) as way:
             for older in (False, True):
-                argv = [*way.scp(older=older), *sources, target]
-                if seen:
-                    status, said = await self._backend.run(_run_seen, argv, way.environment)
-                else:
-                    status, _, said = await self._process(argv, way, stdin=b"", timeout=None)
+                argv = [*way.scp(older=older), source, target]
+                status, said = await self._scp(argv, way, meter)
                 if status == 0:
+                    if meter is not None:
+                        meter.finish(target)
                     return
                 if not way.lacks_sftp(said):
                     break
@@ -190,18 +205,24 @@ class SshClient(NetworkClient):
             lines = said.decode(errors="replace").strip().splitlines() or [f"scp ended with status {status}"]
             raise DeviceError(f"{self._node.path or 'device'}: {lines[-1].removeprefix('scp: ')}")
 
+    async def _scp(self, argv: Sequence[str], way: Way, meter: Meter | None) -> tuple[int, bytes]:
+        """Status and complaints of scp."""
+        if meter is None:
+            status, _, said = await self._process(argv, way, stdin=b"", timeout=None)
+            return status, said
+        from jmp.client.adapters.meter import run_seen, run_seen_async
+        from jmp.rpc.blocking import BlockingCaller
+
+        if isinstance(self._backend, BlockingCaller):
+            return run_seen(argv, way, meter)
+        return await run_seen_async(argv, way, meter)
+
 
 def _run(
     argv: Sequence[str], stdin: bytes, environment: dict[str, str] | None, timeout: float | None
 ) -> tuple[int, bytes, bytes]:
     done = subprocess.run(argv, input=stdin, capture_output=True, env=environment, timeout=timeout)
     return done.returncode, done.stdout, done.stderr
-
-
-def _run_seen(argv: Sequence[str], environment: dict[str, str] | None) -> tuple[int, bytes]:
-    """Status and complaints of a program whose output is seen."""
-    done = subprocess.run(argv, stderr=subprocess.PIPE, env=environment)
-    return done.returncode, done.stderr
 
 
 def _line(command: Sequence[str]) -> str:

@@ -36,6 +36,9 @@ async def test_curl_gets_what_the_client_put(tmp_path: Path, size: int) -> None:
     (tmp_path / "an image").write_bytes(content := os.urandom(size))
     async with server() as client:
         assert (await client.put(tmp_path / "an image", name="50% off?")).endswith("/50%25%20off%3F")
+        url = await client.put(tmp_path / "an image", name="//boot//an image")
+        assert url == await client.address() + "boot/an%20image"
+        assert await curl(url) == ("200", content)
         await client.put(tmp_path / "an image")
         url = await client.address() + "an%20image"
         assert await curl(url) == ("200", content)

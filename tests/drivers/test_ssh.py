@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import trio
 
 from jmp.cli.verbs import execute
+from jmp.client.adapters import meter
 from jmp.client.interfaces import client_class
 from jmp.client.ssh import Finished
 from jmp.driver import ConfigError, DeviceError, UsageError, serve
@@ -27,6 +29,8 @@ from tests.fakes.bundled import problems_in
 from tests.fakes.sessions import shell_session
 from tests.fakes.sshd import Sshd, sshd
 from tests.fakes.terminal import Terminal
+
+J = f'#!/bin/sh\nexec "{sys.executable}" -c "import sys; from jmp.cli.j import main; sys.exit(main())" "$@"\n'
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +105,91 @@ def test_files_and_folders_are_copied_both_ways(tmp_path: Path, options: str) ->
             ssh.put("absent")
         with pytest.raises(DeviceError, match=r"absent.*: No such file or directory"):
             ssh.get("/absent", tmp_path / "back")
+
+
+def test_it_is_told_how_far_a_copy_is(server: Sshd, tmp_path: Path) -> None:
+    size = 3_000_000
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a").write_bytes(os.urandom(size))
+    (tmp_path / "folder/b").write_bytes(b"b" * 1000)
+    shown: list[tuple[int, int | None]] = []
+    with on(driver(server)) as ssh:
+        ssh.put(tmp_path / "folder", str(tmp_path / "there"), progress=lambda *at: shown.append(at))
+        assert shown[-1] == (size + 1000, size + 1000)
+        ssh.get(str(tmp_path / "there/a"), tmp_path / "back", progress=lambda *at: shown.append(at))
+        assert shown[-1] == (size, size)
+
+
+@pytest.fixture
+def halting(tmp_path: Path) -> Iterator[tuple[Sshd, Path]]:
+    """A server that brings 300 kB, and the rest once there is a file, which is the second."""
+    (tmp_path / "sshd").mkdir()
+    go = tmp_path / "go"
+    (tmp_path / "sftp").write_text(
+        "#!/bin/sh\n/usr/lib/openssh/sftp-server | "
+        f"(stdbuf -o0 head -c 300000; until [ -e {go} ]; do sleep 0.02; done; exec cat)\n"
+    )
+    (tmp_path / "sftp").chmod(0o755)
+    (tmp_path / "image").write_bytes(os.urandom(1024 * 1024))
+    with sshd(tmp_path / "sshd") as server:
+        config = tmp_path / "sshd/sshd_config"
+        config.write_text(config.read_text().replace("sftp internal-sftp", f"sftp {tmp_path}/sftp"))
+        try:
+            yield server, go
+        finally:
+            go.touch()
+
+
+def test_a_device_tells_how_much_there_is_to_get(
+    halting: tuple[Sshd, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, go = halting
+    monkeypatch.setattr(meter, "LOOK_SECONDS", 0.02)
+    shown: list[tuple[int, int | None]] = []
+
+    def progress(done: int, total: int | None) -> None:
+        shown.append((done, total))
+        if total is not None:
+            go.touch()
+
+    with on(driver(server)) as ssh:
+        ssh.get(str(tmp_path / "image"), tmp_path / "back", progress=progress)
+    (halted, *_) = (done for done, total in shown if total == 1024 * 1024)
+    assert 200_000 < halted < 310_000
+    assert shown[0][1] is None
+    assert shown[-1] == (1024 * 1024, 1024 * 1024)
+
+
+def test_what_progress_raises_ends_the_copy(halting: tuple[Sshd, Path], tmp_path: Path) -> None:
+    server, _ = halting
+    with on(driver(server)) as ssh, pytest.raises(ZeroDivisionError):
+        ssh.get(str(tmp_path / "image"), tmp_path / "back", progress=lambda done, total: 1 // 0)
+
+
+async def test_and_so_it_does_under_trio(halting: tuple[Sshd, Path], tmp_path: Path) -> None:
+    server, _ = halting
+    with trio.fail_after(60):
+        async with on(driver(server)) as ssh:
+            with pytest.raises(ZeroDivisionError):
+                await ssh.get(str(tmp_path / "image"), tmp_path / "back", progress=lambda done, total: 1 // 0)
+
+
+def test_a_terminal_shows_how_far_a_copy_is(halting: tuple[Sshd, Path], tmp_path: Path) -> None:
+    server, go = halting
+    (tmp_path / "j").write_text(J)
+    (tmp_path / "j").chmod(0o755)
+    config = (
+        "apiVersion: jmp/v1\nkind: Exporter\nmetadata: {name: b}\nexport:\n"
+        f"  ssh: {{type: ssh, config: {{host: 127.0.0.1, port: {server.port}, user: {server.user}, key: {server.key}}}}}\n"
+    )
+    with shell_session(tmp_path, config) as session:
+        command = ["sh", "-c", f"exec {tmp_path}/j ssh get {tmp_path}/image {tmp_path}/back >{tmp_path}/out"]
+        with Terminal(command, session | {"TERM": "xterm"}) as terminal:
+            terminal.until(r"^get .*0\.3/1\.0 MiB")
+            go.touch()
+            assert terminal.end() == 0
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "image").read_bytes()
+    assert (tmp_path / "out").read_text() == ""
 
 
 def test_a_tunnel_leads_to_a_port_of_the_device(server: Sshd) -> None:
@@ -195,9 +284,7 @@ def test_on_the_command_line_output_passes_and_the_status_counts(
 
 
 def test_log_in_on_a_terminal_and_proxy_command(server: Sshd, tmp_path: Path) -> None:
-    (tmp_path / "j").write_text(
-        f'#!/bin/sh\nexec "{sys.executable}" -c "import sys; from jmp.cli.j import main; sys.exit(main())" "$@"\n'
-    )
+    (tmp_path / "j").write_text(J)
     (tmp_path / "j").chmod(0o755)
     config = (
         "apiVersion: jmp/v1\nkind: Exporter\nmetadata: {name: b}\nexport:\n"
