@@ -36,7 +36,11 @@ class Finished:
 
 
 class SshClient(NetworkClient):
-    """A device's SSH server. What this machine's user has configured for ssh is not used; keys of an agent are."""
+    """A device's SSH server. What this machine's user has configured for ssh is not used; keys of an agent are.
+
+    ``progress`` of ``put`` and ``get`` is called in the caller's thread or task, every fifth of a second and at the end, with the
+    bytes done and those in all, as for images. Of what is got these are known after a second, if the device has ls and awk.
+    """
 
     default_verb: ClassVar[str | None] = "login"
 
@@ -97,8 +101,7 @@ class SshClient(NetworkClient):
     async def put(self, source: Path | str, target: str = "", *, progress: Progress | None = None) -> None:
         """Copy a file or folder of this machine to the device, by default into the home of who logs in.
 
-        ``progress`` is called in the caller's thread or task, every fifth of a second and at the end. Given up, a part of it
-        may be there.
+        Given up, a part of it may be there.
         """
         from jmp.client.adapters.meter import Meter, size
 
@@ -112,7 +115,7 @@ class SshClient(NetworkClient):
     async def get(self, source: str, target: Path | str = ".", *, progress: Progress | None = None) -> None:
         """Copy a file or folder of the device to this machine, by default into this folder.
 
-        ``progress`` is called as for ``put``. How many bytes there are is known after a second, if the device has ls and awk.
+        Given up, a part of it may be here.
         """
         from jmp.client.adapters.meter import Meter
 
@@ -203,7 +206,7 @@ class SshClient(NetworkClient):
                     break
             way.check(255)
             lines = said.decode(errors="replace").strip().splitlines() or [f"scp ended with status {status}"]
-            raise DeviceError(f"{self._node.path or 'device'}: {lines[-1].removeprefix('scp: ')}")
+            raise DeviceError(f"{self._node.path or 'device'}: {lines[-1].removeprefix(f'{argv[0]}: ')}")
 
     async def _scp(self, argv: Sequence[str], way: Way, meter: Meter | None) -> tuple[int, bytes]:
         """Status and complaints of scp."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -103,8 +104,10 @@ def test_files_and_folders_are_copied_both_ways(tmp_path: Path, options: str) ->
         assert (tmp_path / "back/a:b c").read_text() == "content"
         with pytest.raises(UsageError, match="absent cannot be copied: there is no such file"):
             ssh.put("absent")
-        with pytest.raises(DeviceError, match=r"absent.*: No such file or directory"):
+        with pytest.raises(DeviceError, match=r"absent.*: No such file or directory") as caught:
             ssh.get("/absent", tmp_path / "back")
+        assert options or str(caught.value).endswith(": /absent: No such file or directory")
+        assert str(shutil.which("scp")) not in str(caught.value)
 
 
 def test_it_is_told_how_far_a_copy_is(server: Sshd, tmp_path: Path) -> None:
