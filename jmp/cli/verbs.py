@@ -350,7 +350,7 @@ def help_of_verb(target: Target, verb: Verb, *, at_prompt: bool = False) -> str:
             continue
         if kind := _kind(parameter):
             about.append(kind)
-        if not parameter.required and parameter.default is not None:
+        if not parameter.required and parameter.default not in (None, "", [], {}):
             about.append(f"default: {output.plain(parameter.default)}")
         rows.append((shown, "; ".join(about)))
     if rows:

@@ -39,7 +39,7 @@ class Bench(Driver):
         return {"first": first, "rest": list(rest), "named": named}
 
     @export
-    def quiet(self, sound: bool = True) -> bool:
+    def quiet(self, sound: bool = True, to: str = "") -> bool:
         return sound
 
     @export
@@ -167,5 +167,5 @@ def test_help_of_a_verb(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert execute(bench, ["quiet", "--help"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("Usage: j quiet [--no-sound]\n")
-    assert "  --no-sound  sound is on without this\n" in printed
+    assert printed.startswith("Usage: j quiet [--no-sound] [--to STR]\n")
+    assert "  --no-sound  sound is on without this\n  --to        str\n" in printed
