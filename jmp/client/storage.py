@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any, Final, Literal
 
 from jmp.client.bmap import BlockMap, Part, joined, read_bmap
-from jmp.driver.images import MAGIC, PIECE, Ahead, held, is_url, opened, store
+from jmp.driver.images import MAGIC, PIECE, Ahead, bare, held, is_url, opened, store
 from jmp.driver.proxy import DriverClient, verb
 from jmp.errors import BadValue, DeviceError, UsageError
 
@@ -41,6 +42,7 @@ class StorageClient(DriverClient):
         verify: bool = True,
         decompress: bool = True,
         bmap: Annotated[Path | str | None, "block map of the image: only what it lists is written"] = None,
+        sha256: Annotated[str | None, "what it has to be, of the file or of what is unpacked from it"] = None,
         resume: Annotated[bool, "leave alone what is there already, of a flash that was interrupted"] = False,
         fetch: Annotated[bool, "let the exporter fetch the URL, instead of this machine"] = False,
         header: Annotated[list[str] | None, "of the request for a URL: 'NAME: VALUE'"] = None,
@@ -56,8 +58,9 @@ class StorageClient(DriverClient):
         result has the number of bytes of the image, their sha256, and the seconds that all took; with bmap or resume,
         also the bytes written.
 
-        A file that cannot be read or unpacked is a UsageError, a server that fails a LabError. An image that does not fit is a
-        BadValue, and if its size is known, as that of a plain file is, nothing has been written then. A medium that holds
+        A file that cannot be read or unpacked, or whose sha256 is another, which is known at its end, is a UsageError, a
+        server that fails a LabError. An image that does not fit is a BadValue, and if its size is known, as that of a
+        plain file is, nothing has been written then. A medium that holds
         something else afterwards is a DeviceError. A flash that fails or is cancelled leaves what was written until then, and
         the device off.
         """
@@ -66,14 +69,16 @@ class StorageClient(DriverClient):
         if fetch and bmap is not None:
             raise UsageError("what the exporter fetches is written as a whole: bmap does not go with fetch")
         blocks = read_bmap(Path(bmap)) if bmap is not None else None
+        expected = _checksum(sha256) if sha256 is not None else None
         async with self._switched_off(power, then):
             if fetch:
                 result = await self._fetch(str(image), offset, headers, decompress, resume, progress)
+                _compare(expected, bare(str(image)), result.pop("checksums", [result["sha256"]]))
                 if verify:
                     await self._verify(result["sha256"], result["bytes"], offset, self._held_else())
             else:
                 result = await self._stream(
-                    (str(image), decompress, headers), offset, verify, blocks, resume, progress or _nobody
+                    (str(image), decompress, headers), offset, expected, verify, blocks, resume, progress or _nobody
                 )
         return result | {"seconds": round(time.monotonic() - begin, 3)}
 
@@ -81,6 +86,7 @@ class StorageClient(DriverClient):
         self,
         image: tuple[str, bool, dict[str, str]],
         offset: int,
+        expected: str | None,
         verify: bool,
         blocks: BlockMap | None,
         resume: bool,
@@ -109,6 +115,7 @@ class StorageClient(DriverClient):
                 progress(source.taken, source.total)
             if blocks is not None and pieces.position != blocks.size:
                 raise UsageError(f"{source.name} has {pieces.position} bytes, and its block map is for {blocks.size}")
+            _compare(expected, source.name, source.checksums)
         if verify:
             for place, count, run in written:
                 here = (run or source.checksum).hexdigest()
@@ -159,7 +166,7 @@ class StorageClient(DriverClient):
         result: dict[str, Any] = {}
         async for item in self._backend.items(self._node.path, "fetch", (), wanted):
             if "bytes" in item:
-                result = {name: item[name] for name in ("bytes", "sha256", "written") if name in item}
+                result = {name: item[name] for name in ("bytes", "sha256", "written", "checksums") if name in item}
             if progress is not None:
                 progress(item["taken"], item["total"])
         return result
@@ -352,6 +359,21 @@ class _Checker:
 
 def _nobody(done: int, total: int | None) -> None:
     """Looks at no progress."""
+
+
+def _checksum(text: str) -> str:
+    """A sha256 as its publisher writes it. Raises ``UsageError``."""
+    digits = text.strip().lower().removeprefix("sha256:")
+    if not re.fullmatch("[0-9a-f]{64}", digits):
+        raise UsageError(f"sha256 {text!r} is no checksum: 64 hexadecimal digits are needed")
+    return digits
+
+
+def _compare(expected: str | None, image: str, checksums: list[str]) -> None:
+    """Raise ``UsageError`` if an image is another than was expected."""
+    if expected is not None and expected not in checksums:
+        there = ", unpacked from a file with ".join(checksums)
+        raise UsageError(f"{image} is another image than it should be: its sha256 is {there}, not {expected}")
 
 
 def _headers(lines: Sequence[str], bearer: str | None) -> dict[str, str]:

@@ -92,7 +92,7 @@ class _Job:
             ahead.close()
         source = ahead.source
         self.result = {"bytes": stream.count, "sha256": source.checksum.hexdigest(), "written": stream.count - there}
-        self.result |= {"taken": source.taken, "total": source.total}
+        self.result |= {"taken": source.taken, "total": source.total, "checksums": source.checksums}
 
     async def _digest(self, size: int, place: int) -> str:
         return str(await self._medium.invoke("digest", size, self._offset + place)).lower()

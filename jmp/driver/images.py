@@ -52,8 +52,9 @@ class Source:
     """
 
     def __init__(self, image: str, decompress: bool = True, headers: Mapping[str, str] | None = None) -> None:
-        self.name = "standard input" if image == "-" else _bare(image) if is_url(image) else image
+        self.name = "standard input" if image == "-" else bare(image) if is_url(image) else image
         self.checksum = hashlib.sha256()
+        self._packed: Any = None
         self.total: int | None = None
         """Bytes of the file, if known."""
         self.size: int | None = None
@@ -87,6 +88,7 @@ class Source:
                 raise UsageError(f"{self.name} is no {named} file; --no-decompress writes it as it is")
             self._content: Any = self
             if decompress and packed:
+                self._packed = hashlib.sha256()
                 self._content = stack.enter_context(opened(packed, self, "rb", self.name))
             else:
                 self.size = self.total
@@ -99,6 +101,8 @@ class Source:
         else:
             data = self._input.read(size)
         self.taken += len(data)
+        if self._packed is not None:
+            self._packed.update(data)
         return data
 
     def piece(self) -> bytes:
@@ -109,10 +113,17 @@ class Source:
             while left and (data := self._content.read(left)):
                 pieces.append(data)
                 left -= len(data)
+            while not pieces and self._packed is not None and self.read(PIECE):
+                pass  # what stands behind the packed image counts for the file's checksum
         piece = b"".join(pieces)
         self.checksum.update(piece)
         self.ended = not piece
         return piece
+
+    @property
+    def checksums(self) -> list[str]:
+        """The sha256 of the image, and that of the file if it was unpacked; once the end has been reached."""
+        return [checksum.hexdigest() for checksum in (self.checksum, self._packed) if checksum is not None]
 
     def close(self) -> None:
         self._stack.close()
@@ -218,7 +229,7 @@ class Download:
             except self._http.TransportError as error:
                 tries += 1
                 if tries > RETRIES:
-                    raise LabError(f"{_bare(self._url)} broke off at byte {self._place}: {_why(error)}") from error
+                    raise LabError(f"{bare(self._url)} broke off at byte {self._place}: {_why(error)}") from error
                 self._response.close()
                 with suppress(LabError):
                     self._begin()
@@ -234,7 +245,7 @@ class Download:
             headers["Range"] = f"bytes={self._place}-"
             if self._version is not None:
                 headers["If-Range"] = self._version
-        name = _bare(self._url)
+        name = bare(self._url)
         try:
             response = self._client.send(self._client.build_request("GET", url, headers=headers), stream=True)
         except self._http.TransportError as error:
@@ -342,7 +353,7 @@ def _reading(name: str) -> Iterator[None]:
         raise UsageError(f"{name} cannot be unpacked: {error}") from error
 
 
-def _bare(url: str) -> str:
+def bare(url: str) -> str:
     """A URL as messages show it: without what may be a secret in it."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

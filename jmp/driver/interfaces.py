@@ -122,7 +122,8 @@ class Storage(Driver):
         """Write an image that the exporter itself fetches by HTTP or HTTPS, with these headers, and tell how far it is.
 
         With resume, what the medium holds already of its beginning is left alone. Items are dicts of taken and total (bytes of
-        the file; None if not known); the last has bytes and sha256 of the image, and how many were written.
+        the file; None if not known); the last has bytes and sha256 of the image, how many were written, and checksums: that
+        sha256, and the file's if it was unpacked.
         """
         from jmp.driver.fetching import fetched
 

@@ -285,6 +285,31 @@ def test_an_image_from_a_server(using: Side, card: Card, tmp_path: Path, fetch: 
 
 
 @pytest.mark.parametrize("fetch", [False, True])
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_an_image_that_is_not_what_was_published(
+    using: Side, card: Card, tmp_path: Path, suffix: str, fetch: bool
+) -> None:
+    """Its publisher tells the sha256 of the file, or of what is in it."""
+    packed = PACKERS[suffix](IMAGE)
+    (tmp_path / "image").write_bytes(packed)
+
+    def use(client: Any) -> None:
+        image = f"{url}/image?secret=1" if fetch else str(tmp_path / "image")
+        for good in (sha256(packed), f"sha256:{sha256(IMAGE).upper()}"):
+            assert client.flash(image, sha256=good, fetch=fetch)["sha256"] == sha256(IMAGE)
+        with pytest.raises(UsageError) as error:
+            client.flash(image, sha256="0" * 64, fetch=fetch)
+        there = sha256(IMAGE) if packed == IMAGE else f"{sha256(IMAGE)}, unpacked from a file with {sha256(packed)}"
+        said = f"{image.partition('?')[0]} is another image than it should be: its sha256 is {there}, not {'0' * 64}"
+        assert error.value.message == said
+        with pytest.raises(UsageError, match="sha256 'abc' is no checksum: 64 hexadecimal digits are needed"):
+            client.flash(tmp_path / "none", sha256="abc")
+
+    with web(serving(packed)) as (url, _):
+        using(card, use)
+
+
+@pytest.mark.parametrize("fetch", [False, True])
 def test_a_download_that_breaks_off_is_taken_up_again(using: Side, card: Card, tmp_path: Path, fetch: bool) -> None:
     with web(serving(IMAGE, breaks=2 * PIECE)) as (url, asked):
         result = using(card, lambda client: client.flash(f"{url}/image", fetch=fetch))
