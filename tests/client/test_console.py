@@ -212,8 +212,9 @@ def line_mode(terminal: Terminal) -> bool:
 
 
 def test_a_second_writer_is_refused_and_may_watch_or_take_over(bench: Path) -> None:
-    script = "j power on; j console pty > /dev/null & j console history > /dev/null; j console; echo left $?; j console --watch"
-    script += "; j console --take-over --no-replay"
+    named = bench / "named"
+    script = f"j power on; mkfifo {named}; j console pty > {named} & head -n 1 {named}"  # from then on it is the writer
+    script += "; j console; echo left $?; j console --watch; j console --take-over --no-replay"
     with on_terminal(bench, script) as terminal:
         terminal.until("jmp: another client is writing to board.console; `j board console --watch`")
         terminal.until("left 75")

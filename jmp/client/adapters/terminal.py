@@ -16,7 +16,7 @@ import termios
 import threading
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from enum import Enum
 from functools import partial
@@ -135,14 +135,19 @@ def interact(
     path = client._node.path
     try:
         replay = replay and (attended or watch)
-        with Blocking(client.connect(replay=replay, write=not watch, take_over=take_over)) as stream:
+        with (
+            Blocking(client.connect(replay=replay, write=not watch, take_over=take_over)) as stream,
+            raw_terminal(0)
+            if attended
+            else nullcontext(lambda: None) as suspend,  # before one sees what one may answer
+        ):
             if attended:
                 only = "; read-only" if watch else ""
-                _say(f"{path or 'console'}: {keys.name} q quits, {keys.name} ? helps{only}\n")
+                _say(f"{path or 'console'}: {keys.name} q quits, {keys.name} ? helps{only}\r\n")
             shown = _Shown(stream, Stamps(timestamps))
             try:
                 if attended:
-                    _at_terminal(client, stream, shown, keys, watch)
+                    _at_terminal(client, stream, shown, keys, watch, suspend)
                 elif watch:
                     shown.join()
                 else:
@@ -215,40 +220,39 @@ def _in_pipe(stream: Any, shown: _Shown, idle: float) -> None:
             pass
 
 
-def _at_terminal(client: ConsoleClient, stream: Any, shown: _Shown, keys: Keys, watch: bool) -> None:
+def _at_terminal(
+    client: ConsoleClient, stream: Any, shown: _Shown, keys: Keys, watch: bool, suspend: Callable[[], None]
+) -> None:
     can_break = "send_break" in client._node.methods and not watch
     power = None if watch else client._power()
     typed = _Typed(stream, shown)
-    with raw_terminal(0) as suspend:
-        try:
-            while shown.woken not in (ready := select.select([0, shown.woken], [], [])[0]):
-                data = os.read(0, 4096) if 0 in ready else b""
-                if not data:
-                    break  # the terminal has gone away
-                for each in keys.feed(data):
-                    if isinstance(each, bytes):
-                        if not watch:
-                            typed.put(partial(stream.send_all, each))
-                    elif each is Command.QUIT:
-                        return
-                    elif each is Command.BREAK and can_break:
-                        typed.put(Blocking(client.send_break))
-                    elif each in POWER and power is not None:
-                        typed.put(partial(_switch, client, power, POWER[each]))
-                    elif each is Command.STAMPS:
-                        shown.stamps.on = not shown.stamps.on
-                    elif each is Command.SUSPEND:
-                        suspend()
-                    else:
-                        _say(
-                            f"\r\n{keys.help(can_break=can_break, has_power=power is not None)}\n".replace("\n", "\r\n")
-                        )
-        finally:
-            typed.finish()
-            if os.isatty(1):
-                with suppress(OSError):
-                    write_all(1, _AS_BEFORE)
-            _say("\r\n")
+    try:
+        while shown.woken not in (ready := select.select([0, shown.woken], [], [])[0]):
+            data = os.read(0, 4096) if 0 in ready else b""
+            if not data:
+                break  # the terminal has gone away
+            for each in keys.feed(data):
+                if isinstance(each, bytes):
+                    if not watch:
+                        typed.put(partial(stream.send_all, each))
+                elif each is Command.QUIT:
+                    return
+                elif each is Command.BREAK and can_break:
+                    typed.put(Blocking(client.send_break))
+                elif each in POWER and power is not None:
+                    typed.put(partial(_switch, client, power, POWER[each]))
+                elif each is Command.STAMPS:
+                    shown.stamps.on = not shown.stamps.on
+                elif each is Command.SUSPEND:
+                    suspend()
+                else:
+                    _say(f"\r\n{keys.help(can_break=can_break, has_power=power is not None)}\n".replace("\n", "\r\n"))
+    finally:
+        typed.finish()
+        if os.isatty(1):
+            with suppress(OSError):
+                write_all(1, _AS_BEFORE)
+        _say("\r\n")
 
 
 def _switch(client: ConsoleClient, power: str, order: str) -> None:
