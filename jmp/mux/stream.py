@@ -67,13 +67,13 @@ class _Readers:
     """Which of a process's links was read last, and since when only that one was."""
 
     def __init__(self) -> None:
-        self._last: object = None
+        self._last = 0  # its id, so as not to keep it; one that gets the same id by chance is taken for it, which does no harm
         self._since = -math.inf
 
     def turn(self, reader: object, now: float) -> float:
         """When the turn of ``reader`` ends that begins now."""
-        if self._last is not reader:
-            self._last, self._since = reader, now
+        if self._last != id(reader):
+            self._last, self._since = id(reader), now
         return now + (_TURN_SECONDS if now - self._since < 1 else _ALONE_SECONDS)
 
 

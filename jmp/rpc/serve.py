@@ -11,6 +11,7 @@ from contextvars import copy_context
 from dis import get_instructions
 from functools import cache, partial
 from time import perf_counter
+from types import CodeType
 from typing import Any, Final, NamedTuple
 
 import trio
@@ -46,13 +47,16 @@ class Method(NamedTuple):
     """
 
 
-@cache
 def waits_for_nothing(function: Callable[..., Any]) -> bool:
     """Whether ``function`` is a coroutine function whose code holds no ``await`` in any form: it cannot be suspended."""
-    code = getattr(function, "__code__", None)
-    if code is None or not inspect.iscoroutinefunction(function):
-        return False
-    return not any(instruction.opname == "SEND" for instruction in get_instructions(code))
+    code: CodeType | None = getattr(function, "__code__", None)
+    return code is not None and _runs_through(code)
+
+
+@cache  # by the code, which is there once, and not by a method, which would keep its driver
+def _runs_through(code: CodeType) -> bool:
+    is_coroutine = bool(code.co_flags & inspect.CO_COROUTINE)
+    return is_coroutine and not any(instruction.opname == "SEND" for instruction in get_instructions(code))
 
 
 Resolve = Callable[[Request], Method]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import lru_cache
 
 from jmp.errors import BadValue
 
@@ -27,7 +27,7 @@ def check(pattern: str) -> None:
         raise BadValue(f"{pattern!r} is no pattern of methods: write it as power.*, storage.write or storage")
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _matcher(pattern: str) -> Callable[[str], re.Match[str] | None]:
     if "." not in pattern and not pattern.endswith("*"):
         pattern += ".*"

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,18 @@ async def test_each_command_is_a_method() -> None:
         async with serve(driver) as shell:
             assert await collect(shell.greet()) == (b"hello\n", b"careful\n", 3)
             assert await collect(shell.reset_usb()) == (b"", b"", 0)
+
+
+async def test_nothing_of_a_session_stays_in_memory() -> None:
+    """An exporter lives for months, and makes its drivers anew for each session."""
+    driver = Shell(commands={"greet": "echo hello"})
+    kept = weakref.ref(driver)
+    with trio.fail_after(10):
+        async with serve(driver) as shell:
+            assert await collect(shell.greet()) == (b"hello\n", b"", 0)
+    del driver, shell
+    gc.collect()
+    assert kept() is None
 
 
 def test_commands_through_the_blocking_client() -> None:
