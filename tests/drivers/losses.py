@@ -395,7 +395,7 @@ async def _(_: str, folder: Path) -> AsyncIterator[Loss]:
         await trio.lowlevel.checkpoint()
 
     driver = Ustreamer(device=absent, no_signal="picture")
-    yield Loss(driver, lambda client: client.screenshot(), "ustreamer ended with|Connection refused", take, give)
+    yield Loss(driver, lambda client: client.screenshot(), "ustreamer ended with|Connection re(fused|set)", take, give)
 
 
 @loses("nbd")
