@@ -67,9 +67,8 @@ class _Readers:
     """Which of a process's links was read last, and since when only that one was."""
 
     def __init__(self) -> None:
-        self._last = (
-            0  # its id, so as not to keep it; one that gets the same id later is taken for it, which does no harm
-        )
+        self._last = 0
+        """Its id, so as not to keep it. One that gets the same id later is taken for it, which does no harm."""
         self._since = -math.inf
 
     def turn(self, reader: object, now: float) -> float:
