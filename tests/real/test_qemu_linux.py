@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from jmp.driver import serve
 from jmp_drivers.qemu import Qemu
@@ -110,6 +111,7 @@ async def test_a_guest_is_given_time_to_shut_down(linux: LinuxImage) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(react)
+            await wait_all_tasks_blocked()  # it listens
             await client.power.off(graceful=60)
         assert await client.power.state() == "off"
         assert b"[the guest switched the machine off]" in await client.console.history()
