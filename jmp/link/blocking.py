@@ -30,9 +30,8 @@ _READ: Final = 256 << 10
 _SEND_BUFFER: Final = 1 << 20
 _MAX_BUFFERS: Final = 512
 _CLOSED_HERE: Final = "this side closed the connection"
-_NOT_WAITING: Final = socket.MSG_DONTWAIT | getattr(
-    socket, "MSG_NOSIGNAL", 0
-)  # no SIGPIPE, whatever the program does with that
+_NOT_WAITING: Final = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+"""And no SIGPIPE, whatever the program does with that."""
 
 
 class BlockingLink:

@@ -44,6 +44,7 @@ _WHOLE_BINARY: Final = _FIN | _BINARY
 
 _MAX_CONTROL: Final = 125
 _JOINED: Final = 4096
+"""Bytes of a message below which its parts are joined: that takes less time than handing several buffers to the system."""
 _MAX_PIECES: Final = 64
 """So many are kept apart: each takes memory besides its bytes, and somebody may send single ones."""
 _NO_KEY: Final = bytes(4)
@@ -220,7 +221,6 @@ class Codec:
         if self._client and not self._mask:
             header += _NO_KEY
         if not self._client or not self._mask:
-            # To copy a few bytes takes less time than to hand several buffers to the system.
             return [b"".join((header, *parts))] if length < _JOINED else [header, *parts]
         key = os.urandom(4)
         return [header + key, _mask(b"".join(parts), key)]
@@ -286,6 +286,7 @@ class Codec:
         self._buffer = b""
         self._position = 0
         self._later.clear()
+        self._held = self._needed = 0
         self._fragments = None
         self._end = end
         raise end
