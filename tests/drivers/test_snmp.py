@@ -28,7 +28,10 @@ from pathlib import Path
 base, state = "." + sys.argv[2], Path(sys.argv[1])
 def line(): return sys.stdin.readline().rstrip("\\n")
 def say(*words): print("\\n".join(words), flush=True)
-while order := line():
+while order := sys.stdin.readline():
+    order = order.strip()
+    if not order:
+        continue  # the agent sends two empty lines after a value
     if order == "PING":
         say("PONG")
         continue
