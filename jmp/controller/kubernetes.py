@@ -448,7 +448,7 @@ class KubernetesStore(Store):
 
     def _doubt(self, exporter: str) -> None:
         if self._lock(exporter)[0]:
-            self._doubts[exporter] = monotonic()
+            self._doubts[exporter] = trio.current_time()
             self._doubted.set()
 
     async def _mend(self) -> None:
@@ -458,11 +458,10 @@ class KubernetesStore(Store):
                 self._doubt(key_of(EXPORTERS, self._objects[place])[1])
         while True:
             self._doubted = trio.Event()
-            first = min(self._doubts.values(), default=float("inf")) + PATIENCE - monotonic()
-            with trio.move_on_after(first):
+            with trio.move_on_at(min(self._doubts.values(), default=float("inf")) + PATIENCE):
                 await self._doubted.wait()
             for name, since in list(self._doubts.items()):
-                if since + PATIENCE <= monotonic():
+                if since + PATIENCE <= trio.current_time():
                     del self._doubts[name]
                     lease, attempt = self._lock(name)
                     if self._is_half_done(name):
@@ -471,7 +470,7 @@ class KubernetesStore(Store):
                             await self._give_up(lease, attempt, [name])
                         except Denied as error:
                             log.error("%s", error)
-                            self._doubts[name] = monotonic()
+                            self._doubts[name] = trio.current_time()
 
 
 def _grants(changes: Sequence[Change]) -> list[tuple[Change, list[Change]]]:

@@ -414,7 +414,7 @@ class Lab:
                     except Rejected:  # the log tells
                         await trio.sleep(LONGEST_PAUSE)
                     continue
-                with trio.move_on_after(ends[0][0] - self.clock() if ends else math.inf):
+                with trio.move_on_after(max(ends[0][0] - self.clock(), 0.0) if ends else math.inf):
                     await listener.wait()
 
     def _drop_tokens(self, ids: Iterable[str]) -> None:

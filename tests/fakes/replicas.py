@@ -57,10 +57,12 @@ class Replica:
         self.port = int(self.program.until(r"ready at wss://localhost:(\d+)")[1])
 
     def kill(self) -> None:
-        """End it at once."""
+        """End it at once; it is there still, or has failed."""
         assert self.program is not None
+        failed = self.program.process.poll() not in (None, -signal.SIGKILL)
         self.program.process.kill()
         self.program.finish()
+        assert not failed, f"controller {self.name} ended by itself: {self.program.said}"
 
     def signal(self, number: signal.Signals) -> None:
         """Stop it, or have it go on."""
