@@ -103,9 +103,8 @@ TESTED = {
     "dbus": ("dbus-daemon, dbus-send and busctl", "calls, as another user too; absence, loss and return"),
     "device-network": (
         "dnsmasq, nftables and a DHCP client, in network namespaces",
-        "addresses, the way out, that others do not get in, in a namespace of its own too; an interface that is unplugged; "
-        "nothing of it is left",
-        "addresses, the way out, that others do not get in; an adapter that is pulled out and returns; nothing of it is left",
+        "addresses, the way out, that others do not get in, in a namespace of its own too; an adapter that is pulled out "
+        "and returns; nothing of it is left",
     ),
     "echo": ("sockets", "what is sent comes back, each side's end too"),
     "gpio": (

@@ -100,24 +100,21 @@ def guarded(run: Callable[[], int]) -> int:
         code = run()
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:  # noqa: BLE001  # the program's root
+        return _end(_foremost(error))
+
+
+def _end(error: BaseException) -> int:
+    """The exit code of a program that ends with this error, which is told."""
+    if isinstance(error, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         # Whoever read our output has left: so do we, silently, as other programs do.
         _drop_output()
         return 141
-    except JmpError as error:
-        return _report(error)
-    except OSError as error:
+    if isinstance(error, OSError):
         return _report(_output_failure(error) or error)
-    except BaseExceptionGroup as group:
-        leaves = _leaves(group)
-        if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
-            return 130
-        known = next((leaf for leaf in leaves if isinstance(leaf, JmpError)), None)
-        return _report(known if known is not None else leaves[0])
-    except Exception as error:  # noqa: BLE001  # the program's root
-        return _report(error)
+    return _report(error)
 
 
 def _open_closed() -> None:
@@ -165,9 +162,17 @@ def _report(error: BaseException) -> int:
     return JmpError.exit_code
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    return [
-        leaf
-        for error in group.exceptions
-        for leaf in (_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
-    ]
+def _foremost(error: BaseException) -> BaseException:
+    """Of several errors the one to tell: that somebody interrupted it, then what jmp can explain."""
+    leaves = _leaves(error)
+    for kind in (KeyboardInterrupt, JmpError, BaseException):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    return error
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for part in error.exceptions for leaf in _leaves(part)]

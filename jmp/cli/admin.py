@@ -80,7 +80,12 @@ Packages = Annotated[
 
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="- is standard output, or input.")]
-StoreKind = Annotated[Where, typer.Option("--store", help="Where its records are: a file below --data, or a cluster.")]
+StoreKind = Annotated[
+    Where,
+    typer.Option(
+        "--store", metavar="sqlite|kubernetes", help="Where its records are: a file below --data, or a cluster."
+    ),
+]
 
 
 # ---- create
@@ -187,7 +192,9 @@ def create_token(holder: Holder, token_days: Days = TOKEN_DAYS, client: Client =
 def get(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="clients, exporters, policies or tokens.")],
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]")] = None,
-    matching: Annotated[str | None, typer.Option("-l", "--selector", help="Only those with these labels.")] = None,
+    matching: Annotated[
+        str | None, typer.Option("-l", "--selector", metavar="SELECTOR", help="Only those with these labels.")
+    ] = None,
     client: Client = None,
     form: WideOutput = "table",
 ) -> None:

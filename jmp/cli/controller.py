@@ -77,7 +77,8 @@ def serve(
     store: Annotated[
         Where,
         typer.Option(
-            help="Where records are kept: sqlite, a file below --data, or kubernetes, which several controllers share."
+            metavar="sqlite|kubernetes",
+            help="Where records are kept: sqlite, a file below --data, or kubernetes, which several controllers share.",
         ),
     ] = Where.sqlite,
     kubeconfig: Kubeconfig = None,

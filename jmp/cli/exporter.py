@@ -43,12 +43,14 @@ def serve(
         typer.Option(metavar="unix:PATH|HOST:PORT", help="Where to listen; may be repeated. Port 0: one that is free."),
     ] = None,
     passphrase_file: Annotated[
-        Path | None, typer.Option(help="File with the passphrase for network listeners (or JMP_PASSPHRASE).")
+        Path | None,
+        typer.Option(metavar="FILE", help="File with the passphrase for network listeners (or JMP_PASSPHRASE)."),
     ] = None,
     tls_cert: Annotated[
-        Path | None, typer.Option(help="Certificate for network listeners; by default a self-signed one.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Certificate for network listeners; by default a self-signed one."),
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key.")] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Network listeners without TLS and passphrase: tests only.")
     ] = False,
@@ -206,7 +208,9 @@ def list_exporters(form: Output = "table") -> None:
 
 @app.command()
 def example(
-    name: Annotated[str | None, typer.Argument(help="Which one to print; without it, they are listed.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Which one to print; without it, they are listed.")
+    ] = None,
 ) -> None:
     """Print a commented example configuration, to begin with."""
     from jmp.exporter import examples

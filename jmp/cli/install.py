@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Annotated, Any, Final
 
 import typer
@@ -108,7 +109,8 @@ def settings_help() -> str:
     lines = []
     for key, setting in SETTINGS.items():
         default = f" (default: {setting.default})" if setting.default else ""
-        lines.append(f"{key:{width}}{setting.help}{default}")
+        text = f"{setting.help}{default}"
+        lines.append(fill(text, 76, initial_indent=f"{key:{width}}", subsequent_indent=" " * width))
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import signal
 import sys
 import time as clock
@@ -31,6 +32,11 @@ PATIENCE: Final = 1.0
 def is_terminal() -> bool:
     """Whether a person looks at what goes to standard output."""
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def columns() -> int | None:
+    """How wide the terminal is that standard output is shown on; None if it goes elsewhere: nothing is wrapped then."""
+    return shutil.get_terminal_size().columns if is_terminal() else None
 
 
 def plain(value: Any) -> Any:

@@ -24,7 +24,12 @@ def get(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]")] = None,
     matching: Annotated[
         str | None,
-        typer.Option("-l", "--selector", help="Only those with these labels; leases: of exporters with these labels."),
+        typer.Option(
+            "-l",
+            "--selector",
+            metavar="SELECTOR",
+            help="Only those with these labels; leases: of exporters with these labels.",
+        ),
     ] = None,
     everybody: Annotated[bool, typer.Option("--all", "-A", help="Leases: everybody's, as far as you may see.")] = False,
     ended: Annotated[bool, typer.Option("--ended", help="Leases: those that have ended, too.")] = False,

@@ -55,9 +55,11 @@ def serve(
     url: Annotated[
         str | None, typer.Option(metavar="URL", help="How others reach it (default: wss://THIS-MACHINE:PORT).")
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Its certificate; by default a self-signed one.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key.")] = None,
-    most: Annotated[int, typer.Option(help="How many sessions it joins at once.")] = MAX_PAIRS,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its certificate; by default a self-signed one.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="The certificate's key.")] = None,
+    most: Annotated[int, typer.Option(metavar="N", help="How many sessions it joins at once.")] = MAX_PAIRS,
     drain_for: Annotated[
         str, typer.Option("--drain", metavar="DURATION", help="How long, on TERM, sessions may go on that cannot move.")
     ] = "30s",

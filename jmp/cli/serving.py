@@ -17,8 +17,8 @@ from jmp.cli.places import state_directory
 from jmp.errors import UsageError
 from jmp.exporter.config import address_problem
 
-LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
-LogFormat = Annotated[str, typer.Option(help="text or json: lines for people, or an object a line.")]
+LogLevel = Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")]
+LogFormat = Annotated[str, typer.Option(metavar="FORMAT", help="text or json: lines for people, or an object a line.")]
 
 
 def log_to_stderr(level: str, form: str) -> None:

@@ -83,10 +83,14 @@ def shell(
         str | None, typer.Option("--client", metavar="NAME", help="Which lab, and as whom (jmp config client list).")
     ] = None,
     passphrase_file: Annotated[
-        Path | None, typer.Option(help="File with the exporter's passphrase (or JMP_PASSPHRASE).")
+        Path | None, typer.Option(metavar="FILE", help="File with the exporter's passphrase (or JMP_PASSPHRASE).")
     ] = None,
-    fingerprint: Annotated[str | None, typer.Option(help="SHA-256 fingerprint of the exporter's certificate.")] = None,
-    ca: Annotated[Path | None, typer.Option(help="Certificates (PEM) to trust instead of the system's.")] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(metavar="HEX", help="SHA-256 fingerprint of the exporter's certificate.")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificates (PEM) to trust instead of the system's.")
+    ] = None,
 ) -> int:
     """Use a device: with a prompt, or for one command, whose exit code is returned.
 

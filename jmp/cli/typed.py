@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from jmp.cli.output import Format, Wide
@@ -16,15 +17,44 @@ WideOutput = Annotated[Wide, typer.Option("-o", "--output", metavar="FORMAT", he
 """The same for listings that have more columns than fit."""
 
 
+_HELP_OPTIONS: Final = {"help_option_names": ["-h", "--help"]}
+
+
+class _Helpful:
+    """Help whose lists of commands are wrapped instead of cut, and whose usage has no braces around what is required."""
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        text: str = super().get_short_help_str(1000)  # type: ignore[misc]  # click has it
+        return text
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]  # type: ignore[misc]
+
+
+class _Command(_Helpful, TyperCommand):
+    pass
+
+
+class _Group(_Helpful, TyperGroup):
+    pass
+
+
+class _App(typer.Typer):
+    def command(self, *names: Any, context_settings: dict[str, Any] | None = None, **options: Any) -> Any:
+        settings = {**_HELP_OPTIONS, **(context_settings or {})}
+        return super().command(*names, cls=_Command, context_settings=settings, **options)
+
+
 def new_app(help: str, **options: Any) -> typer.Typer:
     """A group of commands, or one command if it gets just one callback."""
-    return typer.Typer(
+    return _App(
         help=help,
+        cls=_Group,
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings=_HELP_OPTIONS,
         **options,
     )
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import re
 import select
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -169,7 +171,7 @@ def read(target: Target, verb: Verb, words: Sequence[str]) -> Request:
         elif parameter is not None and is_flag(parameter) and not value_given:
             value, value_given = "true", True
         elif parameter is None and not any(item.kind == "var-keyword" for item in verb.parameters):
-            raise UsageError(f"{where} has no option --{name}{did_you_mean(name, by_name)}")
+            raise UsageError(f"{where} has no option --{name}{did_you_mean(name, map(option_of, verb.parameters))}")
         if not value_given:
             if not rest:
                 raise UsageError(f"{where}: --{name} needs a value")
@@ -316,7 +318,7 @@ def _show(text: str) -> None:
 def help_of(target: Target, *, at_prompt: bool = False) -> str:
     """What there is at a place in the tree; ``at_prompt`` as it is asked for there."""
     node = target.client._node
-    lines = [node.description] if node.description else []
+    lines = [_prose(node.description)] if node.description else []
     if node.state == "degraded":
         lines.append(f"degraded: {node.reason}")
     children, verbs = target.children, target.verbs()
@@ -337,7 +339,7 @@ def help_of(target: Target, *, at_prompt: bool = False) -> str:
 def help_of_verb(target: Target, verb: Verb, *, at_prompt: bool = False) -> str:
     """How to use a verb."""
     words = ["Usage:", *([] if at_prompt else ["j"]), *target.path.split("."), verb.usage()]
-    lines = [" ".join(filter(None, words)), "", verb.doc]
+    lines = [_filled(" ".join(filter(None, words)), after=" " * 6), "", _prose(verb.doc)]
     rows = []
     for parameter in verb.parameters:
         name = parameter.name.replace("_", "-")
@@ -359,8 +361,45 @@ def help_of_verb(target: Target, verb: Verb, *, at_prompt: bool = False) -> str:
 
 
 def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
-    width = min(max(len(left) for left, _ in rows), 32)
-    return [f"  {left:{width}}  {right}".rstrip() for left, right in rows]
+    """Two columns. On a terminal, what is too long for the first has lines of its own."""
+    columns = output.columns()
+    width = min(max(len(left) for left, _ in rows), columns // 3 if columns else 32)
+    margin = " " * (width + 4)
+    lines = []
+    for left, right in rows:
+        first = f"  {left:{width}}  "
+        if columns and len(left) > width:
+            lines.append(_filled(left, before="  ", after=" " * 6))
+            first = margin
+        lines.append(_filled(right, before=first, after=margin).rstrip())
+    return lines
+
+
+def _prose(text: str) -> str:
+    """Paragraphs, filled on a terminal; lists and what is indented stay as they are."""
+    return "\n\n".join(
+        part if re.search(r"^(\s|[-*] )", part, re.MULTILINE) else _filled(part) for part in text.split("\n\n")
+    )
+
+
+def _filled(text: str, before: str = "", after: str = "") -> str:
+    """The text behind ``before``: for a terminal in lines as long as that is wide, those after the first behind ``after``."""
+    columns = output.columns()
+    if columns is None:
+        return before + text
+    whole = re.sub(r"\[[^]]*\]", lambda option: option[0].replace(" ", "\0"), text)  # [--wait SECONDS] stays together
+    return (
+        textwrap.fill(
+            whole,
+            max(columns - 1, 20),
+            initial_indent=before,
+            subsequent_indent=after,
+            break_on_hyphens=False,
+            break_long_words=False,
+        ).replace("\0", " ")
+        if text
+        else before
+    )
 
 
 def _placeholder(parameter: Parameter) -> str:

@@ -9,9 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.main import get_command
 
-from jmp.cli import COMMANDS
+from jmp.cli import COMMANDS, main
 from jmp.driver.plugins import driver_names
 from jmp.errors import BY_CODE
 
@@ -30,6 +31,23 @@ def test_help_blocks_are_what_the_program_prints() -> None:
     assert blocks
     for arguments, printed in blocks:
         assert run(*arguments.split()).stdout == printed
+
+
+def test_help_of_every_command_fits_a_small_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    rest = [[name] for name in COMMANDS if name != "version"]
+    for words in rest:
+        assert main([*words, "-h"]) == 0
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= 80, words
+        usage, _, body = text.partition("\n")
+        assert "{" not in usage, usage
+        assert not re.search(r"\.\.\.$|<\w+>", body, re.MULTILINE), f"jmp {' '.join(words)} -h: {body}"
+        if "COMMAND [ARGS]" in usage:
+            rest += [[*words, name] for name in re.findall(r"^  (\w+)  ", body.partition("Commands:")[2], re.MULTILINE)]
+    assert len(rest) > 70
 
 
 def test_tests_that_are_named_are_there() -> None:
@@ -103,3 +121,13 @@ def test_bad_input_is_one_line_and_a_documented_code(tmp_path: Path) -> None:
         assert done.returncode == code, (arguments, done.stderr)
         assert said in done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_who_reads_no_further_is_no_error_of_any_task() -> None:
+    code = (
+        "import sys; from jmp.cli import guarded\n"
+        "def fail(): raise BaseExceptionGroup('', [BrokenPipeError()])\n"
+        "sys.exit(guarded(fail))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (141, "")

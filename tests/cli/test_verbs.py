@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from jmp.cli import output
 from jmp.cli.verbs import execute
 from jmp.driver import Driver, export, serve
 from jmp.errors import BadValue, NotFound, UsageError
@@ -156,6 +157,23 @@ def test_help(bench: Any, line: str, capsys: pytest.CaptureFixture[str]) -> None
     assert printed.startswith("Tells what it got.\n\nVerbs:\n")
     assert "typed COUNT [--ratio FLOAT] [--speed SLOW|FAST] [--loud]  Take values of several types.\n" in printed
     assert printed.endswith("\nj VERB --help says more.\n")
+
+
+def test_help_on_a_terminal_is_wrapped_where_words_end(
+    bench: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "columns", lambda: 60)
+    assert execute(bench, ["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) < 60
+    assert (
+        "  typed COUNT [--ratio FLOAT] [--speed SLOW|FAST] [--loud]\n                        Take values of several types.\n"
+    ) in printed
+    assert execute(bench, ["typed", "--help"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "Usage: j typed COUNT [--ratio FLOAT] [--speed SLOW|FAST]\n      [--loud]\n\n"
+        "Take values of several types.\n\nMore about it.\n"
+    )
 
 
 def test_help_of_a_verb(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:

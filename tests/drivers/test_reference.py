@@ -14,3 +14,13 @@ def test_page_is_fresh() -> None:
 
 def test_examples_are_valid() -> None:
     assert problems_in("docs/drivers.md") == []
+
+
+def test_rows_of_a_table_have_its_columns() -> None:
+    cells = 0
+    for line in (ROOT / "docs/drivers.md").read_text().splitlines():
+        if line.startswith("|"):
+            cells = cells or line.count("|")
+            assert line.count("|") == cells, line
+        else:
+            cells = 0
