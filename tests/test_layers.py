@@ -24,6 +24,7 @@ RANK = {
     "environment": 1,
     "logs": 1,
     "private": 1,
+    "groups": 1,
     "errors": 0,
 }
 FILES = sorted(

@@ -160,10 +160,10 @@ async def _over_link(dial: Dial, wait: bool, command: Sequence[str] | None) -> i
         with scope:
             try:
                 return await _use_link(dial, 0.0, command)
-            except* Busy as busy:
+            except Busy as busy:
                 if not wait:
                     raise
-                output.note(f"jmp: {busy.exceptions[0]}; waiting …")
+                output.note(f"jmp: {busy}; waiting …")
             return await _use_link(dial, None, command)
     return 128 + signal.SIGTERM
 

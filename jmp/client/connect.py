@@ -17,7 +17,7 @@ from contextlib import (
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import EllipsisType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from jmp.client.calls import watched
 from jmp.client.interfaces import client_class
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from jmp.link.blocking_resumable import ResumableBlockingLink
     from jmp.link.resumable import Onward, Told
     from jmp.mux.stream import Connection
-
-T = TypeVar("T")
 
 TARGET: Final = "@session"
 
@@ -202,7 +200,7 @@ class connect:  # used like a function
         session = self._session()
         url = await trio.to_thread.run_sync(session.__enter__)
         try:
-            async with plain(open_trio(self._dial(url), wait=self._wait)) as device:
+            async with open_trio(self._dial(url), wait=self._wait) as device:
                 yield device
         finally:
             with trio.CancelScope(shield=True):
@@ -228,29 +226,6 @@ def _shell_options(
     if not isinstance(wait, EllipsisType) and wait is not None:
         options.append(f"--wait-limit={wait:.3f}s" if wait > 0 else "--no-wait")
     return options
-
-
-@asynccontextmanager
-async def plain(opening: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
-    """``opening``, without the exception groups that its nurseries put around what went wrong in it or in the block."""
-    body: BaseException | None = None
-    problem: BaseException
-    try:
-        async with opening as opened:
-            try:
-                yield opened
-            except BaseException as error:
-                body = error  # a group that comes from the block is the user's own
-                raise
-        return
-    except BaseExceptionGroup as group:
-        problem = group
-        while isinstance(problem, BaseExceptionGroup) and len(problem.exceptions) == 1:
-            if isinstance(body, BaseExceptionGroup) and problem.exceptions == body.exceptions:
-                problem = body  # itself, or what ``except*`` has made of it on its way
-                break
-            problem = problem.exceptions[0]
-    raise problem  # out here it keeps its own context
 
 
 def dial_blocking(dial: Dial) -> BlockingLink:

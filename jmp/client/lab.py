@@ -165,14 +165,8 @@ async def open_lab_trio(config: ClientConfig) -> AsyncIterator[Lab]:
 
     config = await up_to_date_trio(config)
     link = await dial_link(config.endpoint, token=config.token, ca=config.tls.ca)
-    failed: JmpError | None = None
     async with multiplex(link, Role.DIALLER, watch=True) as connection:
-        try:
-            yield Lab(Caller(connection))
-        except JmpError as error:  # as it is, and not in the group that a nursery would make of it
-            failed = error
-    if failed is not None:
-        raise failed
+        yield Lab(Caller(connection))
 
 
 @asynccontextmanager

@@ -148,7 +148,6 @@ class SshClient(NetworkClient):
         """The device's server in reach of OpenSSH's programs."""
         from jmp.client.adapters.forward import TaskForward, ThreadForward
         from jmp.client.adapters.openssh import way
-        from jmp.client.connect import plain
         from jmp.rpc.blocking import BlockingCaller
 
         identity = await self._backend.call(self._node.path, "identity", (), {})
@@ -161,7 +160,7 @@ class SshClient(NetworkClient):
                 with ThreadForward(open_stream, made.listen, told=made.failed).running():
                     yield made
             else:
-                async with plain(TaskForward(open_stream, made.listen, told=made.failed).running()):
+                async with TaskForward(open_stream, made.listen, told=made.failed).running():
                     yield made
 
     async def _process(

@@ -21,6 +21,7 @@ import trio
 from jmp.driver.driver import Driver, Export, cancelled, in_thread
 from jmp.driver.schema import bind, did_you_mean
 from jmp.errors import Cancelled, DeviceError, JmpError, NotFound
+from jmp.groups import ungrouped
 from jmp.rpc import messages
 from jmp.rpc.messages import Kind
 from jmp.rpc.serve import Method
@@ -111,6 +112,7 @@ class Tree:
         """
         await self._start(self.root, None, nursery)
 
+    @ungrouped
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """:meth:`start` for the length of a block."""

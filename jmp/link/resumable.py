@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 import trio
 
 from jmp.errors import Busy, JmpError, LabError, LinkLost, ProtocolViolation, Timeout
+from jmp.groups import ungrouped
 from jmp.link import Link
 from jmp.link.resume import (
     ANSWER_SECONDS,
@@ -261,6 +262,7 @@ class ResumableLink(Link):
             ack = waited.cancelled_caught
 
 
+@ungrouped
 @asynccontextmanager
 async def resumable(
     begin: Onward, core: Resume, following: Following, *, patience: float = RESUME_SECONDS, told: Told | None = None

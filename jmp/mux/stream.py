@@ -17,6 +17,7 @@ from typing import Final
 import trio
 
 from jmp.errors import JmpError, LinkLost, ProtocolViolation
+from jmp.groups import ungrouped
 from jmp.link import Link
 from jmp.mux.protocol import (
     Credited,
@@ -629,6 +630,7 @@ class Connection:
         self._over.set()
 
 
+@ungrouped
 @asynccontextmanager
 async def multiplex(
     link: Link, role: Role, *, serve: Serve | None = None, watch: bool = False

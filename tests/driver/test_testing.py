@@ -159,6 +159,19 @@ def test_what_the_test_raises_comes_out_and_the_driver_is_closed() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "jmp-serve"]
 
 
+async def test_under_trio_it_comes_out_as_it_was_raised() -> None:
+    board = Board()
+
+    async def use() -> None:
+        async with serve(board) as client:
+            await client.add(1)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await use()
+    assert board._journal == ["open", "close"]
+
+
 async def test_for_trio_cancelled() -> None:
     board = Board()
     with trio.fail_after(20), trio.CancelScope() as scope:

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from jmp.client.adapters.listen import Bound, listening
 from jmp.driver.proxy import Backend, Blocking, ByteStream, entered, run
 from jmp.errors import Cancelled, JmpError, LinkLost, UsageError
+from jmp.groups import ungrouped
 from jmp.rpc.blocking import BlockingCaller
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class TaskForward:
         self._listen = listen
         self._told = told or _told
 
+    @ungrouped
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Bound]:
         """Connections still open at the end of the block are cut off."""

@@ -159,7 +159,7 @@ async def run_seen_async(argv: Sequence[str], way: Way, meter: Meter) -> tuple[i
     """The same under Trio."""
     import trio
 
-    from jmp.client.connect import plain
+    from jmp.groups import ungrouped
 
     async def look() -> None:
         while True:
@@ -167,7 +167,7 @@ async def run_seen_async(argv: Sequence[str], way: Way, meter: Meter) -> tuple[i
             meter.look(way)
 
     with meter.running():
-        async with plain(trio.open_nursery()) as nursery:
+        async with ungrouped(trio.open_nursery)() as nursery:
             nursery.start_soon(look)
             done = await trio.run_process(
                 argv, stdin=b"", capture_stdout=True, capture_stderr=True, check=False, env=way.environment
