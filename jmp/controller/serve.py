@@ -11,7 +11,7 @@ import trio
 
 from jmp.controller.desks import AdminDesk, ClientDesk, Desk, ExporterDesk, LoginDesk, RouterDesk
 from jmp.controller.lab import Lab
-from jmp.driver.service import method_of
+from jmp.driver.service import exports, method_of
 from jmp.errors import NotFound, Refused
 from jmp.link import Link, websocket
 from jmp.link.sessions import Sessions
@@ -186,6 +186,12 @@ def _resolve(desk: Desk | LoginDesk, request: Request) -> Method:
         raise Refused("a service account's own token gets one of the lab, no more: jmp login --token-file FILE")
     if request.target != TARGET:
         raise NotFound(f"a controller has {TARGET} only, not {request.target!r}: devices are used at their exporters")
+    if isinstance(desk, Desk) and not exports(type(desk), request.method):
+        for role in (Role.CLIENT, Role.ADMIN, Role.EXPORTER, Role.ROUTER):  # what clients may, admins may, too
+            if exports(DESKS[role], request.method):
+                raise Refused(
+                    f"{request.method!r} is for the {role}s of a lab, and this token is that of {desk.who.role} {desk.who.name}"
+                )
     return method_of(desk, request)
 
 

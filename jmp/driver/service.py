@@ -30,6 +30,11 @@ def method_of(service: object, request: Request, names: Sequence[str] | None = N
     return Method(kind, partial(getattr(service, request.method), *args, **kwargs), at_once=at_once)
 
 
+def exports(cls: Any, name: str) -> bool:
+    """Whether objects of this class answer calls of ``name``."""
+    return name in _methods(cls)
+
+
 @cache
 def _methods(cls: Any) -> Mapping[str, tuple[Kind, tuple[Parameter, ...], bool]]:
     found = {}

@@ -37,8 +37,8 @@ def client_context(*, ca: str | os.PathLike[str] | None = None, pinned: bool = F
         return context
     try:
         return ssl.create_default_context(cafile=ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"cannot read the CA certificates in {ca}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read the CA certificates in {ca}: {_reason(error)}") from error
 
 
 def server_context(certificate: str | os.PathLike[str], key: str | os.PathLike[str] | None = None) -> ssl.SSLContext:
@@ -46,9 +46,16 @@ def server_context(certificate: str | os.PathLike[str], key: str | os.PathLike[s
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"cannot use the certificate {certificate}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot use the certificate {certificate}: {_reason(error)}") from error
     return context
+
+
+def _reason(error: OSError) -> str:
+    """What is wrong with a file, in words: OpenSSL has names for that, and the rest numbers."""
+    if isinstance(error, ssl.SSLError):
+        return error.reason.replace("_", " ").lower() if error.reason else "it is no PEM file"
+    return error.strerror or str(error)
 
 
 def fetch_ca(url: str, fingerprint: str, *, timeout: float = 15.0) -> str:

@@ -10,7 +10,7 @@ import trio
 
 from jmp.controller.serve import DESKS
 from jmp.driver.driver import _MARK
-from jmp.errors import NotFound
+from jmp.errors import NotFound, Refused
 from jmp.wire import records
 from jmp.wire.records import Role
 from tests.fakes.memory_lab import WANT, MemoryLab, memory_lab
@@ -32,8 +32,12 @@ async def test_nobody_can_do_what_another_role_can(lab: MemoryLab, role: Role) -
     others = {method for desk in DESKS.values() for method in methods(desk)} - methods(DESKS[role])
     async with lab.client("somebody", role) as caller:
         for method in sorted(others):
-            with pytest.raises(NotFound, match=rf"@lab has no method '{method}'"):
+            with pytest.raises(
+                Refused, match=rf"'{method}' is for the \w+s of a lab, and this token is that of {role} somebody$"
+            ):
                 await caller.call(method)
+        with pytest.raises(NotFound, match="@lab has no method 'lab'"):
+            await caller.call("lab")
     if role is not Role.ADMIN:
         assert {"create", "issue", "revoke", "rotate"} <= others
 
