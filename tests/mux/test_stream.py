@@ -562,7 +562,7 @@ async def test_an_error_in_the_block_comes_out() -> None:
     left, right = memory_links()
     with trio.fail_after(5):
         async with multiplex(right, Role.LISTENER) as listener:
-            with pytest.RaisesGroup(ValueError):
+            with pytest.raises(ValueError):
                 async with multiplex(left, Role.DIALLER):
                     raise ValueError
             await listener.wait_over()
