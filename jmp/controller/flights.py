@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, combinations
 from typing import Any, Generic, TypeVar
 
 from jmp.controller.store import Change, Key
@@ -47,8 +48,11 @@ class Flight:
     """Who waits for it; more than once, if asked more than once."""
 
 
-def units(changes: Sequence[Change]) -> list[list[Change]]:
-    """Changes that belong together: leases with the exporters that are given to them."""
+def units(changes: Sequence[Change], unsettled: Mapping[str, frozenset[str]]) -> list[list[Change]]:
+    """Changes that belong together: leases with the exporters that are given to them, and with those who come after them.
+
+    ``unsettled`` has all the exporters that the leases could have been given which are granted now.
+    """
     found = {change.key: change for change in changes}
     ties = (
         (change.key, ("exporter", held.exporter))
@@ -57,12 +61,18 @@ def units(changes: Sequence[Change]) -> list[list[Change]]:
         if isinstance(lease, Lease)
         for held in lease.devices
     )
-    return [[found[key] for key in group] for group in _tied(found, ties)]
+    granted = [change.key for change in changes if change.kind == "lease" and change.name in unsettled]
+    behind = (
+        (one, other) for one, other in combinations(granted, 2) if not unsettled[one[1]].isdisjoint(unsettled[other[1]])
+    )
+    return [[found[key] for key in group] for group in _tied(found, chain(ties, behind))]
 
 
-def groups(changes: Mapping[Key, Change], wishes: Iterable[Wish[Any]]) -> list[list[Key]]:
+def groups(
+    changes: Mapping[Key, Change], wishes: Iterable[Wish[Any]], unsettled: Mapping[str, frozenset[str]]
+) -> list[list[Key]]:
     """Changes that are committed at the same time: those that belong together, and those that somebody has asked for at once."""
-    ties = [(unit[0].key, change.key) for unit in units(list(changes.values())) for change in unit[1:]]
+    ties = [(unit[0].key, change.key) for unit in units(list(changes.values()), unsettled) for change in unit[1:]]
     ties += [(wish.about, key) for wish in wishes if wish.about is not None for key in wish.keys]
     return _tied(changes, ties)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any, Final
 
@@ -66,6 +66,19 @@ class _Lost(Exception):
 
     def __init__(self, key: Key) -> None:
         super().__init__(f"{key[0]} {key[1]} was changed by somebody else in the meantime")
+
+
+@dataclass(eq=False)
+class _Attempt:
+    """One at granting a lease."""
+
+    lease: Change
+    exporters: Sequence[Change]
+    number: int
+    still: Callable[[], bool]
+    """Whether it has not been given up."""
+    error: _Lost | Denied | None = None
+    """Why it has failed already."""
 
 
 class KubernetesStore(Store):
@@ -119,8 +132,7 @@ class KubernetesStore(Store):
                 for change in changes:
                     if change.key not in together:
                         await self._make(change, made)
-                for lease, exporters in grants:
-                    await self._grant(lease, exporters, made)
+                await self._grant(grants, made)
         except (_Lost, Denied) as error:
             now = {change.key: self._records.get(change.key) for change in changes}
             raise (Stale if isinstance(error, _Lost) else Rejected)(str(error), now, frozenset(made)) from None
@@ -366,27 +378,47 @@ class KubernetesStore(Store):
 
     # ---- a lease and its exporters
 
-    async def _grant(self, change: Change, exporters: Sequence[Change], made: dict[Key, Record | None]) -> None:
-        if change.old is None:
-            change = await self._create(LEASES, change)
-            made[change.key] = change.old
-        self._check(change)
-        attempt = self._attempt(change.name)
-
-        def still() -> bool:
-            return self._attempt(change.name) == attempt
-
-        try:
-            for exporter in exporters:
-                await self._check_lock(exporter.name, change.name)
-                made[exporter.key] = await self._update(EXPORTERS, exporter, attempt=attempt)
-            made[change.key] = await self._update(LEASES, change, still)
-        except (_Lost, Denied):
+    async def _grant(self, grants: Sequence[tuple[Change, list[Change]]], made: dict[Key, Record | None]) -> None:
+        """Grant some leases, the one at the head of the queue first. If one of them fails, those behind it are not granted."""
+        attempts = [await self._begin(lease, exporters, made) for lease, exporters in sorted(grants, key=_turn)]
+        async with trio.open_nursery() as nursery:
+            for attempt in attempts:
+                nursery.start_soon(self._lock_all, attempt, made)
+        failed: _Lost | Denied | None = None
+        for attempt in attempts:
+            failed = failed or attempt.error
+            if failed is None:
+                try:
+                    made[attempt.lease.key] = await self._update(LEASES, attempt.lease, attempt.still)
+                    continue
+                except (_Lost, Denied) as error:
+                    failed = error
             with suppress(Denied):  # it is done later, then
-                await self._give_up(change.name, attempt, [exporter.name for exporter in exporters])
-            for exporter in exporters:
+                await self._give_up(attempt.lease.name, attempt.number, [change.name for change in attempt.exporters])
+            for exporter in attempt.exporters:
                 made.pop(exporter.key, None)
-            raise
+        if failed is not None:
+            raise failed
+
+    async def _begin(self, lease: Change, exporters: Sequence[Change], made: dict[Key, Record | None]) -> _Attempt:
+        if lease.old is None:
+            lease = await self._create(LEASES, lease)
+            made[lease.key] = lease.old
+        self._check(lease)
+        number = self._attempt(lease.name)
+        return _Attempt(lease, exporters, number, lambda: self._attempt(lease.name) == number)
+
+    async def _lock_all(self, attempt: _Attempt, made: dict[Key, Record | None]) -> None:
+        try:
+            for exporter in attempt.exporters:
+                await self._check_lock(exporter.name, attempt.lease.name)
+                made[exporter.key] = await self._update(EXPORTERS, exporter, attempt=attempt.number)
+        except (_Lost, Denied) as error:
+            attempt.error = error
+
+    def _is_queued(self, lease: str) -> bool:
+        record = self._records.get(("lease", lease))
+        return isinstance(record, Lease) and record.state is State.QUEUED
 
     async def _check_lock(self, name: str, lease: str) -> None:
         """An exporter may be locked for ``lease``: no other one has it, nor is about to have it."""
@@ -443,8 +475,7 @@ class KubernetesStore(Store):
         return True
 
     def _is_half_done(self, exporter: str) -> bool:
-        lease = self._records.get(("lease", self._lock(exporter)[0]))
-        return isinstance(lease, Lease) and lease.state is State.QUEUED
+        return self._is_queued(self._lock(exporter)[0])
 
     def _doubt(self, exporter: str) -> None:
         if self._lock(exporter)[0]:
@@ -491,6 +522,13 @@ def _grants(changes: Sequence[Change]) -> list[tuple[Change, list[Change]]]:
             if found:
                 grants.append((change, found))
     return grants
+
+
+def _turn(grant: tuple[Change, list[Change]]) -> tuple[int, int]:
+    """A lease's place in the order of all."""
+    lease = grant[0].new
+    assert isinstance(lease, Lease)
+    return -lease.priority, lease.number
 
 
 def _epoch(change: Change) -> int:

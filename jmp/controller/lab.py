@@ -58,7 +58,9 @@ from jmp.wire.records import (
 log = logging.getLogger("jmp.controller")
 
 QUEUE_NEWS_SECONDS: Final = 1.0
-"""Positions and expected starts are told at most this often: with a long queue each grant changes all of them."""
+"""Positions and expected starts are told at most this often: with a long queue each grant changes all of them,"""
+QUEUE_NEWS_A_SECOND: Final = 100
+"""and to not more than about so many in a second."""
 
 CLOCK_STEP: Final = 5.0
 """Seconds by which this machine's clock has to be set for those to be told who count on from its time."""
@@ -201,7 +203,9 @@ class Lab:
             else:
                 changes[key] = Change(*key, old, change.new)
         shared = self.store.shared
-        together = groups(changes, self._wishes) if shared else [list(changes)] if changes else []
+        together = (
+            groups(changes, self._wishes, self.engine.unsettled) if shared else [list(changes)] if changes else []
+        )
         for group in together:
             if self._flights >= (ABREAST if shared else 1):
                 break
@@ -209,7 +213,7 @@ class Lab:
             if any(key in self._flying or (not asked and self._barred.get(key, (0.0,))[0] > now) for key in group):
                 continue
             mine = [changes[key] for key in group]
-            for unit in units(mine) if shared else [mine]:
+            for unit in units(mine, self.engine.unsettled) if shared else [mine]:
                 flight = Flight({change.key: change for change in unit})
                 for wish in self._wishes:
                     if not wish.keys.isdisjoint(flight.changes):
@@ -375,6 +379,7 @@ class Lab:
         if change.kind == "lease":
             for held in {*getattr(change.new, "devices", ()), *getattr(old, "devices", ())}:
                 self.news.tell(("exporter", held.exporter))
+                self.others.ended(held.exporter)
         if change.kind in DECIDED:
             self._standing = None
             self._queue_changed.set()
@@ -433,7 +438,7 @@ class Lab:
             await self._queue_changed.wait()
             self._queue_changed = trio.Event()
             self.news.tell("queue")
-            await trio.sleep(QUEUE_NEWS_SECONDS)
+            await trio.sleep(max(QUEUE_NEWS_SECONDS, self.engine.waiting / QUEUE_NEWS_A_SECOND))
 
     # ---- changes
 
@@ -574,7 +579,8 @@ class Lab:
         if not after:
             del self._holders[id]
         if bool(before) != bool(after):
-            self.others.say()
+            if (lease := self.view.lease.get(id)) is not None and lease.tied:
+                self.others.say()  # of the others it matters to nobody
             self.holder(id)
 
     def holder(self, id: str) -> None:

@@ -58,6 +58,8 @@ HISTORY: Final = 20_000
 """and how many of them at most: all are in memory, at 2 KiB each. The audit log has the rest."""
 DEFERENCE: Final = 2.0
 """Seconds that a controller leaves to another one to do what is that one's,"""
+TOGETHER: Final = 8
+"""Leases that are granted at once where others share the store: they become durable one after the other."""
 LEFT: Final = 0.5
 """and to grant: a shorter time, as all wait for it who come next; two that grant the same do no harm."""
 
@@ -167,7 +169,7 @@ class Engine:
         """To which controller they are left, and since when;"""
         self._overdue: set[str] = set()
         """and those controllers that have let one wait for so long that nothing is left to them: they may be dead."""
-        self._unsettled: dict[str, frozenset[str]] = {}
+        self.unsettled: dict[str, frozenset[str]] = {}
         """Leases that were granted here and are not durable yet, and all the exporters that they could have been given."""
         self._asked: set[str] = set()
         """Queued leases that were asked for here."""
@@ -235,7 +237,7 @@ class Engine:
         if record is not None:
             table[name] = record
         self._changes.pop((kind, name), None)
-        self._unsettled.pop(name if kind == "lease" else "", None)
+        self.unsettled.pop(name if kind == "lease" else "", None)
         if kind == "lease":
             assert record is None or isinstance(record, Lease)
             self._index(old, record)
@@ -263,7 +265,7 @@ class Engine:
 
     def settled(self, id: str, now: float) -> None:
         """A lease is durable as it is: whoever is behind it may be given something now."""
-        if self._unsettled.pop(id, None) is not None:
+        if self.unsettled.pop(id, None) is not None:
             self._schedule(now)
 
     def alive(self, controller: str, now: float) -> None:
@@ -558,6 +560,11 @@ class Engine:
         while len(self._ended) > self._history and self._may_forget(oldest := next(iter(self._ended))):
             self._set("lease", oldest, None)
 
+    @property
+    def waiting(self) -> int:
+        """How many leases are queued."""
+        return len(self._queue)
+
     def deadline(self) -> float | None:
         """When :meth:`tick` may have something to do next."""
         return self._due[0][0] if self._due else None
@@ -750,7 +757,8 @@ class Engine:
         free = set(self._free)  # a small one: the other has grown with the lab, and is slow to go through
         if self.is_mine is not None:
             free = {name for name in free if self._presence[name].owner not in self._overdue}
-            free.difference_update(*self._unsettled.values())
+            free.difference_update(*self.unsettled.values())
+        granted = 0
         in_vain: dict[frozenset[str], float] = {}
         """The shortest time for which one was asked for of these in vain: what is free becomes less, what is reserved more."""
         # Nobody gets what those would reserve who cannot have any of what is free.
@@ -765,6 +773,10 @@ class Engine:
             if id in self._vanished or (lease.give_up is not None and lease.give_up + self._deference(id) < now):
                 continue
             options = self._options_of(lease)
+            locked = self._locked_for(id)
+            if locked is not None and not self._leave(lease, locked, now):
+                free -= self._everything(lease)
+                continue
             taken = None if later else self._take(lease, options, free, reserved, now)
             while taken is not None and self._leave(lease, min(taken), now):
                 free = {name for name in free if self._presence[name].owner not in self._overdue}
@@ -776,27 +788,39 @@ class Engine:
                 free.difference_update(taken)
             elif taken is not None:
                 everything = self._everything(lease)
+                rest = free & everything
                 if id not in self._left:
                     self._grant(lease, taken, now)
-                    self._unsettled[id] = everything
+                    self.unsettled[id] = everything
+                    granted += 1
+                    if granted < TOGETHER:  # the next ones are committed with it, in the queue's order
+                        rest = {name for name in rest if name in taken or self._presence[name].owner}
                 # Until it is known to have something, nobody behind it gets what it might have had.
-                free -= everything
+                free -= rest
             elif later or len(options) > 1:
                 self._reserve(lease, options, reserved, now)
             else:
                 in_vain[group] = min(lease.duration, in_vain.get(group, math.inf))
 
+    def _locked_for(self, id: str) -> str | None:
+        """An exporter that another controller is giving to a lease at this moment."""
+        for name in self._promised.get(id, ()):
+            if name in self.exporters and self.exporters[name].lease == id:
+                return name
+        return None
+
     def _leave(self, lease: Lease, exporter: str, now: float) -> bool:
-        """Leave an exporter that is connected elsewhere to its controller to grant; whether that takes too long already."""
+        """Leave an exporter that is connected elsewhere, or locked, to another one; whether that takes too long already."""
         owner = self._presence[exporter].owner
-        if not owner:
+        if not owner and self.exporters[exporter].lease != lease.id:
             return False
-        to, since = self._left_since.get(lease.id, ("", now))
+        to, since = self._left_since.get(lease.id, (None, now))
         if to != owner:
             self._left_since[lease.id] = owner, now
             heapq.heappush(self._due, (now + LEFT, lease.id))
         elif since + LEFT <= now:
-            self._overdue.add(owner)
+            if owner:
+                self._overdue.add(owner)
             return True
         self._left[lease.id] = exporter
         return False
@@ -937,11 +961,11 @@ class Engine:
 
     def _is_behind(self, lease: Lease | None) -> bool:
         """Whether somebody is being given one of what it may have at this moment, so that it is not clear what will be left."""
-        if lease is None or lease.state is not State.QUEUED or _is_new(lease) or not (self._left or self._unsettled):
+        if lease is None or lease.state is not State.QUEUED or _is_new(lease) or not (self._left or self.unsettled):
             return False
         wanted = self._everything(lease)
         given = (self._everything(self.leases[id]) for id in self._left if id in self.leases)
-        return any(not names.isdisjoint(wanted) for names in (*self._unsettled.values(), *given))
+        return any(not names.isdisjoint(wanted) for names in (*self.unsettled.values(), *given))
 
     def _may_forget(self, id: str) -> bool:
         """Whether it is for this controller to forget a lease that has ended."""

@@ -4,8 +4,8 @@ Theory of operation. There is no leader: what must not happen twice is kept apar
 each controller tells the others what it alone can know:
 
 - :class:`~jmp.wire.records.Presence`, one for each exporter that is connected to it: others see that the exporter is there, may
-  have it among those that are free, and find the way to it. Whoever an exporter connected to last overwrites what the
-  one before has said; that one notices, and lets go.
+  have it among those that are free, and find the way to it. That it is in use they see from the lease that has it. Whoever
+  an exporter connected to last overwrites what the one before has said; that one notices, and lets go.
 - :class:`~jmp.wire.records.Replica`, one for itself, written every few seconds: a sign of life, and who holds leases, which
   routers there are, and which exporters of the others shall go to one of these.
 
@@ -25,7 +25,7 @@ import trio
 from jmp.controller.meeting import Attendance, RouterLink
 from jmp.controller.store import Change, Key, Record, Rejected
 from jmp.errors import LabError
-from jmp.wire.records import Dial, Endpoint, Presence, Replica, Routing
+from jmp.wire.records import Dial, Endpoint, Phase, Presence, Replica, Routing
 
 if TYPE_CHECKING:
     from jmp.controller.lab import Lab
@@ -54,7 +54,11 @@ class Others:
         """The others, and when their last sign of life came."""
         self._holds: dict[str, set[str]] = {}
         """Lease → the others that its holder is connected to."""
+        self._untold: set[str] = set()
+        """Exporters that are connected here and do something else than is said of them, as one knows from their leases."""
         self._dials: list[tuple[float, Dial]] = []
+        self._spoken = 0.0
+        """When the last sign of life was given that was not for news."""
         self._news = trio.Event()
         self._came = trio.Event()
 
@@ -114,6 +118,12 @@ class Others:
             dials=tuple(dial for _, dial in self._dials),
         )
         lab.put(Change("replica", self.name, known, new))
+        if self._spoken + BEAT <= now:
+            self._spoken = now
+            for name in self._untold:
+                if (here := lab.attending.get(name)) is not None and not here.replica and name in lab.view.exporter:
+                    lab.put(Change("presence", name, lab.view.presence.get(name), self._presence(name, here)))
+            self._untold.clear()
 
     async def _bury(self) -> None:
         """Wait until the next one may be dead, and see."""
@@ -139,7 +149,10 @@ class Others:
         self.say()
 
     def tell(self, name: str) -> None:
-        """Let the others know whether an exporter is connected here, and what it does."""
+        """Let the others know whether an exporter is connected here, and what it does.
+
+        What it does they know from the lease that has it: that is told with the next sign of life, for people to see.
+        """
         lab = self._lab
         if not lab.store.shared:
             return
@@ -147,10 +160,25 @@ class Others:
         here = lab.attending.get(name)
         if here is not None and not here.replica and name in lab.view.exporter:
             new = self._presence(name, here)
-            if there is None or replace(new, version=there.version) != there:
+            self._untold.discard(name)
+            if there is None or self._is_news(there, new):
                 lab.put(Change("presence", name, there, new))
+            elif not there.observed.phase is new.observed.phase is Phase.IDLE:
+                self._untold.add(name)
         elif there is not None and (there.replica == self.name or there.replica not in self._alive):
             lab.put(Change("presence", name, there, None))
+
+    def _is_news(self, there: Presence, new: Presence) -> bool:
+        """Whether the others would take the exporter for something else than it is."""
+        if replace(new, version=there.version, observed=there.observed) != there:
+            return True
+        busy, said = new.observed.phase is not Phase.IDLE, there.observed.phase is not Phase.IDLE
+        return busy is not said and (said or self._lab.view.holding.get(new.name) != new.observed.lease)
+
+    def ended(self, name: str) -> None:
+        """Another lease has an exporter now, or none: what it does may not follow from that any more."""
+        if name in self._untold:
+            self.tell(name)
 
     def tell_all(self) -> None:
         """Say all of that again, as some of it did not get through."""

@@ -16,6 +16,7 @@ from jmp.controller.leases import (
     OFFLINE_ENDING,
     PREPARE_LIMIT,
     RETENTION,
+    TOGETHER,
     Code,
     Engine,
 )
@@ -888,10 +889,41 @@ def test_nobody_is_granted_anything_before_those_ahead_have_theirs() -> None:
     first, second, third = (lab.request() for _ in range(3))
     assert [lab.state(lease) for lease in (first, second, third)] == [State.PREPARING, State.QUEUED, State.QUEUED]
     lab.engine.settled(first.id, lab.now)
-    assert [lab.state(lease) for lease in (second, third)] == [State.PREPARING, State.QUEUED]
-    lab.engine.learn("lease", second.id, second, lab.now)  # another one was faster somewhere: it is decided again
+    assert [lab.state(lease) for lease in (second, third)] == [State.PREPARING, State.PREPARING], "that is one commit"
+    for lease, name in (second, "y"), (third, "z"):  # another one was faster somewhere: it is decided again
+        lab.engine.learn("lease", lease.id, lease, lab.now)
+        lab.engine.learn("exporter", name, Exporter(name=name), lab.now)
     lab.engine.reconsider(lab.now)
-    assert [lab.state(lease) for lease in (second, third)] == [State.PREPARING, State.QUEUED]
+    assert [lab.state(lease) for lease in (second, third)] == [State.PREPARING, State.PREPARING]
+
+
+def test_not_more_are_granted_at_once_than_others_can_wait_for() -> None:
+    names = [f"x{number:02}" for number in range(TOGETHER + 3)]
+    lab = shared(*names)
+    first, *others = (lab.request() for _ in names)
+    lab.engine.settled(first.id, lab.now)
+    states = [lab.state(lease) for lease in others]
+    assert states == [State.PREPARING] * TOGETHER + [State.QUEUED] * 2
+
+
+def test_what_is_connected_elsewhere_is_not_granted_together_with_what_is_here() -> None:
+    lab = shared("w", "y", elsewhere=("x",))
+    first, second, third = (lab.request() for _ in range(3))
+    lab.engine.settled(first.id, lab.now)
+    assert lab.has(first) == ["w"]
+    assert [lab.state(lease) for lease in (second, third)] == [State.QUEUED, State.QUEUED], "x is next"
+
+
+def test_a_lease_that_another_controller_has_locked_something_for_is_waited_for() -> None:
+    lab = shared(elsewhere=("x", "y"))
+    lease = lab.request()
+    lab.engine.seen("z", Observed(epoch=0), T)
+    lab.engine.learn("exporter", "z", Exporter(name="z"), T)
+    lab.engine.learn("exporter", "x", replace(lab.engine.exporters["x"], epoch=1, lease=lease.id, used=T), T)
+    lab.engine.reconsider(T)
+    assert lab.state(lease) is State.QUEUED
+    lab.wait(LEFT)
+    assert lab.has(lease) == ["z"], "nor for ever"
 
 
 def test_those_who_want_something_else_do_not_wait_for_that() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -19,7 +20,7 @@ from jmp.mux.protocol import Role
 from jmp.mux.stream import multiplex
 from jmp.rpc.call import Caller
 from jmp.wire import records
-from jmp.wire.records import State, Want
+from jmp.wire.records import Phase, State, Want
 from tests.fakes.memory_lab import WANT, Lamp, MemoryLab, memory_labs
 from tests.fakes.memory_store import MemoryStore
 
@@ -368,6 +369,33 @@ async def test_a_controller_that_was_stopped_for_a_while_changes_nothing(labs: l
         a.lab.view.lease[first.id] = stale
         await boss.release(first.id)
         assert await kept(a, "lease", first.id) == ended
+
+
+async def test_what_an_exporter_does_is_known_from_its_lease_and_told_with_the_next_sign_of_life(
+    memory: list[MemoryLab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, _ = memory
+    store = a.store
+    assert isinstance(store, MemoryStore)
+    monkeypatch.setattr("jmp.controller.replicas.BEAT", math.inf)
+    async with a.exporter("one"), b.client("alice") as alice:
+        await b.attended("one")
+        written = store.tried.count(("presence", "one"))
+        for _ in range(2):
+            lease = await alice.acquire(WANT, 6000.0)
+            await b.wait(lease.id, State.READY)
+            [seen] = await alice.call("exporters")
+            assert seen["state"] == "leased"
+            await alice.release(lease.id)
+            await b.wait(lease.id, State.ENDED)
+        assert store.tried.count(("presence", "one")) == written
+        lease = await alice.acquire(WANT, 6000.0)
+        await b.wait(lease.id, State.READY)
+        monkeypatch.setattr("jmp.controller.replicas.BEAT", 0.1)
+        a.lab.others.say()
+        await until(b, ("presence", "one"), lambda: b.lab.view.presence["one"].observed.lease == lease.id)
+        await alice.release(lease.id)
+        await until(b, ("presence", "one"), lambda: b.lab.view.presence["one"].observed.phase is Phase.IDLE)
 
 
 async def test_one_that_goes_is_gone_at_once(labs: list[MemoryLab]) -> None:

@@ -279,3 +279,42 @@ async def test_a_grant_that_is_left_half_done_is_given_up(access: Access) -> Non
             assert isinstance(change.new, Exporter)
             assert (change.new.lease, change.new.epoch) == ("", 1)
             slow.go_on.set()  # whoever had begun it cannot end it now
+
+
+async def test_those_behind_one_that_cannot_be_granted_are_not(access: Access) -> None:
+    async with opened(access) as one, opened(access) as two, trio.open_nursery() as nursery:
+        names = "123"
+        made = await one.store.commit(
+            [
+                *(Change("exporter", f"b{name}", None, Exporter(name=f"b{name}", created=1.0)) for name in names),
+                *(Change("lease", f"l{name}", None, lease(f"l{name}")) for name in names),
+            ]
+        )
+        boards, leases = made[:3], made[3:]
+        slow = Slow(one.store.api, "deviceleases/l1/status")
+        one.store.api = slow
+        stale: list[Stale] = []
+
+        async def give() -> None:
+            together = zip(reversed(leases), reversed(boards), strict=True)  # the order is that of their numbers
+            with pytest.raises(Stale) as caught:
+                await one.store.commit([change for pair in together for change in grant(*pair)])
+            stale.append(caught.value)
+
+        nursery.start_soon(give)
+        await slow.reached.wait()
+        second = leases[1]
+        assert isinstance(second, Lease)
+        while (("lease", "l2")) not in two.store._records or len(locked(two.store)) < 3:
+            await two.came.wait()
+        ended = replace(second, state=State.ENDED, ended=2.0)
+        await two.store.commit([Change("lease", "l2", two.store._records["lease", "l2"], ended)])
+        slow.go_on.set()
+    assert {name for kind, name in stale[0].made if kind == "lease"} == {"l1"}
+    there = {name: record for _, name, record in await contents(access)}
+    assert [str(there[f"l{name}"].state) for name in names] == ["preparing", "ended", "queued"]  # type: ignore[union-attr]
+    assert [there[f"b{name}"].lease for name in names] == ["l1", "", ""]  # type: ignore[union-attr]
+
+
+def locked(store: KubernetesStore) -> list[Exporter]:
+    return [record for record in store._records.values() if isinstance(record, Exporter) and record.lease]

@@ -251,8 +251,8 @@ async def test_nothing_is_granted_twice_nor_lost(cluster: Cluster, tmp_path: Pat
 
 
 def overtaken(leases: list[Lease]) -> list[int]:
-    """For each lease how many were granted before it that were asked for after it."""
-    by_time = sorted(leases, key=lambda lease: lease.granted or 0.0)
+    """For each lease how many were granted before it that were asked for after it; those of one commit are granted at once."""
+    by_time = sorted(leases, key=lambda lease: (lease.granted or 0.0, lease.number))
     before: list[int] = []
     found = []
     for lease in by_time:
