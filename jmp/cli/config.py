@@ -93,7 +93,9 @@ def list_clients(form: Output = "table") -> None:
 @client.command("use")
 def use(name: Existing) -> None:
     """Use this one from now on."""
-    clients().use(name)
+    store = clients()
+    store.use(name)
+    output.note(f"{name} is in use now, for the lab at {store.load(name).endpoint}")
     _warn_choice(name)
 
 

@@ -185,16 +185,16 @@ def _lease_row(lease: Record, now: float) -> list[str]:
 
 
 def _exporter_row(exporter: Record, now: float) -> list[str]:
-    note = exporter["disabled"] or ""
-    if exporter.get("client"):
-        note = exporter["client"]
+    notes = [exporter["client"]] if exporter.get("client") else []
     if exporter.get("until"):
-        note = ", ".join(filter(None, [note, f"{duration.text(max(exporter['until'] - now, 0))} left"]))
+        notes.append(f"{duration.text(max(exporter['until'] - now, 0))} left")
+    if exporter["disabled"] is not None:
+        notes.append(f"then disabled: {exporter['disabled']}" if notes else exporter["disabled"])
     used = relative(exporter["used"], now) if exporter["used"] else "never"
     return [
         exporter["name"],
         exporter["state"],
-        note,
+        ", ".join(notes),
         labels_text(exporter["labels"]),
         exporter["description"],
         str(exporter["version"]),

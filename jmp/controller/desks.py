@@ -597,7 +597,7 @@ class AdminDesk(ClientDesk):
     async def _store(self, kind: str, name: str, values: dict[str, Any], action: str) -> dict[str, Any]:
         for key in values:
             if key not in _SETTABLE[kind]:
-                raise BadValue(f"a {kind} has no {key!r} to set{did_you_mean(key, _SETTABLE[kind])}")
+                raise BadValue(f"{kind} has no {key!r} to set{did_you_mean(key, _SETTABLE[kind])}")
         if "labels" in values:
             selector.check_labels(values["labels"])
         await self.lab.do(lambda: self._put(kind, name, values, new=action == "create"))
@@ -610,7 +610,7 @@ class AdminDesk(ClientDesk):
         engine = self.lab.engine
         known: Any = {"client": engine.clients, "exporter": engine.exporters, "policy": engine.policies}[kind]
         if new and name in known:
-            raise BadValue(f"there is a {kind} {name!r} already")
+            raise BadValue(f"there is {'an' if kind == 'exporter' else 'a'} {kind} {name!r} already")
         if not new and name not in known:
             raise NotFound(f"there is no {kind} {name!r}{did_you_mean(name, known)}")
         present: dict[str, Any] = {"created": self.now} if new else to_wire(known[name])

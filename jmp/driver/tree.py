@@ -20,7 +20,7 @@ import trio
 
 from jmp.driver.driver import Driver, Export, cancelled, in_thread
 from jmp.driver.schema import bind, did_you_mean
-from jmp.errors import Cancelled, DeviceError, JmpError, NotFound
+from jmp.errors import Cancelled, DeviceError, JmpError, NotFound, Refused
 from jmp.groups import ungrouped
 from jmp.rpc import messages
 from jmp.rpc.messages import Kind
@@ -157,7 +157,10 @@ class Tree:
         return [path for path, _ in _walk(self.root, "") if path]
 
     def method(self, path: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Method:
-        """What carries out a call, its arguments bound. Raises ``NotFound``, ``BadValue`` or ``DeviceError`` (degraded)."""
+        """What carries out a call, its arguments bound.
+
+        Raises ``NotFound``, ``BadValue``, ``DeviceError`` (degraded) or ``Refused`` (barred).
+        """
         if (found := self._found.get((path, name))) is not None:
             keeper, export = found
             positional, named = bind(export.parameters, args, kwargs)
@@ -380,8 +383,11 @@ class _Keeper:
 
     def method(self, export: Export, args: list[Any], kwargs: dict[str, Any]) -> Method:
         if self._node.state is not State.READY:
+            where = self._node.path or "the driver"
+            if self._node.barred:
+                raise Refused(f"{where} cannot be used: {self._node.barred}")
             why = f": {self._node.reason}" if self._node.reason else ""
-            raise DeviceError(f"{self._node.path or 'the driver'} is {self._node.state.value}{why}")
+            raise DeviceError(f"{where} is {self._node.state.value}{why}")
         if self._gone.is_set():
             raise self._failure()
         function = partial(export.function, *args, **kwargs)

@@ -366,8 +366,10 @@ class Visit:
             raise Refused(f"lease {hold.grant.lease} has ended: {hold.reason}")
         if hold.session is None or hold.phase is not Phase.READY:
             raise Refused(f"lease {hold.grant.lease} is not ready yet")
-        if request.target != TARGET and not allowed(claims.allow, claims.deny, f"{request.target}.{request.method}"):
-            raise Refused(f"{claims.client} may not use {request.target}.{request.method} here: a policy forbids it")
+        action = f"{request.target}.{request.method}"
+        if request.target != TARGET and not allowed(claims.allow, claims.deny, action):
+            why = "no policy allows it" if allowed(("*",), claims.deny, action) else "a policy forbids it"
+            raise Refused(f"{claims.client} may not use {action} here: {why}")
         return hold.session.resolve(request)
 
     def _note(self, request: Request, result: str, seconds: float) -> None:

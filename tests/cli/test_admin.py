@@ -153,6 +153,7 @@ def test_a_client_is_no_admin(lab: ServedLab) -> None:
     ("arguments", "code", "said"),
     [
         (["create", "client", "carol"], 64, "there is a client 'carol' already"),
+        (["create", "exporter", "bench"], 64, "there is an exporter 'bench' already"),
         (["create", "client", "a/b"], 64, "'a/b' is no name"),
         (["create", "client", "x", "--label", "a"], 64, "--label takes NAME=VALUE, not 'a'"),
         (["create", "client", "x", "--label", "a=/"], 64, "'/' is no value for label a"),

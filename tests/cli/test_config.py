@@ -72,7 +72,7 @@ def test_the_first_lab_is_in_use_until_another_is_chosen(lab: ServedLab, joining
         return {row["name"]: row["current"] for row in rows}
 
     assert marked() == {"one": True, "two": False}
-    lab.ok(user, "config", "client", "use", "two")
+    assert lab.run(user, "config", "client", "use", "two").stderr == f"two is in use now, for the lab at {lab.url}\n"
     assert marked() == {"one": False, "two": True}
     assert lab.ok(user, "config", "client", "show", "-o", "name") == "two\n"
     lab.ok(user, "config", "client", "delete", "two")

@@ -97,6 +97,11 @@ def test_how_a_lease_stands(lease: dict[str, Any], said: str) -> None:
         ),
         (
             EXPORTER,
+            record(Exporter(name="rpi-1", disabled="new SD card"), state="leased", until=NOW + 60, version=""),
+            ["rpi-1", "leased", "1m left, then disabled: new SD card", "", "", "", "never"],
+        ),
+        (
+            EXPORTER,
             record(Exporter(name="rpi-2", disabled="new SD card"), state="disabled", version=""),
             ["rpi-2", "disabled", "new SD card", "", "", "", "never"],
         ),

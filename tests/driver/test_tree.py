@@ -16,7 +16,7 @@ import trio.testing
 
 from jmp.driver import BadValue, DeviceError, Driver, Stream, cancelled, export, exportstream, sleep
 from jmp.driver.tree import GRACE, PATIENCE, RETRY, Node, State, ThreadStream, Tree
-from jmp.errors import Cancelled, NotFound
+from jmp.errors import Cancelled, NotFound, Refused
 from jmp.rpc.serve import Method
 
 Hook = Callable[[], Awaitable[None]]
@@ -309,7 +309,7 @@ async def test_a_barred_driver_is_never_opened() -> None:
     root = group(it=probe(journal, "it"))
     root.children["it"].barred = "a policy says no"
     async with running(root) as (tree, _):
-        with pytest.raises(DeviceError, match="it is degraded: a policy says no"):
+        with pytest.raises(Refused, match="it cannot be used: a policy says no"):
             await call(tree, "it", "hello")
     assert journal == []
 

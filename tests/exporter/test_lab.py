@@ -17,7 +17,7 @@ import trio.testing
 
 from jmp.client.connect import TARGET
 from jmp.client.lab import Lab as ClientLab
-from jmp.errors import Cancelled, DeviceError, JmpError, LabError, LinkLost, NotFound, Refused
+from jmp.errors import Cancelled, JmpError, LabError, LinkLost, NotFound, Refused
 from jmp.rpc.call import Caller
 from jmp.wire import records
 from jmp.wire.records import State
@@ -252,6 +252,12 @@ async def test_a_method_that_a_policy_forbids_is_refused_in_one_line(lab: Memory
                 await device.lamp.on()
             async with device.lamp.echo():
                 pass
+    await lab.add(records.Policy(name="default", allow=("lamp.echo",)))
+    async with lab.exporter("two") as exporter, lab.client("alice") as alice:
+        lease = await alice.acquire([records.Want(exporter="two")], 60.0)
+        async with lab.visit(alice, exporter, lease.id) as (_, device):
+            with pytest.raises(Refused, match=r"^alice may not use lamp\.on here: no policy allows it$"):
+                await device.lamp.on()
 
 
 async def test_a_driver_of_a_package_that_a_policy_does_not_allow_is_never_opened(lab: MemoryLab) -> None:
@@ -259,7 +265,7 @@ async def test_a_driver_of_a_package_that_a_policy_does_not_allow_is_never_opene
     async with lab.exporter("one") as exporter, lab.client("alice") as alice:
         lease = await alice.acquire(WANT, 60.0)
         async with lab.visit(alice, exporter, lease.id) as (_, device):
-            with pytest.raises(DeviceError, match="a policy does not allow drivers of"):
+            with pytest.raises(Refused, match=r"^lamp cannot be used: a policy does not allow drivers of"):
                 await device.lamp.on()
 
 

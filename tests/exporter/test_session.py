@@ -12,7 +12,7 @@ import trio.testing
 
 import jmp
 from jmp.driver import Driver
-from jmp.errors import BadValue, Busy, ConfigError, DeviceError, NotFound
+from jmp.errors import BadValue, Busy, ConfigError, DeviceError, NotFound, Refused
 from jmp.exporter import config as configuration
 from jmp.exporter.session import TARGET, open_session
 from tests.fakes.exporters import Lamp, begin, bench, connected, lamp
@@ -140,7 +140,7 @@ async def test_drivers_of_packages_that_are_not_allowed_are_never_opened(tmp_pat
     config = configuration.load(tmp_path / "bench.yaml", drivers)
     async with open_session(config, "me", packages=["jmp-drivers"]) as session, connected(session.url) as (_, caller):
         assert await caller.call("power", "state", (), {}) == "off"
-        with pytest.raises(DeviceError, match="a policy does not allow drivers of no package"):
+        with pytest.raises(Refused, match="a policy does not allow drivers of no package"):
             await lamp(caller, "on")
     assert Lamp.journal == []
 
