@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,9 +21,9 @@ from jmp.cli import output
 from jmp.cli.labs import Narrator, record_of
 from jmp.client.config import ClientConfig
 from jmp.client.connect import TARGET, Device, Dial, device_of, dial_on, dial_trio
-from jmp.client.lab import Lab, Standing, ended, find_way, open_lab_trio, up_to_date_trio
+from jmp.client.lab import DIRECT_SECONDS, Lab, Standing, ended, find_way, open_lab_trio, up_to_date_trio
 from jmp.client.relay import relay
-from jmp.errors import JmpError, LabError, Refused, Timeout
+from jmp.errors import JmpError, LabError, LinkLost, Refused, Timeout
 from jmp.link import Link, websocket
 from jmp.link.resumable import Onward, lasting
 from jmp.mux.protocol import Role
@@ -35,6 +35,8 @@ from jmp.wire.records import Lease, State, Want
 
 RELEASE_SECONDS: Final = 10.0
 """How long to try to tell the controller that the lease is over; then it ends because its holder is gone."""
+ASK_SECONDS: Final = 4.0
+"""How long a controller may take to answer to who looks for another link; then it is taken to be away."""
 WARN_SECONDS: Final = (600.0, 120.0)
 """How long before a lease's end its holder is told."""
 
@@ -115,25 +117,6 @@ class Tenancy:
         found: tuple[Dial, Link] = await find_way(self.lab, self.config, self.id, exporter, attempt)
         return found
 
-    async def meet_again(self, exporter: str, before: Dial) -> Onward:
-        """The next link of a session that had one to ``before``. Raises as :meth:`meet`.
-
-        The way to the controller may have broken with the other, and nobody knows yet: it is asked over a new one. Where it is
-        away, an exporter that is reached without it lets in who was there before, for as long as the token is good.
-        """
-        assert self.id is not None
-        try:
-            async with open_lab_trio(self.config) as lab:
-                found: Onward = await find_way(lab, self.config, self.id, exporter, dial_on, first=before.way)
-                return found
-        except LabError as away:
-            if before.way == "router":  # where nobody would send the exporter
-                raise
-            try:
-                return await dial_on(before)
-            except Refused:  # the token is too old, perhaps; the controller says what is so once it is back
-                raise away from None
-
     async def release(self) -> None:
         """End the lease, as far as the controller can be told within some seconds."""
         if self.id is None:
@@ -167,6 +150,55 @@ class Tenancy:
         if not self._reached:
             raise problem
         output.note(f"jmp: the controller is away ({problem}); the session goes on")
+
+
+class WayBack:
+    """How the session with one device finds its next link: the ``following`` of a link that lasts, and its ``told``.
+
+    The controller sends both ends to a place where they meet. Where it is away, each goes back by itself to where they had met
+    before: for as long as the exporter holds the device for this lease it lets in who was there.
+    """
+
+    def __init__(self, tenancy: Tenancy, exporter: str, dial: Dial) -> None:
+        self._tenancy = tenancy
+        self._exporter = exporter
+        self._now = self._sure = self._sent = dial
+        """The latest; where the session was last; and where the controller has sent the exporter since."""
+
+    async def __call__(self) -> Onward:
+        """The next link. Raises as :meth:`Tenancy.meet`."""
+        tenancy = self._tenancy
+        assert tenancy.id is not None
+        try:
+            # The way to the controller may have broken with the other, and nobody knows yet: it is asked over a new one.
+            with trio.fail_after(ASK_SECONDS) as asking:
+                async with open_lab_trio(tenancy.config) as lab:
+                    asking.deadline = math.inf
+                    found: Onward = await find_way(
+                        lab, tenancy.config, tenancy.id, self._exporter, self._go, first=self._now.way
+                    )
+                    return found
+        except trio.TooSlowError:
+            away: JmpError = LabError(f"the controller did not answer within {ASK_SECONDS:g} s")
+        except LabError as error:
+            away = error
+        for dial in sorted({self._sure, self._sent}, key=self._now.__eq__):  # where nobody came is tried last
+            with suppress(LabError, Timeout, Refused):  # the controller says what is so once it is back
+                onward = await dial_on(replace(dial, seconds=DIRECT_SECONDS))
+                self._now = dial
+                return onward
+        raise away
+
+    async def _go(self, dial: Dial) -> Onward:
+        onward = await dial_on(dial)
+        self._now = self._sent = dial
+        return onward
+
+    def told(self, lost: LinkLost | None, seconds: float) -> None:
+        """Tell the user, and know where the session goes on."""
+        if lost is None:
+            self._sure = self._sent = self._now
+        output.link_status(lost, seconds)
 
 
 class Place(NamedTuple):
@@ -229,9 +261,9 @@ async def _until_ended(tenancy: Tenancy, early: list[Lease], scope: trio.CancelS
 @asynccontextmanager
 async def _open_place(tenancy: Tenancy, exporter: str, url: str, own: bool) -> AsyncIterator[Place]:
     dial, first = await tenancy.meet(exporter)
-    again = partial(tenancy.meet_again, exporter, dial)
+    back = WayBack(tenancy, exporter, dial)
     async with (
-        lasting(first, again, output.link_status) as link,
+        lasting(first, back, back.told) as link,
         multiplex(link, Role.DIALLER, watch=True) as connection,
     ):
         caller = Caller(connection)

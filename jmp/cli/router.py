@@ -20,8 +20,7 @@ from jmp.errors import UsageError
 from jmp.exporter.serve import address_of, listen, notify
 from jmp.link import websocket
 from jmp.link.pages import serve_pages
-from jmp.link.tls import fetch_ca, self_signed, server_context
-from jmp.private import write_private
+from jmp.link.tls import keep_ca, self_signed, server_context
 from jmp.router.http import pages
 from jmp.router.serve import MAX_PAIRS, Router, attend, drain
 from jmp.wire.duration import parse
@@ -43,7 +42,7 @@ def serve(
     ],
     controller: Annotated[str, typer.Option(metavar="URL", help="The lab's controller: wss://HOST:PORT.")],
     ca_fingerprint: Annotated[
-        str | None, typer.Option(metavar="HEX", help="SHA-256 of the lab's own CA, which is then fetched.")
+        str | None, typer.Option(metavar="HEX", help="SHA-256 of the lab's own CA, which is then fetched once.")
     ] = None,
     ca: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificates (PEM) to trust.")] = None,
     token_file: Annotated[
@@ -86,12 +85,12 @@ def serve(
     state = state_directory(name)
     if ca is None and ca_fingerprint is not None:
         ca = state / "ca.pem"
-        write_private(ca, fetch_ca(controller, ca_fingerprint).encode())
+        keep_ca(ca, controller, ca_fingerprint)
     trio.run(_serve, name, controller, token_of, ca, address, url, tls_cert, tls_key, state, most, seconds, http)
 
 
 def state_directory(name: str) -> Path:
-    """Where a router keeps its certificate."""
+    """Where a router keeps its certificate, and what it verifies tokens with."""
     base = os.environ.get("XDG_STATE_HOME") or (
         Path("/var/lib") if os.getuid() == 0 else Path.home() / ".local" / "state"
     )
@@ -119,7 +118,7 @@ async def _serve(
     context = server_context(tls_cert, tls_key)
     listeners = await listen(address)
     url = url or f"wss://{own_names()[-1]}:{address_of(listeners[0]).rpartition(':')[2]}"
-    router = Router(most=most)
+    router = Router(most=most, keep=state / "keys.json")
 
     async def dial() -> websocket.WebSocketLink:
         return await websocket.connect(controller, token=token(), ca=ca)

@@ -256,8 +256,8 @@ class Host(Protocol):
 
     audit: Audit
 
-    def verify(self, token: str) -> SessionClaims:
-        """The claims of a session token for this exporter; raises ``Refused``."""
+    def verify(self, token: str, *, expired: bool = False) -> SessionClaims:
+        """The claims of a session token for this exporter, with ``expired`` also of one that has; raises ``Refused``."""
 
     def hold_for(self, claims: SessionClaims) -> Hold:
         """The hold that the claims are about; raises ``Refused``."""
@@ -306,7 +306,7 @@ class Visit:
 
     def check_again(self, token: str | None) -> None:
         """Whether who shows this token may go on with the visit over another link. Raises ``Refused``."""
-        claims = self._host.verify(token or "")
+        claims = self._host.verify(token or "", expired=True)  # it began in its time; what ends it is the hold's end
         hold = self._host.hold_for(claims)
         hold.check(claims)
         if self._claims is not None and (hold is not self._hold or claims.client != self._claims.client):

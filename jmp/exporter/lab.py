@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +33,7 @@ from jmp.exporter.config import ExporterConfig
 from jmp.exporter.hold import Hold, Visit
 from jmp.exporter.hooks import HookFailed
 from jmp.link import Link, websocket
-from jmp.link.sessions import Sessions
+from jmp.link.sessions import Again, Sessions
 from jmp.rpc.call import Caller
 from jmp.rpc.keys import verifier_of
 from jmp.rpc.reconnect import keep_connected
@@ -47,6 +48,8 @@ FAREWELL_SECONDS: Final = 5.0
 """How long a stopping exporter tries to tell its controller how its last lease ended."""
 ROUTER_SECONDS: Final = 12.0
 """How long it tries to reach a router where a client waits: as long as that one does."""
+GIVE_WAY_SECONDS: Final = 1.0
+"""How long it leaves a client whose link was lost to the controller, if that is there, before it looks for it by itself."""
 AHEAD_SECONDS: Final = 8.0
 """How long a holder's link may wait for the controller's word that the lease is theirs: below what a handshake may take."""
 NO_AUDIT: Final = Audit(None)
@@ -305,11 +308,11 @@ class LabExporter:
 
     # ---- who comes to use the device
 
-    def verify(self, token: str) -> SessionClaims:
-        """The claims of a session token for this exporter; raises ``Refused``."""
+    def verify(self, token: str, *, expired: bool = False) -> SessionClaims:
+        """As in :class:`~jmp.exporter.hold.Host`."""
         if self._verifier is None:
             raise Refused("this exporter has no keys yet to verify tokens with: it has not reached its controller")
-        claims = self._verifier.session(token)
+        claims = self._verifier.session(token, expired=expired)
         if claims.exporter != self.config.metadata.name:
             raise Refused(f"this token is for exporter {claims.exporter}, not for {self.config.metadata.name}")
         if claims.end != "client":
@@ -339,32 +342,43 @@ class LabExporter:
         """For the exporter's own listener: lets in who shows a session token for the present lease."""
         if request.token is None:
             raise Refused("a session token is needed: use this exporter through its controller")
-        claims = self.verify(request.token)
+        # While the controller is away nobody gets another token to go on with; to begin takes one that is good.
+        claims = self.verify(request.token, expired=not self.connected)
         (await self.expect(claims)).check(claims)
         return claims
 
-    async def serve_link(self, link: Link, _: object = None) -> None:
+    async def serve_link(self, link: Link, _: object = None, *, again: Again | None = None) -> None:
         """Serve one link of a client: its first one, or the next one of a visit that there is."""
         visit = Visit(self)
-        await self._sessions.serve(link, visit.serve_link, visit.check_again)
+        await self._sessions.serve(link, visit.serve_link, visit.check_again, again)
 
     async def _visit_router(self, dial: Mapping[str, Any]) -> None:
         """Meet a client at a router."""
-        url = dial.get("url") or self._endpoint  # none is named: where the controller is
         try:
-            if not isinstance(url, str):
-                raise ProtocolViolation("the controller named no router")
+            link = await self._reach(dial)
+        except JmpError as error:
+            log.warning("router %s: %s", dial.get("url") or self._endpoint, error)
+            return
+        try:
+            await self.serve_link(link, again=partial(self._reach_again, dial))
+        finally:
+            await link.aclose()
+
+    async def _reach(self, dial: Mapping[str, Any]) -> Link:
+        url = dial.get("url") or self._endpoint  # none is named: where the controller is
+        if not isinstance(url, str):
+            raise ProtocolViolation("the controller named no router")
+        try:
             with trio.fail_after(ROUTER_SECONDS):
-                link = await websocket.connect(
+                return await websocket.connect(
                     url, token=dial.get("token"), fingerprint=dial.get("fingerprint"), ca=self._ca
                 )
         except trio.TooSlowError:
-            log.warning("router %s does not answer within %g s", url, ROUTER_SECONDS)
-            return
-        except JmpError as error:
-            log.warning("router %s: %s", url, error)
-            return
-        try:
-            await self.serve_link(link)
-        finally:
-            await link.aclose()
+            raise LabError(f"it does not answer within {ROUTER_SECONDS:g} s") from None
+
+    async def _reach_again(self, dial: Mapping[str, Any]) -> Link:
+        """Go back to where a link was lost, unasked: the client does that when it cannot reach the controller."""
+        with trio.move_on_after(GIVE_WAY_SECONDS):
+            while self.connected:
+                await self._changes.park()
+        return await self._reach(dial)

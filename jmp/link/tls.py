@@ -12,6 +12,7 @@ import logging
 import os
 import ssl
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -81,6 +82,17 @@ def fetch_ca(url: str, fingerprint: str, *, timeout: float = 15.0) -> str:
             f"the CA of {address} is not the expected one: its fingerprint is {actual}; ask the lab's admin which is right"
         )
     return pem
+
+
+def keep_ca(file: Path, url: str, fingerprint: str) -> None:
+    """Have in ``file`` what :func:`fetch_ca` gets; fetched only if it is not there yet. Blocks, and raises as that does."""
+    kept = read_private(file)
+    if kept is not None:
+        with suppress(ValueError):
+            pem = first_certificate(kept.decode("ascii"))
+            if fingerprint_of(ssl.PEM_cert_to_DER_cert(pem)) == normal_fingerprint(fingerprint):
+                return
+    write_private(file, fetch_ca(url, fingerprint).encode())
 
 
 def _get(address: Address, path: str, timeout: float) -> bytes:

@@ -2,61 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
-from jmp.errors import Busy, Refused
+from jmp.errors import Busy
 
 End = Literal["client", "exporter"]
 T = TypeVar("T")
 
 
-@dataclass
-class _Place(Generic[T]):
-    end: End
-    who: T
+class Arrival(NamedTuple, Generic[T]):
+    """What follows from an end's coming."""
+
+    other: T | None
+    """The other end, if that waits already."""
+    gone: tuple[T, ...]
+    """Who is no longer here: the same end's earlier link, which is lost for it, and whom that had met."""
 
 
 class Pairing(Generic[T]):
-    """Those who wait for their other end, by the session that their tokens name."""
+    """Those who have met, and those who wait for their other end, by the session that their tokens name."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._waiting: dict[str, _Place[T]] = {}
-        self._met: set[str] = set()
+        self._here: dict[str, dict[End, T]] = {}
+        self._pairs = 0
 
     @property
     def waiting(self) -> int:
         """How many wait."""
-        return len(self._waiting)
+        return len(self._here) - self._pairs
 
     @property
     def pairs(self) -> int:
         """How many sessions have met."""
-        return len(self._met)
+        return self._pairs
 
-    def arrive(self, session: str, end: End, who: T) -> T | None:
-        """``who`` has come: the other end, if that waits already.
-
-        Raises ``Busy`` if there is no room, ``Refused`` if its place is taken.
-        """
-        if session in self._met:
-            raise Refused("both ends of this session have met already")
-        place = self._waiting.get(session)
-        if place is not None and place.end == end:
-            raise Refused(f"the {end}'s end of this session is taken")
-        if place is not None:
-            del self._waiting[session]
-            self._met.add(session)
-            return place.who
-        if len(self._waiting) + len(self._met) >= self._most:
-            raise Busy(f"this router joins {self._most} sessions already")
-        self._waiting[session] = _Place(end, who)
-        return None
+    def arrive(self, session: str, end: End, who: T) -> Arrival[T]:
+        """``who`` has come, in place of whoever came as this end before. Raises ``Busy`` if there is no room."""
+        here = self._here.get(session)
+        if here is None:
+            if len(self._here) >= self._most:
+                raise Busy(f"this router joins {self._most} sessions already")
+            here = self._here[session] = {}
+        gone: tuple[T, ...] = ()
+        if end in here:  # the two are in the middle of what they say, and with a third a link begins anew: both go
+            gone = tuple(here.values())
+            self._pairs -= len(here) == 2
+            here.clear()
+        other = next(iter(here.values()), None)
+        here[end] = who
+        self._pairs += other is not None
+        return Arrival(other, gone)
 
     def leave(self, session: str, who: T) -> None:
-        """``who`` is gone, whether it has met somebody or not."""
-        self._met.discard(session)
-        place = self._waiting.get(session)
-        if place is not None and place.who is who:
-            del self._waiting[session]
+        """``who`` is gone, and with it its pair; nothing if another link has taken its place."""
+        here = self._here.get(session, {})
+        if any(one is who for one in here.values()):
+            self._pairs -= len(here) == 2
+            del self._here[session]

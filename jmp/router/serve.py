@@ -4,17 +4,22 @@ Theory of operation. The task of each link carries what comes from it to the oth
 along with it, which leave together. It waits until the other side takes them, so a slow reader slows its own sender and costs
 this process what it read at once. The end of either link ends both:
 what an end says at its end is passed on, and else the other one is told with a code (1012 to 1014) that is not an end's, on which
-it may go on with its session elsewhere.
+it may go on with its session elsewhere, or here: who comes with the token of an end that is here takes its place, and both begin
+anew. While the controller is away that is how ends meet again. So what tokens are verified with is kept in a file, and one that
+has expired still counts, as nobody gets another: it opens nothing, since exporters let no session begin with it.
 Ends watch each other through the router (pings are messages like others): a pair that carries nothing for long has lost both.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -24,6 +29,7 @@ from jmp.errors import JmpError, LabError, LinkLost, ProtocolViolation, Refused
 from jmp.link import Link, websocket
 from jmp.link.resume import PASSING_CODES, is_resume
 from jmp.link.rfc6455 import Closed
+from jmp.private import read_private, write_private
 from jmp.router.pairing import Pairing
 from jmp.rpc.call import Caller
 from jmp.rpc.keys import verifier_of
@@ -44,6 +50,7 @@ TELL_SECONDS: Final = 2.0
 """How long a router that stops tries to tell that to its controller, before it sends anybody away."""
 MAX_PAIRS: Final = 2000
 STOPPING: Final = "the router is stopping"
+REPLACED: Final = "an end of this session has come again"
 TARGET: Final = "@lab"
 
 
@@ -57,14 +64,23 @@ class _Party:
     lasts: bool = False
     """Whether this end can go on with its session over another link."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    dismissed: str = ""
+    """Why this router has ended it."""
+
+    def dismiss(self, reason: str) -> None:
+        """Let it go: both ends may go on with their session."""
+        self.dismissed = self.dismissed or reason
+        self.scope.cancel()
 
 
 class Router:
-    """Joins links. ``verifier`` gets what tokens are verified with, from the controller."""
+    """Joins links. ``verifier`` is what tokens are verified with: from the controller, or from ``keep``, a file, where that was
+    kept by the process before."""
 
-    def __init__(self, *, most: int = MAX_PAIRS) -> None:
-        self.verifier: Verifier | None = None
+    def __init__(self, *, most: int = MAX_PAIRS, keep: Path | None = None) -> None:
+        self.verifier = _kept(keep) if keep is not None else None
         self.most = most
+        self._keep = keep
         self.connected = False
         """To a controller."""
         self.draining = False
@@ -100,12 +116,23 @@ class Router:
             raise LabError("this router has not reached its controller yet")
         if self.draining:
             raise LabError("this router is stopping: ask the controller for another")
-        return self.verifier.session(request.token)
+        return self.verifier.session(request.token, expired=not self.connected)
+
+    def learn(self, keys: Any) -> None:
+        """Take what the controller says of its keys. Raises ``ProtocolViolation``."""
+        self.verifier = verifier_of(keys)
+        if self._keep is not None:
+            try:
+                write_private(self._keep, json.dumps({"keys": keys, "clock": time.time()}).encode())
+            except OSError as error:
+                log.warning("%s cannot be written: %s", self._keep, error.strerror)
 
     async def serve_link(self, link: Link, claims: SessionClaims) -> None:
         """Join a link with its other end, and carry what comes from it, until either ends."""
         party = _Party(link, trio.Event())
-        other = self._pairing.arrive(claims.session, claims.end, party)
+        other, gone = self._pairing.arrive(claims.session, claims.end, party)
+        for former in gone:
+            former.dismiss(REPLACED)
         self._parties.add(party)
         try:
             if other is not None:
@@ -121,7 +148,7 @@ class Router:
                     await self._carry(party, party.other.link)
                     return
             if party.scope.cancelled_caught:
-                await link.aclose(1012, STOPPING)
+                await link.aclose(1012, party.dismissed)
             else:
                 missing = "exporter" if claims.end == "client" else "client"
                 await link.aclose(1013, f"the {missing} did not come within {MEET_SECONDS:g} s")
@@ -134,7 +161,7 @@ class Router:
         """Let those go who can meet elsewhere: whoever waits here, and pairs both of whose ends know how to go on."""
         for party in self._parties:
             if party.other is None or (party.lasts and party.other.lasts):
-                party.scope.cancel()
+                party.dismiss(STOPPING)
 
     async def _carry(self, party: _Party, sink: Link) -> None:
         source = party.link
@@ -168,7 +195,7 @@ class Router:
                 log.debug("%s: %s", source.peer, error)
             except trio.Cancelled:
                 if not silent.cancel_called:
-                    code, reason = 1012, STOPPING
+                    code, reason = 1012, party.dismissed or STOPPING
                 raise
             finally:
                 with trio.CancelScope(shield=True):
@@ -189,12 +216,12 @@ async def attend(
         try:
             async with trio.open_nursery() as nursery:
                 async with aclosing(caller.items(TARGET, "route", (registration,), {})) as items:
-                    router.verifier = _verifier(await anext(items))
+                    router.learn(_keys(await anext(items)))
                     router.connected = True
                     router.changed.unpark_all()
                     nursery.start_soon(_tell_load, router, caller)
                     async for item in items:
-                        router.verifier = _verifier(item)
+                        router.learn(_keys(item))
                 raise LabError("the controller has ended the connection")
         finally:
             router.connected = False
@@ -209,8 +236,21 @@ async def attend(
     await keep_connected(dial, use, told=say)
 
 
-def _verifier(item: Any) -> Verifier:
-    return verifier_of(item.get("keys") if isinstance(item, dict) else None)
+def _keys(item: Any) -> Any:
+    return item.get("keys") if isinstance(item, dict) else None
+
+
+def _kept(file: Path) -> Verifier | None:
+    """What :meth:`Router.learn` kept; the time since is by this machine's clock, until the controller tells it."""
+    try:
+        text = read_private(file)
+        kept = json.loads(text) if text is not None else None
+        if not isinstance(kept, dict):
+            return None
+        return verifier_of({**kept["keys"], "now": kept["keys"]["now"] + time.time() - kept["clock"]})
+    except (JmpError, OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s is not used: %s", file, error)
+        return None
 
 
 async def _tell_load(router: Router, caller: Caller) -> None:

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from jmp.cli.leased import Tenancy
+from jmp.cli.leased import Tenancy, WayBack
 from jmp.client.config import ClientConfig, Metadata
 from jmp.client.connect import Dial
 from jmp.errors import LabError, LinkLost, Refused
@@ -75,14 +75,16 @@ async def test_an_exporter_that_is_not_back_yet_is_asked_for_again(tmp_path: Pat
         async with serving("unix", tmp_path, handler) as url:
             config = ClientConfig(metadata=Metadata(name="x"), endpoint=url, token="x")
             tenancy = Tenancy(config, "abc", lambda standing: None)
-            again = Redial(lambda: tenancy.meet_again("one", Dial(url, way="router")))
+            tenancy.id = "abc"
+            again = Redial(WayBack(tenancy, "one", Dial("ws://127.0.0.1:1", way="router")))
             with pytest.raises(Refused, match="lease abc is over"):
                 await again(LinkLost("the connection broke"))
     assert asked == ["meet"] * 5
 
 
-async def test_an_exporter_is_reached_again_while_the_controller_is_away() -> None:
-    """But not where only the controller could send it; and a token that is too old is no end, since there may be another soon."""
+async def test_a_place_is_reached_again_while_the_controller_is_away() -> None:
+    """Where the session was last, and where the exporter has been sent since, in turn; and a token that is too old is no end:
+    there may be another soon."""
     shown: list[str | None] = []
 
     async def anybody(request: websocket.UpgradeRequest) -> None:
@@ -104,13 +106,20 @@ async def test_an_exporter_is_reached_again_while_the_controller_is_away() -> No
                 endpoint = f"ws://127.0.0.1:{nobody.getsockname()[1]}"
                 config = ClientConfig(metadata=Metadata(name="x"), endpoint=endpoint, token="x")
                 tenancy = Tenancy(config, "abc", lambda standing: None)
-                onward = await tenancy.meet_again("one", Dial(url, "session token", leased=True))
-                assert (onward.token, shown) == ("session token", ["session token"])
-                await onward.link.aclose()
+                back = WayBack(tenancy, "one", Dial(url, "first", leased=True, way="router"))
+
+                async def go() -> str | None:
+                    onward = await back()
+                    await onward.link.aclose()
+                    return onward.token
+
+                assert [await go(), await go()] == ["first", "first"]
+                await (await back._go(Dial(url, "second", leased=True, way="router"))).link.aclose()
+                assert [await go(), await go(), await go()] == ["first", "second", "first"]
+                back.told(None, 1.0)
+                assert [await go(), await go()] == ["first", "first"]
+                shown.clear()
                 with pytest.raises(LabError, match="cannot reach"):
-                    await tenancy.meet_again("one", Dial(url, "session token", leased=True, way="router"))
-                assert len(shown) == 1
-                with pytest.raises(LabError, match="cannot reach"):
-                    await tenancy.meet_again("one", Dial(url, "old", leased=True))
+                    await WayBack(tenancy, "one", Dial(url, "old", leased=True))()
             nursery.cancel_scope.cancel()
-    assert len(shown) == 2
+    assert shown == ["old"]

@@ -143,6 +143,7 @@ async def test_at_a_listener(
         router = Router()
         news = lab.lab.key_news()
         router.verifier = Verifier(news["jwks"], frozenset(news["revoked"]), clock=lab.clock)
+        router.connected = True
         assert lab.door is not None
         place: Any = {"controller": lab.door, "router": router, "exporter": exporter}[listener]
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -99,6 +100,9 @@ def serving(config: Path, *listen: str) -> Iterator[Served]:
 def wait_for(log: Path, process: subprocess.Popen[str], start: str) -> list[str]:
     """The lines of a log up to the first that begins with ``start``, as soon as it is there."""
     lines: list[str] = []
+    threading.Thread(
+        target=process.wait, daemon=True
+    ).start()  # one that has ended unnoticed would still have its number
     with subprocess.Popen(
         ["tail", "-n", "+1", "-f", f"--pid={process.pid}", str(log)], stdout=subprocess.PIPE, text=True
     ) as tail:

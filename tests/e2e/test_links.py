@@ -55,11 +55,15 @@ class Part:
         self._now = stack.enter_context(ExitStack())
         self.process = self._now.enter_context(self._server())
 
-    def kill(self) -> None:
-        """End it without notice, and start it again."""
+    def end(self) -> None:
+        """End it without notice."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self._now.close()
+
+    def kill(self) -> None:
+        """End it without notice, and start it again."""
+        self.end()
         self._now = self._stack.enter_context(ExitStack())
         self.process = self._now.enter_context(self._server())
 
@@ -91,7 +95,19 @@ class Lab:
         for number in itertools.count():
             yield self.routers[number % 2].kill
             yield self.controller.kill
-            yield lambda: [link.cut() for link in self.links]
+            yield self.cut
+
+    def cut(self) -> None:
+        """Cut every link to a router."""
+        for link in self.links:
+            link.cut()
+
+    def faults_of_routers(self) -> Iterator[Callable[[], object]]:
+        """What can be done to the one that carries a session."""
+        (used,) = [number for number, link in enumerate(self.links) if link.carried]
+        while True:
+            yield self.cut
+            yield self.routers[used].kill
 
 
 @contextmanager
@@ -159,11 +175,14 @@ def check_lines(stream: IO[bytes], came: list[tuple[float, int]]) -> bytes:
     return rest if rest else b"" if number else b"nothing came"
 
 
-def test_a_live_console_loses_nothing_while_everything_between_is_killed_in_turn(place: Path) -> None:
+@contextmanager
+def live_console(place: Path) -> Iterator[tuple[Lab, Callable[[Iterator[Callable[[], object]]], None]]]:
+    """A console at 1 MB/s, read over a router, and what lets faults happen to it in turn; in the end nothing may be lost."""
     with socket.create_server(("127.0.0.1", 0)) as device:
         source = Source(device)
         device.settimeout(SECONDS)
         config = f"{CONFIG}  data: {{type: tcp, config: {{host: 127.0.0.1, port: {device.getsockname()[1]}}}}}\n"
+        faults = 0
         with lab_with(place, config) as lab, ExitStack() as stack:
             thread = threading.Thread(target=source.run)
             thread.start()
@@ -185,19 +204,26 @@ def test_a_live_console_loses_nothing_while_everything_between_is_killed_in_turn
             out = shell.stdout
             reader = threading.Thread(target=lambda: wrong.append(check_lines(out, came)))
             reader.start()
-            began, faults = monotonic(), 0
-            for fault in lab.faults():
-                source.stop.wait(FAULT_EVERY)
-                if monotonic() - began > LINK_SECONDS:
-                    break
-                fault()
-                faults += 1
+
+            def suffer(turns: Iterator[Callable[[], object]]) -> None:
+                nonlocal faults
+                began = monotonic()
+                while not came:
+                    assert shell.poll() is None, (place / "shell.log").read_text()
+                    source.stop.wait(0.05)
+                for fault in turns:
+                    source.stop.wait(FAULT_EVERY)
+                    if monotonic() - began > LINK_SECONDS:
+                        break
+                    fault()
+                    faults += 1
+
+            yield lab, suffer
             source.stop.set()
             thread.join()
             reader.join(SECONDS)
             assert not reader.is_alive()
             assert shell.wait(SECONDS) == 0, (place / "shell.log").read_text()
-            run(f"jmp lease release {lease}")
     got = sum(size for _, size in came)
     stalls = sorted(after - before for (before, _), (after, _) in itertools.pairwise(came))
     rate = got / (came[-1][0] - came[0][0])
@@ -207,7 +233,21 @@ def test_a_live_console_loses_nothing_while_everything_between_is_killed_in_turn
     assert got == 100 * source.said
     assert faults >= 3
     assert stalls[-1] < 15  # 3 s is the aim, which a machine that is busy with other tests misses
-    assert "resum" not in (place / "shell.log").read_text()  # no terminal, no word of it
+
+
+def test_a_live_console_loses_nothing_while_everything_between_is_killed_in_turn(place: Path) -> None:
+    with live_console(place) as (lab, suffer):
+        suffer(lab.faults())
+    # Without a terminal, no word of it.
+    assert "resum" not in (place / "shell.log").read_text()
+
+
+def test_it_loses_nothing_while_the_controller_is_dead_and_its_router_comes_and_goes(place: Path) -> None:
+    with live_console(place) as (lab, suffer):
+        while not any(link.carried for link in lab.links):
+            threading.Event().wait(0.05)
+        lab.controller.end()
+        suffer(lab.faults_of_routers())
 
 
 def test_a_flash_goes_on_over_a_link_that_is_cut_again_and_again(folder: Path) -> None:

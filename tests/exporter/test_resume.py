@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ import trio
 from trio.testing import MockClock
 
 from jmp.client.connect import TARGET, Device, Dial, device_of, open_session
-from jmp.errors import Busy, JmpError, LabError, LinkLost
+from jmp.errors import Busy, JmpError, LabError, LinkLost, Refused
 from jmp.exporter.lab import LabExporter
 from jmp.link.memory import MemoryLink, memory_links
 from jmp.link.resumable import Onward, lasting
 from jmp.link.resume import LISTEN_SECONDS
 from jmp.link.sessions import Sessions
+from jmp.link.websocket import UpgradeRequest
 from jmp.mux.protocol import Role
 from jmp.mux.stream import multiplex
+from jmp.router.serve import Router, attend
 from jmp.rpc.call import Caller
+from jmp.wire import records
 from jmp.wire.records import State, Want
 from tests.fakes.cutter import Cutter, cutter
 from tests.fakes.exporters import Lamp, bench, exporting
@@ -268,3 +272,134 @@ async def test_past_the_resume_time_a_call_is_told_what_became_of_it(
     }
     await trio.sleep(LISTEN_SECONDS)
     assert not way._exporter._sessions._open
+
+
+# ---- over a router, without the controller
+
+
+class Crossroads(Road):
+    """The way over a router, to which the controller sends both ends; while that is away they go there again."""
+
+    router: Router
+
+    async def start(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Start a router, and let it take part in the lab."""
+        self._kept = directory / "router.json"
+        self.there: list[MemoryLink] = []
+        self.restart()
+        monkeypatch.setattr("jmp.link.websocket.connect", self.connect)
+        who = await self._lab.identity("r", records.Role.ROUTER)
+        self._lab.nursery.start_soon(partial(attend, self.router, partial(self._lab.dial, who), "wss://r", None))
+        while not self.router.connected:
+            await self.router.changed.park()
+
+    def restart(self) -> None:
+        """As after a kill: with what it has kept."""
+        self.router = Router(keep=self._kept)
+        for link in self.there:
+            link.cut()
+
+    async def connect(self, url: str, *, token: str, **_: object) -> MemoryLink:
+        """Come to the router."""
+        assert url == "wss://r"
+        claims = await self.router.authenticate(UpgradeRequest("memory", token, {}))
+        near, far = memory_links()
+        self.there.append(near)
+        self._lab.nursery.start_soon(self.router.serve_link, far, claims)
+        return near
+
+    async def dial(self) -> Onward:
+        answer = await self._client.meet(self._lease, "one", "router")
+        return await self.dial_with(answer["token"])
+
+    async def dial_with(self, token: str) -> Onward:
+        self.token = token
+        self.now = await self.connect("wss://r", token=token)
+        return Onward(self.now, token)
+
+    async def back(self) -> Onward:
+        """As a client that cannot reach the controller."""
+        try:
+            return await self.dial_with(self.token)
+        except Refused as error:
+            raise LabError(error.message) from error
+
+
+@pytest.fixture
+async def crossroads(
+    road: tuple[MemoryLab, Any, Road], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[MemoryLab, Crossroads]:
+    monkeypatch.setattr("jmp.controller.keys.SESSION_SECONDS", 1.0)  # and half a minute, by which clocks may differ
+    lab, alice, way = road
+    over = Crossroads(lab, alice, way._exporter, way._lease)
+    await over.start(tmp_path, monkeypatch)
+    return lab, over
+
+
+@pytest.mark.parametrize("age", [0.0, 60.0])
+@pytest.mark.parametrize("what", ["the client's link", "the exporter's link", "nobody notices", "the router"])
+async def test_without_the_controller_both_meet_where_they_had_met(
+    crossroads: tuple[MemoryLab, Crossroads], what: str, age: float, autojump_clock: MockClock
+) -> None:
+    lab, way = crossroads
+    async with way.travel(way.back) as device, device.lamp.echo() as stream:
+        lab.kill_controller()
+        await trio.sleep(age)
+        for number in range(3):
+            await stream.send_all(b"to be lost, perhaps")
+            theirs = next(link for link in reversed(way.there) if link is not way.now)
+            match what:
+                case "the client's link":
+                    way.now.cut()
+                case "the exporter's link":
+                    theirs.cut()
+                case "nobody notices":
+                    way.now.stall()
+                    way.now._other.stall()
+                case _:
+                    way.restart()
+            await stream.send_all(b"%d" % number)
+            got = b""
+            while not got.endswith(b"%d" % number):
+                got += await stream.receive_some()
+            assert got == b"to be lost, perhaps%d" % number
+
+
+async def test_without_the_controller_the_hold_ends_at_its_time_and_nobody_goes_on(
+    crossroads: tuple[MemoryLab, Crossroads], autojump_clock: MockClock
+) -> None:
+    lab, way = crossroads
+    await way._client.release(way._lease)
+    lease = await way._client.acquire(WANT, 60.0)
+    await lab.wait(lease.id, State.READY)
+    way._lease = lease.id
+    hold = way._exporter.hold
+    assert hold is not None
+
+    async def back() -> Onward:
+        await hold.over.wait()
+        return await way.back()
+
+    with raised(LinkLost, "the session was not resumed within 45 s"):
+        async with way.travel(back) as device, device.lamp.echo() as stream:
+            lab.kill_controller()
+            await trio.sleep(40)
+            way.now.cut()
+            await stream.receive_some()
+    assert hold.reason == "its time was over"
+
+
+async def test_without_the_controller_an_old_token_begins_nothing(
+    crossroads: tuple[MemoryLab, Crossroads], autojump_clock: MockClock
+) -> None:
+    lab, way = crossroads
+    async with way.travel(way.back) as device, device.lamp.echo() as stream:
+        lab.kill_controller()
+        await trio.sleep(60)
+        near, far = memory_links()
+        lab.nursery.start_soon(way._exporter.serve_link, far)
+        async with multiplex(near, Role.DIALLER) as connection:
+            with pytest.raises(Refused, match="the token has expired"):
+                await Caller(connection).call(TARGET, "begin", (), {"token": way.token})
+        await stream.send_all(b"still there")
+        assert await stream.receive_some() == b"still there"
