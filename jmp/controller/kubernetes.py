@@ -27,7 +27,7 @@ from typing import Any, Final
 
 import trio
 
-from jmp.controller.kubernetes_api import Access, Api, Denied, Gone, Object, Unreachable, connect
+from jmp.controller.kubernetes_api import Access, Api, Denied, Gone, Object, Unreachable, Unserved, connect
 from jmp.controller.kubernetes_events import Events, Happening, happening
 from jmp.controller.kubernetes_objects import (
     RESOURCES,
@@ -184,7 +184,7 @@ class KubernetesStore(Store):
                 if str(error) != denied:
                     denied = str(error)
                     log.error("%s: what others change is not heard of before that is mended", denied)
-                await trio.sleep(DENIED_PAUSE)
+                await trio.sleep(PAUSE if isinstance(error, Unserved) else DENIED_PAUSE)
                 await self._list_again(resource)  # the kind itself may have been away
             except Unreachable as error:
                 log.debug("the watch of %s ended: %s", path, error)
@@ -312,6 +312,8 @@ class KubernetesStore(Store):
             # A repeated POST finds what the first one made. Of these kinds nobody else makes one of the same name.
             if there is None or resource.kind not in ("lease", "token") or there["spec"] != item["spec"]:
                 raise _Lost(change.key)
+        elif answer.status >= 400:
+            raise Denied(f"the Kubernetes API refuses to make {resource.plural}/{change.name}: {answer.message}")
         else:
             self._take(resource, answer.body, own=change.key)
         made = self._records.get(change.key)

@@ -46,6 +46,10 @@ class Denied(LabError):
     """The API server says no, and would again: this controller lacks a right, or the object is none."""
 
 
+class Unserved(Denied):
+    """The API server knows no such kind: its definition is missing, or the server has started and has not read it yet."""
+
+
 class Gone(Exception):
     """The version to watch from is too old: list again."""
 
@@ -151,6 +155,11 @@ class Answer:
     def message(self) -> str:
         return str(self.body.get("message", f"status {self.status}"))
 
+    @property
+    def is_of_no_kind(self) -> bool:
+        """Whether there is no such path, and not just no such object: that one is told of in an object of kind Status."""
+        return self.status == 404 and self.body.get("kind") != "Status"
+
 
 class Api:
     """A connection to the API; made by :func:`connect`."""
@@ -166,8 +175,18 @@ class Api:
     ) -> Answer:
         """Ask until there is an answer. Answers that tell of a conflict, or that there is no such thing, are answers.
 
-        Raises :class:`Denied` for others that say no.
+        A server that does not know the kind is waited for, as one that has started is to know it soon. Raises
+        :class:`Denied` for others that say no.
         """
+        tries = 0
+        while (answer := await self._ask_until_answered(method, path, body, query)).is_of_no_kind:
+            await self._pause(tries, method, path, answer)
+            tries += 1
+        return answer
+
+    async def _ask_until_answered(
+        self, method: str, path: str, body: Object | None, query: Mapping[str, str] | None
+    ) -> Answer:
         tries = 0
         while True:
             try:
@@ -182,11 +201,15 @@ class Api:
             if (400 <= answer.status < 500 and answer.status not in (401, 408, 429)) or _TOO_LARGE in answer.message:
                 raise Denied(f"the Kubernetes API refuses to {method} {path}: {answer.message}")
             # 401: the token has expired or was replaced; it is read again.
-            log.debug("%s %s: %s, tried again", method, path, answer.message)
-            if tries == len(_PAUSES):
-                log.warning("the Kubernetes API does not answer, it is waited for: %s", answer.message)
-            await trio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)] * random.uniform(0.7, 1.3))
+            await self._pause(tries, method, path, answer)
             tries += 1
+
+    @staticmethod
+    async def _pause(tries: int, method: str, path: str, answer: Answer) -> None:
+        log.debug("%s %s: %s, tried again", method, path, answer.message)
+        if tries == len(_PAUSES):
+            log.warning("the Kubernetes API does not answer, it is waited for: %s", answer.message)
+        await trio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)] * random.uniform(0.7, 1.3))
 
     @asynccontextmanager
     async def _ask(
@@ -217,14 +240,17 @@ class Api:
             raise Unreachable(str(error) or type(error).__name__) from error
 
     async def list(self, path: str) -> tuple[list[Object], str]:
-        """All objects of a kind as they are now, and the version to watch from."""
+        """All objects of a kind as they are now, and the version to watch from.
+
+        Raises :class:`Denied`, :class:`Unserved`.
+        """
         while True:
             query = {"limit": str(PAGE)}
             items: list[Object] = []
             while True:
-                answer = await self.request("GET", path, query=query)
+                answer = await self._ask_until_answered("GET", path, None, query)
                 if answer.status == 404:
-                    raise Denied(f"the cluster has no {path.rpartition('/')[2]}.{GROUP}: apply the manifests first")
+                    raise Unserved(f"the cluster has no {path.rpartition('/')[2]}.{GROUP}: apply the manifests first")
                 if answer.status == 410:
                     break
                 items += answer.body.get("items") or []
@@ -238,7 +264,7 @@ class Api:
     ) -> AsyncIterator[tuple[str, Object]]:
         """What happens to objects of a kind after ``version``: type of event and object, until the server ends it.
 
-        Raises :class:`Gone`; :class:`Denied`; :class:`Unreachable`.
+        Raises :class:`Gone`; :class:`Denied`, :class:`Unserved`; :class:`Unreachable`.
         """
         seconds = random.randint(*WATCH_SECONDS)
         query = {
@@ -252,8 +278,9 @@ class Api:
             if response.status == 410:
                 raise Gone
             if response.status in (400, 403, 404):
-                said = Answer(response.status, _object(await response.aread())).message
-                raise Denied(f"the Kubernetes API refuses to watch {path}: {said}")
+                answer = Answer(response.status, _object(await response.aread()))
+                refused = f"the Kubernetes API refuses to watch {path}: {answer.message}"
+                raise Unserved(refused) if answer.is_of_no_kind else Denied(refused)
             if response.status != 200:
                 raise Unreachable(f"a watch of {path} was answered with {response.status}")
             async for line in _lines(response.aiter_stream()):
@@ -283,7 +310,8 @@ def _object(text: bytes | str) -> Object:
         value = json.loads(text)
     except ValueError:
         value = None
-    return value if isinstance(value, dict) else {"message": str(text[:200])}
+    said = text[:200].decode("utf-8", "replace") if isinstance(text, bytes) else text[:200]
+    return value if isinstance(value, dict) else {"message": said.strip()}
 
 
 @asynccontextmanager

@@ -1,0 +1,66 @@
+"""What a Kubernetes API server says while it starts: here it is a program of the test that says just that."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+
+from jmp.controller.kubernetes_api import Access, Api, Unserved, connect
+
+OF_NO_KIND = "404 Not Found", "text/plain; charset=utf-8", "404 page not found\n"
+"""What one that has just started says of objects whose kind it has not read yet: also of those that are there."""
+NO_OBJECT = "404 Not Found", "application/json", json.dumps({"kind": "Status", "reason": "NotFound", "message": "none"})
+OBJECT = "200 OK", "application/json", json.dumps({"kind": "DeviceLease", "metadata": {"name": "l1"}})
+
+PATH = "/apis/jmp.dev/v1alpha1/namespaces/lab/deviceleases"
+
+
+@asynccontextmanager
+async def answering(*answers: tuple[str, str, str]) -> AsyncIterator[tuple[Api, Callable[[], int]]]:
+    """An API that gives one answer after the other, and how many are left."""
+    left = list(answers)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        head = b""
+        async for data in stream:
+            head += data
+            if head.endswith(b"\r\n\r\n"):
+                head = b""
+                status, type, body = left.pop(0)
+                said = f"HTTP/1.1 {status}\r\nContent-Type: {type}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+                await stream.send_all(said.encode())
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            [listener] = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+            port = listener.socket.getsockname()[1]
+            access = Access(f"http://127.0.0.1:{port}", "lab", ssl.create_default_context())
+            async with connect(access) as api:
+                yield api, lambda: len(left)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_kind_that_is_not_known_yet_is_waited_for() -> None:
+    async with answering(OF_NO_KIND, OF_NO_KIND, OBJECT) as (api, left):
+        answer = await api.request("GET", f"{PATH}/l1")
+        assert (answer.status, answer.body["metadata"]["name"], left()) == (200, "l1", 0)
+
+
+async def test_that_there_is_no_such_object_is_an_answer() -> None:
+    async with answering(NO_OBJECT) as (api, _):
+        assert (await api.request("GET", f"{PATH}/l1")).status == 404
+
+
+async def test_whoever_lists_or_watches_what_is_not_served_is_told() -> None:
+    async with answering(OF_NO_KIND, OF_NO_KIND) as (api, _):
+        with pytest.raises(Unserved, match=r"^the cluster has no deviceleases\.jmp\.dev: apply the manifests first$"):
+            await api.list(PATH)
+        with pytest.raises(Unserved, match=r"refuses to watch .*/deviceleases: 404 page not found$"):
+            async with aclosing(api.watch(PATH, "1")) as events:  # type: ignore[type-var]
+                await anext(events)
