@@ -171,7 +171,7 @@ class UBoot(Asynchronous):
         said = await self.run(f"tftpboot {address} {_word(f'{url.hostname}:{name}')}", timeout=LOAD_SECONDS)
         match = re.search(r"Bytes transferred = (\d+)", said)
         if match is None:
-            raise DeviceError(f"U-Boot did not fetch {name}: {said.strip()[-200:]}")
+            raise DeviceError(f"U-Boot did not fetch {name}: {_last_lines(said)}")
         size = int(match[1])
         if verify:
             await self._verify(self._files, Path(file), address, size)
@@ -210,7 +210,7 @@ class UBoot(Asynchronous):
         which = await self._expect([self.settings.starting, self._prompt], self.settings.boot_timeout)
         said: str = self.console.before.replace("\r\n", "\n").lstrip("\n")
         if which == 1:
-            raise DeviceError(f"U-Boot did not boot: {said.strip()[-300:] or 'it said nothing'}")
+            raise DeviceError(f"U-Boot did not boot: {_last_lines(said)}")
         return said
 
     async def reset(self, *, interrupt: bool = True) -> None:
@@ -242,9 +242,11 @@ class UBoot(Asynchronous):
         await self._send("\r")
         try:
             await self._expect(self._prompt, timeout)
-        except Timeout:
+        except Timeout as error:
             await self._give_up()
-            raise
+            raise Timeout(
+                f"U-Boot: {command!r} had not ended after {timeout:g} s, and was interrupted; {error.message.partition('; ')[2]}"
+            ) from None
         said: str = self.console.before.replace("\r\n", "\n")
         return said.removeprefix("\n") + ("\n" if said.strip("\n") else "")
 
@@ -282,6 +284,11 @@ class UBoot(Asynchronous):
     async def _expect(self, patterns: Any, timeout: float) -> int:
         which: int = await _settled(self.console.expect(patterns, timeout=timeout))
         return which
+
+
+def _last_lines(said: str) -> str:
+    """The end of what was said."""
+    return "; ".join([line.strip() for line in said.splitlines() if line.strip()][-4:]) or "it said nothing"
 
 
 class UBootClient(DriverClient):

@@ -89,7 +89,9 @@ def test_prompt_commands_and_environment(dut: Any) -> None:
         for refused in ("", "two\nlines"):
             with pytest.raises(UsageError, match="one line that is not empty"):
                 u.run(refused)
-        with pytest.raises(Timeout, match=r"within 0\.5 s"):
+        with pytest.raises(
+            Timeout, match=r"U-Boot: 'sleep 30' had not ended after 0\.5 s, and was interrupted; it said nothing"
+        ):
             u.run("sleep 30", timeout=0.5)
         assert u.run("echo back") == "back\n", "what took too long has been interrupted"
         with pytest.raises(Timeout, match="it said last"):
@@ -113,7 +115,7 @@ def test_files_by_tftp(dut: Any, tmp_path: Path) -> None:
     assert dut.u_boot.load(tmp_path / "some blob") == 700_001
     assert dut.u_boot.load(tmp_path / "some blob", "0x41000000") == 700_001
     assert list(dut.tftp.list()) == ["some blob"]
-    with pytest.raises(DeviceError, match=r"U-Boot did not boot: .*Bad Linux ARM64 Image magic"):
+    with pytest.raises(DeviceError, match=r"U-Boot did not boot: (\w[^;]*; )?Bad Linux ARM64 Image magic"):
         dut.u_boot.boot(tmp_path / "some blob", command="booti")
     with pytest.raises(UsageError, match="some blob is no kernel that is known here"):
         dut.u_boot.boot(tmp_path / "some blob")
