@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from runpy import run_path
+from typing import Any
 
+from jmp.driver.plugins import driver_class, driver_names
+from jmp.driver.schema import config_schema
 from tests.fakes.bundled import ROOT, problems_in
 
 
@@ -24,3 +29,31 @@ def test_rows_of_a_table_have_its_columns() -> None:
             assert line.count("|") == cells, line
         else:
             cells = 0
+
+
+def test_keys_in_the_tables_of_pages_are_those_of_the_drivers() -> None:
+    known, checked = set(driver_names()), 0
+    for page in sorted((ROOT / "docs/drivers").glob("*.md")):
+        drivers: list[str] = []
+        of_page: list[str] = []
+        in_keys = False
+        for line in page.read_text().splitlines():
+            if line.startswith("#"):
+                drivers = [word for word in re.split(r"[#:, `]+", line) if word in known] or of_page
+                of_page = of_page or drivers
+            in_keys = line.startswith("| key |") or (in_keys and line.startswith("|"))
+            for key in re.findall(r"`(\w+)`", line.split("|")[1]) if in_keys else ():
+                checked += 1
+                assert any(key in _keys(config_schema(driver_class(name))) for name in drivers), f"{page.name}: {line}"
+    assert checked > 150
+
+
+def _keys(schema: Any) -> Iterator[str]:
+    """The names of all values of a schema, those within others, too."""
+    if isinstance(schema, dict):
+        yield from schema.get("properties", {})
+        for value in schema.values():
+            yield from _keys(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _keys(value)
