@@ -71,6 +71,11 @@ class Net:
     def lose_no_more(self, name: str) -> None:
         run("nft delete table netdev lost", where=self.inside(name))
 
+    def spoil(self, name: str, how: str) -> None:
+        """Let a cable delay, lose, repeat or reorder what goes into it at both of its ends, in the words of ``tc-netem(8)``."""
+        for host, device in (("hub", f"{self._tag}h{self._number(name)}"), (name, f"{self._tag}c{self._number(name)}")):
+            run(f"tc qdisc replace dev {device} root netem {how}", where=self.inside(host))
+
     def move(self, name: str) -> None:
         """Give it another address."""
         number = self._number(name)

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Makes the kernel of the lab machine for the tests: user-mode Linux, a process, with hardware that is simulated by the kernel
-# itself: GPIO lines, CAN, I2C, SPI, USB devices, a camera. Usage: build_kernel.sh OUT
+# itself: GPIO lines, CAN, I2C, SPI, USB devices, a camera, bad networks. Usage: build_kernel.sh OUT
 # It is built of Debian's source package (6.1); this machine's package lists stay as they are. What is in OUT already stays
 # there if it was made as this file says.
 set -euo pipefail
@@ -47,9 +47,10 @@ config -e SPI SPI_MASTER SPI_SPIDEV                                             
 config -e USB_SUPPORT USB USB_ACM USB_GADGET USB_DUMMY_HCD USB_CONFIGFS USB_CONFIGFS_ACM USB_CONFIGFS_MASS_STORAGE SCSI \
     BLK_DEV_SD USB_STORAGE USBIP_CORE USBIP_VHCI_HCD                                # USB devices, both ends
 config -e MEDIA_SUPPORT MEDIA_TEST_SUPPORT V4L_TEST_DRIVERS VIDEO_DEV FB VIDEO_VIVID  # a camera
+config -e NAMESPACES HIGH_RES_TIMERS VETH NET_SCHED NET_SCH_NETEM                   # bad networks: delay, loss, reordering
 make -s olddefconfig
 for name in HOSTFS GPIO_SIM CAN_VCAN CAN_ISOTP USB_DUMMY_HCD USB_CONFIGFS_ACM USB_CONFIGFS_MASS_STORAGE USB_ACM BLK_DEV_SD \
-    VIDEO_VIVID I2C_CHARDEV SPI_SPIDEV; do
+    VIDEO_VIVID I2C_CHARDEV SPI_SPIDEV VETH NET_SCH_NETEM; do
     grep -qx "CONFIG_$name=y" .config || { echo "the kernel cannot have $name" >&2; exit 1; }
 done
 grep -qx CONFIG_I2C_STUB=m .config || { echo "the kernel cannot have I2C_STUB" >&2; exit 1; }

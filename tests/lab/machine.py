@@ -1,7 +1,7 @@
 """A lab machine: user-mode Linux (a process) that runs on this machine's files, read-only, with hardware of its own.
 
 Its kernel (``build_kernel.sh``) simulates GPIO lines, CAN, I2C, SPI, USB with both ends and a camera, so drivers meet the real
-interfaces of the kernel. ``JMP_LAB_KERNEL`` names a folder with another kernel.
+interfaces of the kernel. It makes networks bad, too (netem). ``JMP_LAB_KERNEL`` names a folder with another kernel.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ ROOT = HERE.parents[1]
 KERNEL = Path(
     os.environ.get("JMP_LAB_KERNEL") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "jmp", "lab")
 )
+SETTINGS = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("JMP_TEST_")]
+"""What makes tests longer, read before they get an environment without it; the kernel hands it on."""
 
 
 def run(command: str, folder: Path, *, seconds: float = 240) -> tuple[int | None, str]:
@@ -32,6 +34,7 @@ def run(command: str, folder: Path, *, seconds: float = 240) -> tuple[int | None
         *("mem=512M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={HERE / 'init.sh'}"),
         *("con=null", "con0=null,fd:1", "console=tty0", "panic=1", "quiet"),
         *(f"LAB={folder}", f"KERNEL={KERNEL}", f"HERE={ROOT}"),
+        *SETTINGS,
     ]
     with subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
@@ -51,4 +54,4 @@ def run(command: str, folder: Path, *, seconds: float = 240) -> tuple[int | None
 def pytest_command(file: Path) -> str:
     """What runs a file of tests there, whatever its name."""
     python = shlex.quote(sys.executable)
-    return f"{python} -m pytest -q -x --color=no --basetemp=/run/pytest -p no:xdist {shlex.quote(str(file))}"
+    return f"{python} -m pytest -q -x -s --color=no --basetemp=/run/pytest -p no:xdist {shlex.quote(str(file))}"
