@@ -135,8 +135,13 @@ def _watched_open(
         target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> AsyncIterator[ByteStream]:
         with _told(target, method, args, kwargs) as told:
-            async with opened(target, method, args, kwargs) as stream:
-                told.answer = "a byte stream"
-                yield stream
+            stream: ByteStream | None = None
+            try:
+                async with opened(target, method, args, kwargs) as stream:
+                    told.answer = "a byte stream"
+                    yield stream
+            finally:
+                if stream is not None and not stream.opened:
+                    told.answer = ""
 
     return watched_open

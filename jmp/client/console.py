@@ -30,7 +30,7 @@ class ConsoleClient(DriverClient):
     async def connect(
         self, replay: bool = True, write: bool = True, take_over: bool = False
     ) -> AsyncIterator[ByteStream]:
-        """The console as a byte stream: first the newest of what came before (``replay``), then what comes.
+        """The console as a byte stream: first the newest of what came before (``replay``), then what comes from now on.
 
         With ``write`` this is the console's one writer until the block is left. Receiving raises
         :class:`~jmp.errors.Busy` if there is another one; with ``take_over`` the other one does, once it sends something.
@@ -39,6 +39,7 @@ class ConsoleClient(DriverClient):
         if take_over:  # exporters that are older than it are not told of it
             options["take_over"] = True
         async with self._backend.open(self._node.path, "connect", (), options) as stream:
+            await stream.wait_opened()
             yield _Tapped(stream, self._node.path)
 
     def expect(

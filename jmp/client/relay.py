@@ -45,7 +45,7 @@ async def _everybody(_: websocket.UpgradeRequest) -> None:
 
 async def _join(connection: Connection, near: MuxStream) -> None:
     """Join a local stream with a new one on the link; the end of either, orderly or not, is passed on."""
-    far = connection.open_stream()
+    far = connection.open_stream(soon=True)  # with what has come to be sent on
     try:
         async with trio.open_nursery() as nursery:
             # A side that breaks has to be noticed even while nobody reads from it or writes to it.

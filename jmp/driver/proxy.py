@@ -19,7 +19,15 @@ T = TypeVar("T")
 
 
 class ByteStream(Protocol):
-    """What a byte stream of a method offers, a Trio stream or one that blocks."""
+    """What a byte stream of a method offers, a Trio stream or one that blocks.
+
+    It may be used as soon as it is there: what is sent goes out behind the request. That it is refused is raised by what is done
+    with it, or by the end of its block. For what has to happen after the method has begun, there is ``wait_opened``.
+    """
+
+    @property
+    def opened(self) -> bool: ...
+    async def wait_opened(self) -> None: ...
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None: ...
     async def receive_some(self, max_bytes: int | None = None) -> bytes: ...

@@ -278,6 +278,11 @@ class BlockingStream:
         """Whether that has reached the other side; None: that is not known."""
         return self._connection._link.arrived(self._mark)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed or reset on this side."""
+        return self._closed
+
     def unread(self, data: bytes) -> None:
         """Give received bytes back: they are the next to be received."""
         self._front = data + self._front

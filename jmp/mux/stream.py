@@ -138,6 +138,16 @@ class MuxStream(trio.abc.HalfCloseableStream):
         self._writable = _Signal()
 
     @property
+    def closed(self) -> bool:
+        """It was closed or reset on this side."""
+        return self._closed
+
+    @property
+    def receiving(self) -> bool:
+        """A task waits to receive."""
+        return self._readable.busy
+
+    @property
     def broken(self) -> bool:
         """The other side has reset the stream, or the link has ended."""
         return self._error is not None
@@ -212,7 +222,7 @@ class MuxStream(trio.abc.HalfCloseableStream):
         if self._readable.busy:
             raise trio.BusyResourceError("another task is receiving from this stream")
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._chunks or self._front or self._ended:
+        if not self._front and (self._chunks or self._ended):  # what was given back has been waited for
             await trio.lowlevel.cancel_shielded_checkpoint()
         while True:
             if self._closed:
@@ -231,6 +241,8 @@ class MuxStream(trio.abc.HalfCloseableStream):
     async def next_piece(self) -> bytes:
         """``receive_some`` for who has just sent what is to be answered: without a checkpoint if it need not wait."""
         while not (self._chunks or self._front or self._ended or self._closed or self._error):
+            if self._readable.busy:
+                raise trio.BusyResourceError("another task is receiving from this stream")
             await self._readable.wait()
         if self._chunks and not self._front and not self._closed:
             return self._take(None)
@@ -263,10 +275,10 @@ class MuxStream(trio.abc.HalfCloseableStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._send(data, end=False)
 
-    def send_nowait(self, data: bytes, *, end: bool = False) -> bool:
+    def send_nowait(self, data: bytes, *, end: bool = False, soon: bool = False) -> bool:
         """Send ``data``, and the end of input if ``end``, if that takes no waiting; False: nothing was done.
 
-        Raises as :meth:`send_all`.
+        ``soon``: it leaves in a moment, with what is sent by then. Raises as :meth:`send_all`.
         """
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this stream")
@@ -277,7 +289,7 @@ class MuxStream(trio.abc.HalfCloseableStream):
         self._mux.send(self.number, data, end=end)
         self._sent_end = end
         self._connection.used = trio.current_time()
-        self._connection._flush()
+        self._connection._flush(soon=soon)
         return True
 
     def finish_nowait(self, data: bytes) -> bool:
@@ -413,7 +425,7 @@ class MuxStream(trio.abc.HalfCloseableStream):
             self._mux.end(self.number)
             self._mux.stop(self.number)
             self._leave()
-            self._connection._flush_soon()
+            self._connection._flush(soon=True)
 
     def reset(self, code: int = Reset.CANCELLED, detail: bytes = b"") -> None:
         """End the stream at once, both ways; what was sent and has not arrived may be lost."""
@@ -447,6 +459,8 @@ class Connection:
         self._handlers: trio.Nursery | None = None
         self._room = trio.lowlevel.ParkingLot()
         self._wake_writer = _Signal()
+        self._patient = False
+        """Whether that is for what nobody waits for."""
         self._writing = trio.CancelScope(shield=True)
         """The writer's: where the block is cancelled, it has its last words to send still."""
         self._unsent: list[bytes | memoryview] = []
@@ -461,9 +475,10 @@ class Connection:
         self.farewell = (1000, "")
         """Close code and reason that the other side is told at the end of the block."""
 
-    def open_stream(self, data: bytes = b"", *, end: bool = False) -> MuxStream:
+    def open_stream(self, data: bytes = b"", *, end: bool = False, soon: bool = False) -> MuxStream:
         """Open a stream; its first bytes (64 KiB at most) and end of input go in the same message.
 
+        ``soon``: that leaves in a moment, with what is sent on the stream by then.
         Raises :class:`~jmp.errors.LinkLost` if the link has ended.
         """
         if self.error is not None:
@@ -471,7 +486,7 @@ class Connection:
         stream = MuxStream(self, self._mux.open(data, end=end))
         stream._sent_end = end
         self._streams[stream.number] = stream
-        self._flush()
+        self._flush(soon=soon)
         return stream
 
     def go_away(self, reason: str) -> None:
@@ -509,7 +524,7 @@ class Connection:
                                 begun, until = 0, await self._let_others()
                         if trio.current_time() > until:
                             begun, until = 0, await self._let_others()
-                    self._flush()
+                    self._flush(soon=begun > 0)  # who has just begun may have something to send, too
             except (LinkLost, ProtocolViolation) as error:
                 self._end(error)
                 if isinstance(error, ProtocolViolation):
@@ -562,11 +577,14 @@ class Connection:
         await trio.lowlevel.checkpoint()
         return _READERS.turn(self, trio.current_time())
 
-    def _flush(self) -> None:
-        """Send what waits: at once if that takes no waiting, else by the writer."""
+    def _flush(self, *, soon: bool = False) -> None:
+        """Send what waits: at once if that takes no waiting, else by the writer.
+
+        ``soon``: in a moment, with what else there is to send by then; for what nobody on the other side waits for.
+        """
         if self._unsent or not self._mux.outgoing_bytes or self.error is not None:
             return
-        if self._direct:
+        if self._direct and not soon:
             self._direct = False
             parts = self._mux.outgoing()
             try:
@@ -576,11 +594,7 @@ class Connection:
                 self._end(error)
                 return
         if self._unsent or self._mux.outgoing_bytes:
-            self._wake_writer.wake()
-
-    def _flush_soon(self) -> None:
-        """Send what waits in a moment, with what else there is to send by then: what nobody on the other side waits for."""
-        if self._mux.outgoing_bytes:
+            self._patient = soon
             self._wake_writer.wake()
 
     async def _write(self) -> None:
@@ -600,6 +614,8 @@ class Connection:
                 self._room.unpark_all()  # also when somebody else has sent what was here
                 self._direct = True
                 await self._wake_writer.wait()
+                if self._patient:  # until all have had their turn that had it with the one that woke this task
+                    await trio.lowlevel.checkpoint()
         except (LinkLost, ProtocolViolation) as error:
             self._end(error)
 

@@ -6,9 +6,10 @@ The methods are coroutines only so that client classes are written once; they ne
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
@@ -79,16 +80,10 @@ class BlockingCaller:
     async def open(
         self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> AsyncIterator[BlockingByteStream]:
-        name = f"{target}.{method}"
         with self._begin(target, method, args, kwargs, end=False) as stream:
-            answer = _Answer(stream)
-            with _translated(name, stream):
-                reply, _ = answer.next()
-            if reply is not Reply.READY:
-                raise ProtocolViolation(f"{name} answered with {reply.name}, not with a byte stream")
-            stream.unread(answer.rest())
-            yield BlockingByteStream(stream, name)
-            stream.close()
+            opening = BlockingByteStream(stream, f"{target}.{method}")
+            yield opening
+            opening._end()
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run local work that blocks: here it may."""
@@ -126,20 +121,46 @@ class BlockingCaller:
 
 
 class BlockingByteStream:
-    """A byte stream of a method. One thread may send while another one receives."""
+    """A byte stream of a method, as :class:`jmp.rpc.call.ByteStream` is. One thread may send while another one receives."""
 
     def __init__(self, stream: BlockingStream, name: str) -> None:
         self._stream = stream
         self._name = name
+        self._answer: _Answer | None = _Answer(stream)
+        """Until the other side has said that the stream is open."""
+        self._receiving = threading.Lock()
+        """Held by who waits for that."""
+
+    @property
+    def opened(self) -> bool:
+        """Whether the other side has said that the method has begun."""
+        return self._answer is None
+
+    async def wait_opened(self) -> None:
+        """Wait until the other side has begun the method; raises why it does not. Receiving does this by itself."""
+        with self._receiving:
+            self._wait_opened()
+
+    def _wait_opened(self) -> None:
+        if self._answer is None:
+            return
+        with self._translated():
+            reply, _ = self._answer.next()
+        if reply is not Reply.READY:
+            raise ProtocolViolation(f"{self._name} answered with {reply.name}, not with a byte stream")
+        self._stream.unread(self._answer.rest())
+        self._answer = None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of ``data``, waiting for the other side to keep up."""
-        with _translated(self._name):
+        with self._translated():
             self._stream.send_all(data, deadline=_deadline.get())
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for bytes; ``b""`` at the end of the stream."""
-        with _translated(self._name):
+        if self._answer is not None:
+            await self.wait_opened()
+        with self._translated():
             return self._stream.receive_some(max_bytes, deadline=_deadline.get())
 
     async def send_eof(self) -> None:
@@ -153,6 +174,18 @@ class BlockingByteStream:
     def reset(self) -> None:
         """End the stream at once, both ways, as leaving its block by an exception does. Any thread may call this."""
         self._stream.reset()
+
+    def _end(self) -> None:
+        """Close it, known to have been opened unless it was closed before. Another thread that receives learns it itself."""
+        if self._answer is not None and not self._stream.closed and self._receiving.acquire(blocking=False):
+            try:
+                self._wait_opened()
+            finally:
+                self._receiving.release()
+        self._stream.close()
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return _translated(self._name, None if self._answer is None else self._stream)
 
 
 class _Answer:

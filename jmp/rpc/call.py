@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from typing import Any, TypeVar
 
 import trio
@@ -68,21 +67,16 @@ class Caller:
     async def open(
         self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> AsyncIterator[ByteStream]:
-        """A byte stream of a method, open for the block; left by an exception, it is reset."""
-        name = f"{target}.{method}"
+        """A byte stream of a method, for the block; left by an exception, it is reset.
+
+        The block begins when the method has been asked for, and what it sends goes out behind that: see :class:`ByteStream` for
+        when a refusal is raised. One that nobody has learned of until then is raised by the end of the block.
+        """
         stream = await self._open(target, method, args, kwargs, end=False)
         try:
-            answer = _Answer(stream)
-            try:
-                reply, _ = await answer.next()
-            except trio.BrokenResourceError as error:
-                raise self._meant(error, name, stream) from _cause(error)
-            if reply is not Reply.READY:
-                raise ProtocolViolation(f"{name} answered with {reply.name}, not with a byte stream")
-            if rest := answer.rest():
-                stream.unread(rest)
-            yield ByteStream(stream, partial(self._meant, name=name))
-            stream.close()
+            opening = ByteStream(stream, f"{target}.{method}", self._meant)
+            yield opening
+            await opening._end()
         finally:
             stream.reset()  # does nothing to a stream that is over
 
@@ -108,7 +102,7 @@ class Caller:
         left = trio.current_effective_deadline() - trio.current_time()
         request = Request(target, method, args, kwargs, None if left == math.inf else max(left, 0)).encode()
         if len(request) <= MAX_DATA:
-            return self.connection.open_stream(request, end=end)
+            return self.connection.open_stream(request, end=end, soon=not end)
         stream = self.connection.open_stream(request[:MAX_DATA])
         try:
             with self._translated(f"{target}.{method}"):
@@ -143,38 +137,91 @@ def _cause(error: trio.BrokenResourceError) -> trio.BrokenResourceError | None:
 
 
 class ByteStream(trio.abc.HalfCloseableStream):
-    """A byte stream of a method: a Trio stream, but where another one is broken it raises what :mod:`jmp.errors` has for it."""
+    """A byte stream of a method: a Trio stream, but where another one is broken it raises what :mod:`jmp.errors` has for it.
 
-    def __init__(self, stream: MuxStream, meant: Callable[[trio.BrokenResourceError], JmpError]) -> None:
+    That goes for one that the other side refuses to open, too: whoever receives learns that, and whoever sends once it is known.
+    """
+
+    def __init__(self, stream: MuxStream, name: str, meant: Meant) -> None:
         self._stream = stream
+        self._name = name
         self._meant = meant
+        self._answer: _Answer | None = _Answer(stream)
+        """Until the other side has said that the stream is open."""
+        stream.take = self._take_ready
+
+    def _take_ready(self, data: bytes) -> int:
+        """Hear that it is open, without a turn of the task that waits for what follows."""
+        self._stream.take = None
+        if not data.startswith(messages.READY):
+            return 0
+        self._answer = None
+        return len(messages.READY)
+
+    @property
+    def opened(self) -> bool:
+        """Whether the other side has said that the method has begun."""
+        return self._answer is None
+
+    async def wait_opened(self) -> None:
+        """Wait until the other side has begun the method; raises why it does not. Receiving does this by itself."""
+        if self._answer is None:
+            await trio.lowlevel.checkpoint()
+            return
+        self._stream.take = None
+        try:
+            reply, _ = await self._answer.next()
+        except trio.BrokenResourceError as error:
+            raise self._error(error) from _cause(error)
+        if reply is not Reply.READY:
+            raise ProtocolViolation(f"{self._name} answered with {reply.name}, not with a byte stream")
+        rest, self._answer = self._answer.rest(), None
+        if rest:
+            self._stream.unread(rest)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         try:
             await self._stream.send_all(data)
         except trio.BrokenResourceError as error:
-            raise self._meant(error) from _cause(error)
+            raise self._error(error) from _cause(error)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         try:
-            return await self._stream.receive_some(max_bytes)
+            data = await self._stream.receive_some(max_bytes)
+            if self._answer is not None:  # it did not come as it usually does
+                self._stream.unread(data)
+                await self.wait_opened()
+                data = await self._stream.receive_some(max_bytes)
+            return data
         except trio.BrokenResourceError as error:
-            raise self._meant(error) from _cause(error)
+            raise self._error(error) from _cause(error)
 
     async def wait_send_all_might_not_block(self) -> None:
         try:
             await self._stream.wait_send_all_might_not_block()
         except trio.BrokenResourceError as error:
-            raise self._meant(error) from _cause(error)
+            raise self._error(error) from _cause(error)
 
     async def send_eof(self) -> None:
         try:
             await self._stream.send_eof()
         except trio.BrokenResourceError as error:
-            raise self._meant(error) from _cause(error)
+            raise self._error(error) from _cause(error)
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+    async def _end(self) -> None:
+        """Close it, known to have been opened unless it was closed before. Another task that still receives learns it itself."""
+        if self._answer is not None and not self._stream.closed and not self._stream.receiving:
+            await self.wait_opened()
+        self._stream.close()
+
+    def _error(self, error: trio.BrokenResourceError) -> JmpError:
+        return self._meant(error, self._name, None if self._answer is None else self._stream)
+
+
+Meant = Callable[[trio.BrokenResourceError, str, MuxStream | None], JmpError]
 
 
 class _Answer:

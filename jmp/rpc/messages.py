@@ -8,7 +8,7 @@ with a :class:`Reply`:
 RESULT  value              a unary call returned; nothing follows
 ITEM    value              the next item of a streaming call
 END                        a streaming call has no more items
-READY                      a byte stream is open; raw bytes follow, until the stream ends
+READY                      the method has begun; raw bytes follow, until the stream ends
 ======  =================  ===================================================================================
 
 A call that fails, at whatever point, ends with its stream being reset, code FAILED, and the error (:func:`describe`) as

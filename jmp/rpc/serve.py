@@ -115,9 +115,6 @@ class Answering:
                     if self._note is not None and call.request is not None:
                         self._note(call.request, OK, trio.current_time() - call.begun)
                     return None
-            elif call.method.kind is Kind.BYTES:
-                # To its caller it is open while it gets its task: to them, that is one turn of the other side less.
-                call.told_ready = stream.send_nowait(messages.READY)
         except Exception as error:  # noqa: BLE001  # a call's root, see below
             self._over(call, self._failed(call, error))
             return None
@@ -206,7 +203,6 @@ class _Call:
         """An answer that has still to be sent."""
         self.later: Later[object] | None = None
         """A result that has still to come."""
-        self.told_ready = False
         self._resolve = resolve
 
     @property
@@ -285,7 +281,8 @@ class _Call:
                     async with aclosing(method.function()) as items:
                         value = await self._send_items(items)
                 else:
-                    if not self.told_ready and not self.stream.send_nowait(messages.READY):
+                    # It leaves with what the method sends at once, or else by itself when that waits for the first time.
+                    if not self.stream.send_nowait(messages.READY, soon=True):
                         await self.stream.send_all(messages.READY)
                     await method.function(self.stream)
             finally:

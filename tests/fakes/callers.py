@@ -30,6 +30,8 @@ class Bytes(ABC):
     """A byte stream of a method."""
 
     @abstractmethod
+    async def wait_opened(self) -> None: ...
+    @abstractmethod
     async def send_all(self, data: bytes) -> None: ...
     @abstractmethod
     async def receive_some(self, max_bytes: int | None = None) -> bytes: ...
@@ -85,6 +87,9 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
 class ThreadBytes(Bytes):
     def __init__(self, stream: BlockingByteStream) -> None:
         self.stream = stream
+
+    async def wait_opened(self) -> None:
+        await in_thread(lambda: run(self.stream.wait_opened()))
 
     async def send_all(self, data: bytes) -> None:
         await in_thread(lambda: run(self.stream.send_all(data)))

@@ -304,6 +304,35 @@ async def test_what_is_sent_at_once_leaves_in_few_messages() -> None:
             right.cut()
 
 
+async def test_what_opens_soon_leaves_with_what_is_sent_first() -> None:
+    with trio.fail_after(5):
+        left, right = memory_links()
+        counting = Counting(left)
+        async with multiplex(counting, Role.DIALLER) as dialler, multiplex(right, Role.LISTENER):
+            await trio.testing.wait_all_tasks_blocked()
+            counting.sizes.clear()
+            stream = dialler.open_stream(b"who", soon=True)
+            assert counting.sizes == []
+            await stream.send_all(b"is it?")
+            assert len(counting.sizes) == 1
+            dialler.open_stream(b"nobody", soon=True)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(counting.sizes) == 2
+
+
+async def test_two_tasks_that_wait_for_the_next_piece() -> None:
+    with trio.fail_after(5):
+        left, right = memory_links()
+        async with multiplex(left, Role.DIALLER) as dialler, trio.open_nursery() as nursery:
+            stream = dialler.open_stream()
+            nursery.start_soon(stream.next_piece)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                await stream.next_piece()
+            nursery.cancel_scope.cancel()
+            right.cut()
+
+
 async def test_an_urgent_frame_queues_behind_little() -> None:
     """However many bulk senders there are: what waits above the link is bounded."""
     with trio.fail_after(10):

@@ -29,8 +29,9 @@ from jmp.mux.protocol import WINDOW
 from jmp.mux.stream import MuxStream
 from jmp.rpc import messages
 from jmp.rpc.call import Caller
-from jmp.rpc.messages import Kind, Request
+from jmp.rpc.messages import Kind, Reply, Request
 from jmp.rpc.serve import Method, serve
+from jmp.wire import codec
 from jmp.wire.frames import Reset
 from tests.fakes.callers import SIDES, Side, calling
 from tests.fakes.connections import connections
@@ -254,6 +255,90 @@ async def test_an_exception_in_the_block_cancels_the_method(side: str, tmp_path:
         with pytest.raises(ZeroDivisionError):
             await go_wrong()
         await callee.given_up.wait()
+
+
+# ---- opening a byte stream
+
+
+def opening(*replies: bytes) -> Callable[[MuxStream], Any]:
+    """Answers each stream, once it has brought "early", as ``replies`` say, one by one."""
+
+    async def answer(stream: MuxStream) -> None:
+        data = b""
+        while not data.endswith(b"early"):
+            data += await stream.receive_some()
+        for reply in replies:
+            await stream.send_all(reply)
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        await stream.send_eof()
+
+    return answer
+
+
+READY_IN_MANY_WORDS = codec.encode([int(Reply.READY), None, "added later"])
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        [messages.READY + b"there"],
+        [messages.READY, b"there"],
+        [messages.READY[:1], messages.READY[1:], b"th", b"ere"],
+        [READY_IN_MANY_WORDS + b"th", b"ere"],
+        [READY_IN_MANY_WORDS[:3], READY_IN_MANY_WORDS[3:], b"there"],
+    ],
+)
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_sending_does_not_wait_until_the_stream_is_open(
+    side: str, waiting: bool, replies: list[bytes], tmp_path: Path
+) -> None:
+    async with calling(side, tmp_path, opening(*replies)) as caller:
+        async with caller.open("m") as stream:
+            await stream.send_all(b"early")
+            if waiting:
+                await stream.wait_opened()
+            got = [await stream.receive_some(1) for _ in range(6)]
+        assert got == [b"t", b"h", b"e", b"r", b"e", b""]
+
+
+async def test_who_receives_from_a_stream_that_is_refused_learns_why(side: str, tmp_path: Path) -> None:
+    async with it(side, tmp_path) as (_, caller):
+        for wait in ("receive_some", "wait_opened"):
+            async with caller.open("nothing") as stream:
+                await stream.send_all(b"in vain")
+                with pytest.raises(NotFound, match="it has no method 'nothing'"):
+                    await getattr(stream, wait)()
+                with pytest.raises(NotFound, match="it has no method 'nothing'"):
+                    await stream.send_all(b"in vain")
+                await stream.aclose()
+        assert await caller.call("same") == [[], {}]
+
+
+async def test_who_only_sends_learns_at_the_end_that_the_stream_was_refused(side: str, tmp_path: Path) -> None:
+    async with it(side, tmp_path) as (_, caller):
+
+        async def only_send() -> None:
+            async with caller.open("nothing") as stream:
+                await stream.send_all(b"in vain")
+                await stream.send_eof()
+
+        with pytest.raises(NotFound, match="it has no method 'nothing'"):
+            await only_send()
+
+
+async def test_who_closes_a_stream_does_not_wait_for_its_opening(side: str, tmp_path: Path) -> None:
+    async def answer_nothing(stream: MuxStream) -> None:
+        await trio.sleep_forever()
+
+    async with calling(side, tmp_path, answer_nothing) as caller, caller.open("m") as stream:
+        await stream.aclose()
+
+
+async def test_a_link_that_is_lost_before_a_stream_is_open(side: str, tmp_path: Path) -> None:
+    async with calling(side, tmp_path, hang_up) as caller:
+        with pytest.raises(LinkLost, match=r"the link was lost during it\.m: .*; whether it was executed is not known"):
+            async with caller.open("m") as stream:
+                await stream.receive_some()
 
 
 # ---- deadlines

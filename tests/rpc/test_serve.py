@@ -328,6 +328,18 @@ async def test_bytes_that_came_with_the_request_are_the_first() -> None:
         assert await all_of(stream) == messages.READY + b"WITH IT, AFTER IT"
 
 
+async def test_what_a_method_sends_at_once_leaves_with_the_word_that_it_has_begun() -> None:
+    async def greet(stream: MuxStream) -> None:
+        await stream.send_all((await stream.receive_some()).upper())
+        await stream.receive_some()
+
+    async with answered_by(greet, Kind.BYTES) as (dialler, _):
+        stream = dialler.open_stream(request() + b"hello")
+        assert await stream.receive_some() == messages.READY + b"HELLO"
+        silent = dialler.open_stream(request())
+        assert await silent.receive_some() == messages.READY
+
+
 async def test_a_byte_stream_ends_with_its_method_though_the_caller_goes_on_sending() -> None:
     async with answered_by(lambda stream: stream.send_all(b"enough"), Kind.BYTES) as (dialler, _):
         stream = dialler.open_stream(request())
