@@ -28,10 +28,10 @@ import heapq
 import math
 import secrets
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, Final, Literal
 
 from jmp.controller import policies
@@ -729,17 +729,21 @@ class Engine:
         options = self._options_of(lease)
         return options[0] if len(options) == 1 else self._shared(name for names in options for name in names)
 
-    def _waiting_for(self, names: set[str]) -> list[tuple[_Place, frozenset[str]]]:
-        """Those in the queue, in its order, who may have one of ``names``; and all that each of them may have."""
+    def _waiting_for(self, names: set[str]) -> Iterator[tuple[_Place, frozenset[str]]]:
+        """Those in the queue now, in its order, who may have one of ``names``; and all that each of them may have.
+
+        One after the other is looked for, as what is free is soon given away.
+        """
         if self._lines is None:
             self._lines = {}
             for place in self._queue:
                 self._lines.setdefault(self._everything(self.leases[place[2]]), []).append(place)
-        return sorted(
-            (place, group)
-            for group, line in self._lines.items()
-            if line and not group.isdisjoint(names)
-            for place in line
+        return heapq.merge(
+            *(
+                zip(line.copy(), repeat(group))
+                for group, line in self._lines.items()
+                if line and not group.isdisjoint(names)
+            )
         )
 
     def _usable(self, lease: Lease, name: str) -> bool:
