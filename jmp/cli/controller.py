@@ -188,7 +188,7 @@ async def _shared(
     async with connect(find_access(kubeconfig, namespace)) as api:
         keys = await SharedKeys.open(api, data, names)
         yield Kept(
-            KubernetesStore(api),
+            KubernetesStore(api, remembered=True),
             keys.keys,
             [keys.run],
             partial(keep_join, api),

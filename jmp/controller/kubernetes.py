@@ -86,8 +86,10 @@ class KubernetesStore(Store):
 
     shared = True
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, *, remembered: bool = False) -> None:
+        """``remembered``: to begin with, what the API server remembers will do, as what has happened since is told by a watch."""
         self.api = api
+        self._remembered = remembered
         self.events = Events(api)
         self._objects: dict[Place, Object] = {}
         """As the server has sent them; never changed here."""
@@ -109,7 +111,7 @@ class KubernetesStore(Store):
         """As in :class:`~jmp.controller.store.Store`."""
         async with trio.open_nursery() as nursery:
             for resource in RESOURCES.values():
-                nursery.start_soon(self._list, resource)
+                nursery.start_soon(self._list, resource, self._remembered)
         return [(kind, name, record) for (kind, name), record in self._records.items()]
 
     async def watch(self, tell: Callable[[Change], None]) -> None:
@@ -156,8 +158,9 @@ class KubernetesStore(Store):
 
     # ---- what is there
 
-    async def _list(self, resource: Resource) -> None:
-        items, self._listed[resource.kind] = await self.api.list(resource.path(self.api.namespace))
+    async def _list(self, resource: Resource, remembered: bool = False) -> None:
+        path = resource.path(self.api.namespace)
+        items, self._listed[resource.kind] = await self.api.list(path, remembered=remembered)
         there = set()
         for item in items:
             there.add((resource.kind, item["metadata"]["name"]))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache, cached_property
 from types import NoneType, UnionType
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
@@ -84,6 +85,16 @@ class Resource:
     def key(self, item: str) -> str:
         """What a field is called in the object."""
         return self.renamed.get(item) or _camel(item) + ("Seconds" if item in _SECONDS else "")
+
+    @cached_property
+    def keys(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """The fields of the spec and of the status, and what they are called: much of a start is reading objects."""
+        return [(item, self.key(item)) for item in self.spec], [(item, self.key(item)) for item in self.status]
+
+    @cached_property
+    def has_created(self) -> bool:
+        """Whether the record tells when it was made."""
+        return any(one.name == "created" for one in fields(self.cls))
 
 
 REQUEST: Final = (
@@ -321,15 +332,13 @@ def read(resource: Resource, item: Object) -> Record:
     metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
     values: Object = {"id" if resource.kind in ("lease", "token") else "name": name, "version": version_of(item)}
     taken_over = resource.fixed and "wants" in status  # in whole, so what is missing there is nothing
-    for item_name in (*resource.spec, *resource.status):
-        key = resource.key(item_name)
-        if item_name in resource.spec and key in spec and not taken_over:
-            values[item_name] = spec[key]
-        if item_name in resource.status and key in status:
-            values[item_name] = status[key]
+    spec_keys, status_keys = resource.keys
+    if not taken_over:
+        values.update((name, spec[key]) for name, key in spec_keys if key in spec)
+    values.update((name, status[key]) for name, key in status_keys if key in status)
     if resource.labels is not None:
         values[resource.labels] = metadata.get("labels") or {}
-    if "created" not in values and "created" in {one.name for one in fields(resource.cls)}:
+    if "created" not in values and resource.has_created:
         given = (metadata.get("annotations") or {}).get(CREATED)
         values["created"] = given or metadata.get("creationTimestamp")
     if resource.kind == "lease":
@@ -455,6 +464,7 @@ def _schema(name: str, hint: Any) -> Object:
     return schema
 
 
+@cache
 def _camel(name: str) -> str:
     first, *others = name.split("_")
     return first + "".join(word.capitalize() for word in others)

@@ -54,7 +54,7 @@ class SlowApi(Api):
             self.written.append(path.rpartition("/")[2])
         return Answer(200, self.objects.get(path, {}))
 
-    async def list(self, path: str) -> tuple[list[Object], str]:
+    async def list(self, path: str, *, remembered: bool = False) -> tuple[list[Object], str]:
         await trio.lowlevel.checkpoint()
         return [item for name, item in self.objects.items() if name.startswith(path + "/")], str(self._version)
 

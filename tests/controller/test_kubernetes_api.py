@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
@@ -22,15 +22,17 @@ PATH = "/apis/jmp.dev/v1alpha1/namespaces/lab/deviceleases"
 
 
 @asynccontextmanager
-async def answering(*answers: tuple[str, str, str]) -> AsyncIterator[tuple[Api, Callable[[], int]]]:
-    """An API that gives one answer after the other, and how many are left."""
+async def answering(*answers: tuple[str, str, str]) -> AsyncIterator[tuple[Api, list[str]]]:
+    """An API that gives one answer after the other, and what was asked."""
     left = list(answers)
+    asked: list[str] = []
 
     async def serve(stream: trio.SocketStream) -> None:
         head = b""
         async for data in stream:
             head += data
             if head.endswith(b"\r\n\r\n"):
+                asked.append(head.split()[1].decode())
                 head = b""
                 status, type, body = left.pop(0)
                 said = f"HTTP/1.1 {status}\r\nContent-Type: {type}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
@@ -42,14 +44,15 @@ async def answering(*answers: tuple[str, str, str]) -> AsyncIterator[tuple[Api, 
             port = listener.socket.getsockname()[1]
             access = Access(f"http://127.0.0.1:{port}", "lab", ssl.create_default_context())
             async with connect(access) as api:
-                yield api, lambda: len(left)
+                yield api, asked
             nursery.cancel_scope.cancel()
 
 
 async def test_a_kind_that_is_not_known_yet_is_waited_for() -> None:
-    async with answering(OF_NO_KIND, OF_NO_KIND, OBJECT) as (api, left):
+    async with answering(OF_NO_KIND, OF_NO_KIND, OBJECT) as (api, asked):
         answer = await api.request("GET", f"{PATH}/l1")
-        assert (answer.status, answer.body["metadata"]["name"], left()) == (200, "l1", 0)
+        assert (answer.status, answer.body["metadata"]["name"]) == (200, "l1")
+    assert asked == [f"{PATH}/l1"] * 3
 
 
 async def test_that_there_is_no_such_object_is_an_answer() -> None:
@@ -64,3 +67,22 @@ async def test_whoever_lists_or_watches_what_is_not_served_is_told() -> None:
         with pytest.raises(Unserved, match=r"refuses to watch .*/deviceleases: 404 page not found$"):
             async with aclosing(api.watch(PATH, "1")) as events:  # type: ignore[type-var]
                 await anext(events)
+
+
+async def test_a_list_may_be_what_the_server_remembers_and_comes_in_pages() -> None:
+    def page(name: str, more: str) -> tuple[str, str, str]:
+        items = [{"metadata": {"name": name}}]
+        return (
+            "200 OK",
+            "application/json",
+            json.dumps({"items": items, "metadata": {"continue": more, "resourceVersion": "7"}}),
+        )
+
+    pages = page("l1", "there"), page("l2", "")
+    async with answering(*pages, *pages) as (api, asked):
+        for remembered in True, False:
+            items, version = await api.list(PATH, remembered=remembered)
+            assert ([item["metadata"]["name"] for item in items], version) == (["l1", "l2"], "7")
+    first, second, third, fourth = [text.removeprefix(f"{PATH}?").split("&") for text in asked]
+    assert ("resourceVersion=0" in first, "resourceVersion=0" in third) == (True, False)
+    assert second == fourth == ["limit=500", "continue=there"], "where a page begins says of which version it is"
