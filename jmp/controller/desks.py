@@ -173,7 +173,7 @@ class ExporterDesk(Desk):
         if self._attendance is None:
             raise Refused("attend first")
         self.lab.observe(self.who.name, self._attendance, from_wire(Observed, observed))
-        return self.lab.ask(lambda: None)  # it has been heard when what follows from it is durable
+        return self.lab.ask(lambda: None, patient=True)  # it has been heard when what follows from it is durable
 
     def _read(self, registration: dict[str, Any]) -> Attendance:
         endpoints = [
@@ -209,9 +209,10 @@ class ExporterDesk(Desk):
 
 
 def _steady(wish: Desired) -> Desired:
-    """What an exporter is told, without what changes by itself as time passes; an extension shows in the duration."""
+    """What an exporter is told anew when it changes: not what changes by itself as time passes (an extension shows in the
+    duration), nor why there is nothing more to be done of what is over already."""
     if wish.grant is None:
-        return wish
+        return replace(wish, reason="")
     return replace(wish, grant=replace(wish.grant, remaining=0.0))
 
 
@@ -322,6 +323,7 @@ class ClientDesk(Desk):
                 self.lab.news.listen(("lease", lease)) as alone,
                 self.lab.news.listen(("lease", lease), "queue") as queued,
             ):
+                self.lab.hurry(("lease", lease))
                 while (there := self.lab.view.lease.get(lease)) is not None:
                     found = there
                     if found.client != self.who.name and own:

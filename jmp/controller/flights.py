@@ -19,6 +19,8 @@ class Wish(Generic[T]):
     """Something that somebody has asked for, and waits for."""
 
     ask: Callable[[], T]
+    patient: bool = False
+    """Nothing is committed any sooner for it."""
     about: Key | None = None
     """The record that was changed first; the rest follows from that. None: it changes nothing, and waits for all there is."""
     keys: set[Key] = field(default_factory=set)

@@ -2,9 +2,10 @@
 
 Theory of operation. Whoever wants something changed has :meth:`Lab.do` ask the engine, which decides at once and in memory; it
 returns when that decision is on the disk, and only then does anybody get to know of it. One task commits: all that came up
-during one commit goes into the next one, so a busy lab commits in groups. What is durable is in :class:`View`; all that is
-told to anybody (answers, what an exporter shall do, what a waiting client sees) is read from there. If the store fails, the lab
-fails: what is in memory then is not to be told.
+during one commit goes into the next one, so a busy lab commits in groups. What nobody is waiting for (that a lease which nobody
+watches is ready, or over) leaves with what comes up next. What is durable is in :class:`View`; all that is told to anybody
+(answers, what an exporter shall do, what a waiting client sees) is read from there. If the store fails, the lab fails: what is
+in memory then is not to be told.
 
 A store that others share keeps each record by itself, and is far away. There many commits are under way at once, each of what
 belongs together (a *flight*); what changes a record that is in the air waits until that has landed. A record that such a store
@@ -18,6 +19,7 @@ controllers tell one another besides.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import math
 import secrets
@@ -64,6 +66,9 @@ QUEUE_NEWS_A_SECOND: Final = 100
 
 CLOCK_STEP: Final = 5.0
 """Seconds by which this machine's clock has to be set for those to be told who count on from its time."""
+
+LINGER: Final = 0.02
+"""Seconds for which what nobody waits for is left to the next commit of what somebody does wait for."""
 
 ABREAST: Final = 24
 """Commits under way at once, in a store that takes them one by one."""
@@ -120,6 +125,8 @@ class Lab:
         self._aside: list[Change] = []
         self._pending: dict[Key, Change] = {}
         """Decided, and not being committed yet."""
+        self._commit_at = math.inf
+        """When that is committed at the latest, in a store of one's own."""
         self._flying: dict[Key, Flight] = {}
         self._flights = 0
         self._barred: dict[Key, tuple[float, float]] = {}
@@ -134,6 +141,8 @@ class Lab:
         self._queue_changed = trio.Event()
         self._standing: dict[str, tuple[int, float | None]] | None = None
         self._holders: dict[str, int] = {}
+        self._forgotten: list[tuple[float, str]] = []
+        """A heap of when the records of tokens are removed."""
         self._next_tick = math.inf
         """When time is let pass again."""
 
@@ -147,6 +156,8 @@ class Lab:
             self.view.apply(Change(kind, name, None, record))
             if kind in DECIDED:
                 known.append(record)
+            elif isinstance(record, Token):
+                self._note_token(record)
         now = self.clock()
         self.engine.load(known, now)
         if not records:
@@ -178,7 +189,7 @@ class Lab:
                 elif flights:
                     await self._fly(*flights)  # what comes up meanwhile is the next one
                     continue
-                with trio.move_on_at(self._next_try()):
+                with trio.move_on_at(min(self._next_try(), self._commit_at)):
                     await self._work.park()
 
     def _next_try(self) -> float:
@@ -191,8 +202,11 @@ class Lab:
 
     def _take_off(self) -> list[Flight]:
         """Make flights of what can be committed now."""
-        flights = []
+        flights: list[Flight] = []
         now = trio.current_time()
+        if not self.store.shared and not self._barred and now < self._commit_at:
+            return flights
+        self._commit_at = math.inf
         changes = {}
         for key, change in list(self._pending.items()):
             old = self.view.find(key)
@@ -340,7 +354,19 @@ class Lab:
         self._aside = []
         for change in new:
             self._pending[change.key] = change
+            self._commit_by(trio.current_time() + LINGER if self._may_linger(change) else -math.inf)
         return new
+
+    def _commit_by(self, at: float) -> None:
+        if not self.store.shared:  # there what is pending is gone through at once
+            self._commit_at = min(self._commit_at, at)
+
+    def _may_linger(self, change: Change) -> bool:
+        """Whether nobody is waiting for this: nobody watches the lease, and its exporters are told nothing."""
+        new = change.new
+        if change.kind != "lease" or self.news.has_listener(change.key):
+            return False
+        return not isinstance(new, Lease) or new.state in (State.READY, State.ENDED)
 
     def _ask(self, wish: Wish[Any]) -> bool:
         """Whether what is wished for was granted, and is to be committed."""
@@ -360,6 +386,8 @@ class Lab:
             wish.keys = self._pending.keys() - self._barred.keys()
             for flight in {id(flight): flight for flight in self._flying.values()}.values():
                 wish.board(flight)
+        if wish.keys and not wish.patient:
+            self._commit_by(-math.inf)
         return True
 
     def _publish(self, change: Change, *, own: bool = False) -> None:
@@ -371,14 +399,17 @@ class Lab:
                 self._log(change.new)
             self.grants += own and change.new.granted is not None and getattr(old, "granted", None) is None
         elif change.kind == "token":
-            self.news.tell("tokens")
+            if isinstance(change.new, Token) and self._note_token(change.new):
+                self.news.tell("tokens")
             if not own:
                 self.keys_changed()
         elif not own and isinstance(old or change.new, Presence | Replica):
             self.others.heard(change.key, old)
         if change.kind == "lease":
+            turned = _course(old) != _course(change.new)  # type: ignore[arg-type]
             for held in {*getattr(change.new, "devices", ()), *getattr(old, "devices", ())}:
-                self.news.tell(("exporter", held.exporter))
+                if turned:
+                    self.news.tell(("exporter", held.exporter))
                 self.others.ended(held.exporter)
         if change.kind in DECIDED:
             self._standing = None
@@ -410,17 +441,35 @@ class Lab:
         """Remove the records of tokens that ended long ago, some at a time."""
         with self.news.listen("tokens") as listener:
             while True:
-                mine = [token for token in self.view.token.values() if self.others.is_mine(token.id)]
-                ends = sorted((_forgotten(token), token.id) for token in mine)
-                over = [id for at, id in ends if at <= self.clock()][:TOKENS_AT_ONCE]
+                over = self._forgettable_tokens()
                 if over:
                     try:
                         await self.do(partial(self._drop_tokens, over))
                     except Rejected:  # the log tells
-                        await trio.sleep(LONGEST_PAUSE)
+                        for id in over:
+                            heapq.heappush(self._forgotten, (self.clock() + LONGEST_PAUSE, id))
                     continue
-                with trio.move_on_after(max(ends[0][0] - self.clock(), 0.0) if ends else math.inf):
+                first = self._forgotten[0][0] if self._forgotten else math.inf
+                with trio.move_on_after(max(first - self.clock(), 0.0)):
                     await listener.wait()
+
+    def _forgettable_tokens(self) -> list[str]:
+        now = self.clock()
+        found: list[str] = []
+        while self._forgotten and self._forgotten[0][0] <= now and len(found) < TOKENS_AT_ONCE:
+            _, id = heapq.heappop(self._forgotten)
+            if id not in self.view.token:
+                continue
+            if self.others.is_mine(id):
+                found.append(id)
+            else:
+                heapq.heappush(self._forgotten, (now + LONGEST_PAUSE, id))  # whose it is may be gone by then
+        return found
+
+    def _note_token(self, token: Token) -> bool:
+        """Have a token's record removed in time; whether no other one is sooner."""
+        heapq.heappush(self._forgotten, (_forgotten(token), token.id))
+        return self._forgotten[0][1] == token.id
 
     def _drop_tokens(self, ids: Iterable[str]) -> None:
         for id in ids:
@@ -442,13 +491,14 @@ class Lab:
 
     # ---- changes
 
-    def ask(self, ask: Callable[[], T]) -> Later[T]:
+    def ask(self, ask: Callable[[], T], *, patient: bool = False) -> Later[T]:
         """Ask the engine for something; its answer is known when that is durable, and what it refuses at once.
 
         ``ask`` is asked again if others have changed the same things in the meantime, and what came of the first time is void.
+        Somebody ``patient`` has it when it is durable anyhow (:data:`LINGER`).
         """
         self._mind_clock()
-        wish = Wish(ask)
+        wish = Wish(ask, patient=patient)
         if self._ask(wish):
             if wish.keys or wish.legs:
                 self._wishes.append(wish)
@@ -465,6 +515,12 @@ class Lab:
         self._work.unpark_all()
         if self._deadline < self._next_tick:
             self.news.tell("clock")
+
+    def hurry(self, key: Key) -> None:
+        """Somebody waits for news of a record from now on: what was decided of it is committed without delay."""
+        if key in self._pending:
+            self._commit_by(-math.inf)
+            self._work.unpark_all()
 
     async def settle(self) -> None:
         """Wait until everything decided so far is durable."""
@@ -642,6 +698,14 @@ class Lab:
             "allow": access.allow,
             "deny": access.deny,
         }
+
+
+def _course(lease: Lease | None) -> object:
+    """What the exporters of a lease are told of it."""
+    if lease is None:
+        return None
+    epochs = tuple((held.exporter, held.epoch) for held in lease.devices)
+    return lease.state in (State.PREPARING, State.READY), lease.client, lease.duration, epochs
 
 
 def _forgotten(token: Token) -> float:

@@ -55,7 +55,7 @@ HOLDER_GRACE: Final = 60.0
 RETENTION: Final = 30 * 86400.0
 """Seconds that ended leases are kept,"""
 HISTORY: Final = 20_000
-"""and how many of them at most: all are in memory, at 2 KiB each. The audit log has the rest."""
+"""and how many of them at most, and a hundredth more: all are in memory, at 2 KiB each. The audit log has the rest."""
 DEFERENCE: Final = 2.0
 """Seconds that a controller leaves to another one to do what is that one's,"""
 TOGETHER: Final = 8
@@ -557,8 +557,9 @@ class Engine:
                 if (lease := self.leases.get(id)) is not None:
                     self._pass_time(lease, now)
             self._schedule(now)
-        while len(self._ended) > self._history and self._may_forget(oldest := next(iter(self._ended))):
-            self._set("lease", oldest, None)
+        if len(self._ended) > self._history + self._history // 100:  # many at once: removing takes a store long
+            while len(self._ended) > self._history and self._may_forget(oldest := next(iter(self._ended))):
+                self._set("lease", oldest, None)
 
     @property
     def waiting(self) -> int:

@@ -40,6 +40,10 @@ class News:
                 if not self._listeners[topic]:
                     del self._listeners[topic]
 
+    def has_listener(self, topic: Hashable) -> bool:
+        """Whether anybody listens to ``topic``."""
+        return topic in self._listeners
+
     def tell(self, topic: Hashable) -> None:
         """Wake all who listen to ``topic``."""
         for listener in self._listeners.get(topic, ()):

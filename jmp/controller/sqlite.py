@@ -1,6 +1,6 @@
 """The embedded store: one SQLite file, for one controller.
 
-Theory of operation. SQLite writes in a thread of Trio's, one transaction at a time. Commits that come up meanwhile wait for the
+Theory of operation. SQLite writes in a thread of its own, one transaction at a time. Commits that come up meanwhile wait for the
 lock; whoever gets it next takes all of them into one transaction. Nearly every one is a single statement, which fails as a whole
 if any record is of another version than it should be; then, and where records are removed, each commit has a savepoint of its
 own, so that a conflict of one rolls back that one alone. With ``synchronous=FULL`` a transaction has reached the disk when it is
@@ -14,8 +14,8 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -24,6 +24,7 @@ from typing import Final, TypeVar
 import trio
 
 from jmp.controller.store import KINDS, Change, Conflict, Full, Key, Record, Stale, Store
+from jmp.controller.worker import Worker
 from jmp.errors import Busy, JmpError, LabError
 from jmp.wire.records import changed, from_wire, to_wire
 
@@ -76,7 +77,7 @@ class SqliteStore(Store):
         self._lock_file = lock
         self._waiting: list[_Commit] = []
         self._writing = trio.Lock()
-        self._threads = trio.CapacityLimiter(1)
+        self._worker = Worker("jmp store")
         self._failure: LabError | None = None
         (self._reserved,) = database.execute("SELECT version FROM last").fetchone()
         self._next = self._reserved + 1
@@ -107,7 +108,7 @@ class SqliteStore(Store):
 
     async def load(self) -> list[tuple[str, str, Record]]:
         """As in :class:`~jmp.controller.store.Store`."""
-        async with self._writing:
+        async with self._turn():
             rows = await self._in_thread(self._rows)
         return [(kind, name, self._read(kind, name, version, value)) for kind, name, version, value in rows]
 
@@ -116,7 +117,7 @@ class SqliteStore(Store):
         commit = _Commit(changes)
         self._waiting.append(commit)
         try:
-            async with self._writing:
+            async with self._turn():
                 if not commit.done:
                     await self._write_waiting()
         finally:
@@ -133,12 +134,25 @@ class SqliteStore(Store):
     async def aclose(self) -> None:
         """As in :class:`~jmp.controller.store.Store`."""
         with trio.CancelScope(shield=True):
-            async with self._writing:
+            async with self._turn():
                 if self._lock_file >= 0:
-                    await trio.to_thread.run_sync(self._database.close, limiter=self._threads)
+                    await self._worker.run(self._database.close)
+                    await self._worker.close()
                     os.close(self._lock_file)
                     self._lock_file = -1
                     self._failure = self._failure or LabError("the store is closed")
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One's turn to write; without a checkpoint if nobody else writes."""
+        try:
+            self._writing.acquire_nowait()
+        except trio.WouldBlock:
+            await self._writing.acquire()
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     async def _write_waiting(self) -> None:
         group, self._waiting = self._waiting, []
@@ -160,8 +174,8 @@ class SqliteStore(Store):
         if self._failure is not None:
             raise self._failure
         try:
-            with trio.CancelScope(shield=True), _translated(self._file):
-                result = await trio.to_thread.run_sync(function, limiter=self._threads)
+            with _translated(self._file):
+                result = await self._worker.run(function)
         except LabError as error:
             self._failure = error
             raise

@@ -52,6 +52,8 @@ GIVE_WAY_SECONDS: Final = 1.0
 """How long it leaves a client whose link was lost to the controller, if that is there, before it looks for it by itself."""
 AHEAD_SECONDS: Final = 8.0
 """How long a holder's link may wait for the controller's word that the lease is theirs: below what a handshake may take."""
+LINGER: Final = 0.05
+"""Seconds for which it is not told that what the controller wants has begun: most often it is done by then."""
 NO_AUDIT: Final = Audit(None)
 
 
@@ -264,6 +266,18 @@ class LabExporter:
             self._changes.unpark_all()
             while self._told == self._observed:
                 await self._changes.park()
+            with trio.move_on_after(LINGER):
+                while self._is_on_its_way:
+                    await self._changes.park()
+
+    @property
+    def _is_on_its_way(self) -> bool:
+        """Whether it does what the controller has just told it, and has nothing to tell of that yet."""
+        observed, grant = self._observed, self._desired.grant
+        wanted = grant is not None and grant.lease == observed.lease
+        if observed.phase is Phase.PREPARING:
+            return wanted and not observed.attached
+        return observed.phase is Phase.ENDING and not wanted
 
     def _hear(self, item: Any) -> None:
         match item:

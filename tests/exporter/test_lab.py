@@ -229,6 +229,7 @@ async def test_a_controller_that_comes_back_finds_the_session_going_on(lab: Memo
         async with lab.visit(alice, exporter, lease.id) as (_, device), device.lamp.echo() as stream:
             await stream.send_all(b"before")
             assert await stream.receive_some() == b"before"
+            await lab.wait(lease.id, State.READY)  # so that this is kept
             lab.kill_controller()
             await stream.send_all(b"meanwhile")
             assert await stream.receive_some() == b"meanwhile"
@@ -486,6 +487,7 @@ async def test_an_open_console_dies_within_a_second(lab: MemoryLab, caplog: pyte
         async with lab.visit(alice, exporter, lease.id) as (_, device), device.lamp.echo() as stream:
             await stream.send_all(b"x")
             assert await stream.receive_some() == b"x"
+            await lab.wait(lease.id, State.READY)
             async with trio.open_nursery() as nursery:
                 began = trio.current_time() + (lab.lab.view.lease[lease.id].ends or 0.0) - lab.clock()
                 if how != "expiry":
