@@ -44,6 +44,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "scan": Command("jmp.cli.scan", "What is plugged in, as an exporter's configuration."),
     "driver": Command("jmp.cli.driver", "What drivers there are, how they are configured; a new one."),
     "demo": Command("jmp.cli.demo", "Boot the virtual board, log in, run a command, power off."),
+    "completion": Command("jmp.cli.completion", "What makes Tab complete all this, for bash, zsh or fish."),
     "version": Command("jmp.cli.version", "Print the version."),
 }
 
@@ -55,7 +56,7 @@ Usage: jmp COMMAND [OPTIONS] [ARGUMENTS]
 Commands:
 {commands}
 
-Inside a session: j DRIVER VERB; j --help lists them.
+Inside a session: j DRIVER VERB; j --help lists them. Elsewhere: jmp j.
 jmp COMMAND --help says more.
 """
 
@@ -79,6 +80,10 @@ def _run(arguments: list[str]) -> int:
     name, *rest = arguments
     if name in ("--version", "-V"):
         name = "version"
+    if name == "j":
+        from jmp.cli.j import main as j
+
+        return j(rest)
     if name not in COMMANDS:
         from jmp.driver.schema import did_you_mean
         from jmp.errors import UsageError

@@ -180,3 +180,12 @@ def test_j_as_it_is_on_the_path(tmp_path: Path) -> None:
 def test_j_leaves_silently_when_its_reader_does(tmp_path: Path) -> None:
     done = in_session(tmp_path, "bash", "-c", "j --help | true; exit ${PIPESTATUS[1]}")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_j_is_there_as_jmp_j_and_completed(tmp_path: Path) -> None:
+    done = in_session(tmp_path, *JMP, "j", "power", "state")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "off\n", "")
+    done = in_session(tmp_path, *JMP, "completion", "fish", "--line", "cd x; j power st")
+    assert (done.returncode, done.stdout) == (0, "state\tWhether it is on.\n")
+    done = in_session(tmp_path, *JMP, "completion", "bash", "--line", "jmp j po")
+    assert (done.returncode, done.stdout) == (0, "power \n")

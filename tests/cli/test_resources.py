@@ -90,3 +90,26 @@ def test_what_is_wrong_is_one_line(lab: ServedLab, arguments: list[str], code: i
     done = lab.run("alice", *arguments)
     assert (done.returncode, said in done.stderr) == (code, True), done.stderr
     assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("user", "typed", "offered"),
+    [
+        ("alice", "jmp shell --name ", ["widget"]),
+        ("alice", "jmp lease acquire -l x=y,b", ["x=y,board=v2"]),
+        ("alice", "jmp get exporters w", ["widget"]),
+        ("admin", "jmp admin delete client a", ["alice"]),
+        ("alice", "jmp admin delete client a", []),  # for admins only, and nobody wants to read that here
+        ("admin", "jmp config client use ", ["admin"]),
+    ],
+)
+def test_tab_offers_what_there_is(lab: ServedLab, user: str, typed: str, offered: list[str]) -> None:
+    done = lab.run(user, "completion", "fish", "--line", typed)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.partition("\t")[0] for line in done.stdout.splitlines()] == offered
+
+
+def test_tab_offers_ones_leases(lab: ServedLab) -> None:
+    id = lab.ok("alice", "lease", "acquire", "--name", "widget").strip()
+    assert lab.ok("alice", "completion", "fish", "--line", "jmp lease extend ") == f"{id}\twidget\n"
+    lab.ok("alice", "lease", "release", id)
