@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from jmp.cli.exporter import load
+from jmp.cli.given import load
 from jmp.cli.typed import new_app
 from jmp.client.connect import Device, Dial, open_trio, who
 from jmp.driver.proxy import ByteStream

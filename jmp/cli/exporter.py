@@ -12,6 +12,7 @@ import trio
 import typer
 
 from jmp.cli import output
+from jmp.cli.given import load, read_passphrase
 from jmp.cli.places import default_socket, state_directory
 from jmp.cli.serving import LogFormat, LogLevel, check_address, log_to_stderr, tls_of, until_told
 from jmp.cli.typed import Output, new_app
@@ -28,11 +29,6 @@ run_app = new_app("Offer a device: the same as jmp exporter serve.")
 Name = Annotated[
     str, typer.Argument(metavar="NAME|FILE", help="A configuration's name (jmp exporter list) or its file.")
 ]
-
-
-def load(exporter: str) -> ExporterConfig:
-    """The configuration with this name or in this file, checked."""
-    return configuration.load(configuration.name_or_path(exporter), driver_class, reserved=RESERVED)
 
 
 @app.command()
@@ -158,19 +154,6 @@ def _passphrase(name: str, file: Path | None) -> tuple[str, Path | str]:
     if not file.exists():
         write_private(file, f"{secrets.token_urlsafe(24)}\n".encode())
     return read_passphrase(file), file
-
-
-def read_passphrase(file: Path) -> str:
-    """The first line of a file. Raises ``ConfigError``."""
-    try:
-        text = file.read_text().partition("\n")[0].strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the passphrase cannot be read from {file}: {getattr(error, 'strerror', None) or error}"
-        ) from error
-    if not text:
-        raise ConfigError(f"{file} holds no passphrase: its first line is empty")
-    return text
 
 
 @app.command()

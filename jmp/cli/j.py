@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
 
-from jmp.cli import guarded
+from jmp.cli import guarded, keep_imported
 from jmp.errors import UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        gc.disable()  # until all is imported
     return guarded(lambda: _run(arguments))
 
 
@@ -50,5 +53,7 @@ def _execute(url: str, arguments: list[str]) -> int:
     from jmp.cli.verbs import execute
     from jmp.client.connect import Dial, open_blocking
 
+    if not gc.isenabled():
+        keep_imported()
     with open_blocking(Dial(url)) as device:
         return execute(device._wrapped, arguments)

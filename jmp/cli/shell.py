@@ -14,7 +14,6 @@ import trio
 import typer
 
 from jmp.cli import output
-from jmp.cli.exporter import load, read_passphrase
 from jmp.cli.places import default_socket
 from jmp.cli.typed import new_app
 from jmp.client.connect import Dial, open_session, who
@@ -122,7 +121,11 @@ def shell(
     if connect is None:
         own = str(exporter_config) if exporter_config is not None else exporter or ""
         return trio.run(_with_own_exporter, own, command)
-    passphrase = read_passphrase(passphrase_file) if passphrase_file is not None else os.environ.get("JMP_PASSPHRASE")
+    passphrase = os.environ.get("JMP_PASSPHRASE")
+    if passphrase_file is not None:
+        from jmp.cli.given import read_passphrase
+
+        passphrase = read_passphrase(passphrase_file)
     return trio.run(_over_link, Dial(connect, passphrase, fingerprint, ca, seconds=DIAL_SECONDS), wait, command)
 
 
@@ -132,6 +135,7 @@ def _is_served(exporter: str) -> bool:
 
 async def _with_own_exporter(exporter: str, command: Sequence[str] | None) -> int:
     """A session of an exporter in this very process."""
+    from jmp.cli.given import load
     from jmp.exporter.session import open_session as open_own_session
 
     try:
