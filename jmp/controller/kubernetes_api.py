@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import math
 import os
 import random
 import ssl
@@ -36,6 +37,8 @@ WATCH_SECONDS: Final = (240, 300)
 PAGE: Final = 500
 _TOO_LARGE: Final = "request is too large"
 """What etcd says of an object that it cannot keep; some API servers pass that on as an internal error."""
+STARTING: Final = 10.0
+"""Seconds after a lost connection in which the server may be one that has just started: it knows nobody's rights at first."""
 _PAUSES: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Seconds between tries; the last one from then on."""
 
@@ -168,6 +171,8 @@ class Api:
         self._pool = pool
         self._access = access
         self._host = urlsplit(access.server).netloc
+        self._lost = -math.inf
+        """When it was out of reach last."""
         self.namespace = access.namespace
 
     async def request(
@@ -175,8 +180,8 @@ class Api:
     ) -> Answer:
         """Ask until there is an answer. Answers that tell of a conflict, or that there is no such thing, are answers.
 
-        A server that does not know the kind is waited for, as one that has started is to know it soon. Raises
-        :class:`Denied` for others that say no.
+        One that does not know the kind is waited for, as a server that has started is to know it soon; and so is, for
+        :data:`STARTING`, one that comes back and knows no rights. Raises :class:`Denied` for others that say no.
         """
         tries = 0
         while (answer := await self._ask_until_answered(method, path, body, query)).is_of_no_kind:
@@ -198,11 +203,16 @@ class Api:
                 return answer
             if answer.status in (404, 409, 410):
                 return answer
-            if (400 <= answer.status < 500 and answer.status not in (401, 408, 429)) or _TOO_LARGE in answer.message:
+            later = (401, 403, 408, 429) if self._is_starting else (401, 408, 429)
+            if (400 <= answer.status < 500 and answer.status not in later) or _TOO_LARGE in answer.message:
                 raise Denied(f"the Kubernetes API refuses to {method} {path}: {answer.message}")
             # 401: the token has expired or was replaced; it is read again.
             await self._pause(tries, method, path, answer)
             tries += 1
+
+    @property
+    def _is_starting(self) -> bool:
+        return trio.current_time() < self._lost + STARTING
 
     @staticmethod
     async def _pause(tries: int, method: str, path: str, answer: Answer) -> None:
@@ -237,6 +247,7 @@ class Api:
             ) as response:
                 yield response
         except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError) as error:
+            self._lost = trio.current_time()
             raise Unreachable(str(error) or type(error).__name__) from error
 
     async def list(self, path: str, *, remembered: bool = False) -> tuple[list[Object], str]:
@@ -282,6 +293,8 @@ class Api:
             if response.status in (400, 403, 404):
                 answer = Answer(response.status, _object(await response.aread()))
                 refused = f"the Kubernetes API refuses to watch {path}: {answer.message}"
+                if answer.status == 403 and self._is_starting:
+                    raise Unreachable(refused)
                 raise Unserved(refused) if answer.is_of_no_kind else Denied(refused)
             if response.status != 200:
                 raise Unreachable(f"a watch of {path} was answered with {response.status}")

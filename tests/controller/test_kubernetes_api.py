@@ -11,11 +11,14 @@ from functools import partial
 import pytest
 import trio
 
-from jmp.controller.kubernetes_api import Access, Api, Unserved, connect
+from jmp.controller.kubernetes_api import Access, Api, Denied, Unreachable, Unserved, connect
 
 OF_NO_KIND = "404 Not Found", "text/plain; charset=utf-8", "404 page not found\n"
 """What one that has just started says of objects whose kind it has not read yet: also of those that are there."""
 NO_OBJECT = "404 Not Found", "application/json", json.dumps({"kind": "Status", "reason": "NotFound", "message": "none"})
+NO_RIGHT = "403 Forbidden", "application/json", json.dumps({"kind": "Status", "message": "l1 is forbidden"})
+CLOSES = "", "", ""
+"""It ends the connection: perhaps it has just been killed."""
 OBJECT = "200 OK", "application/json", json.dumps({"kind": "DeviceLease", "metadata": {"name": "l1"}})
 
 PATH = "/apis/jmp.dev/v1alpha1/namespaces/lab/deviceleases"
@@ -34,7 +37,9 @@ async def answering(*answers: tuple[str, str, str]) -> AsyncIterator[tuple[Api, 
             if head.endswith(b"\r\n\r\n"):
                 asked.append(head.split()[1].decode())
                 head = b""
-                status, type, body = left.pop(0)
+                status, type, body = answer = left.pop(0)
+                if answer == CLOSES:
+                    return
                 said = f"HTTP/1.1 {status}\r\nContent-Type: {type}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
                 await stream.send_all(said.encode())
 
@@ -53,6 +58,26 @@ async def test_a_kind_that_is_not_known_yet_is_waited_for() -> None:
         answer = await api.request("GET", f"{PATH}/l1")
         assert (answer.status, answer.body["metadata"]["name"]) == (200, "l1")
     assert asked == [f"{PATH}/l1"] * 3
+
+
+async def test_rights_that_are_not_known_yet_are_waited_for() -> None:
+    async with answering(CLOSES, NO_RIGHT, NO_RIGHT, OBJECT, CLOSES, NO_RIGHT) as (api, asked):
+        assert (await api.request("GET", f"{PATH}/l1")).status == 200
+        assert len(asked) == 4
+        for message in "disconnected", "forbidden":
+            with pytest.raises(Unreachable, match=message):
+                async with aclosing(api.watch(PATH, "1")) as events:  # type: ignore[type-var]
+                    await anext(events)
+
+
+async def test_a_server_that_was_there_all_the_time_knows_all_rights() -> None:
+    async with answering(OBJECT, NO_RIGHT, NO_RIGHT) as (api, _):
+        assert (await api.request("GET", f"{PATH}/l1")).status == 200
+        with pytest.raises(Denied, match=r"refuses to GET .*/l1: l1 is forbidden$"):
+            await api.request("GET", f"{PATH}/l1")
+        with pytest.raises(Denied, match="refuses to watch"):
+            async with aclosing(api.watch(PATH, "1")) as events:  # type: ignore[type-var]
+                await anext(events)
 
 
 async def test_that_there_is_no_such_object_is_an_answer() -> None:
