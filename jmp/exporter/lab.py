@@ -43,6 +43,8 @@ from jmp.wire.tokens import SessionClaims, Verifier
 log = logging.getLogger("jmp.exporter")
 
 TARGET: Final = "@lab"
+BLOCK: Final = 512
+"""Bytes that a disk writes whole or not at all."""
 RESTARTED: Final = "the exporter was restarted"
 FAREWELL_SECONDS: Final = 5.0
 """How long a stopping exporter tries to tell its controller how its last lease ended."""
@@ -86,17 +88,36 @@ class Memory:
 
     def save(self, *, synced: bool = True) -> None:
         """Write it, whole or not at all; ``synced``: so that it outlives the machine's end, too. Raises ``LabError``."""
+        text = json.dumps({"epoch": self.epoch, "owed": self.owed, "finished": self.finished}).ljust(BLOCK)
         try:
+            if not synced and self._overwrite(text.encode()):
+                return
             self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             new = self.file.with_name(f".{self.file.name}.{os.getpid()}")
             with new.open("w") as opened:
-                opened.write(json.dumps({"epoch": self.epoch, "owed": self.owed, "finished": self.finished}))
+                opened.write(text)
                 if synced:
                     opened.flush()
                     os.fsync(opened.fileno())
             new.replace(self.file)
         except OSError as error:
             raise LabError(f"{self.file} cannot be written: {error.strerror}") from error
+
+    def _overwrite(self, data: bytes) -> bool:
+        """Write it over what is there: one write of one block, which no signal divides. False: it does not fit.
+
+        ext4 and others write a file that replaces another one to the disk, and that takes a hundred times as long.
+        """
+        if len(data) > BLOCK:
+            return False
+        try:
+            file = os.open(self.file, os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            return os.fstat(file).st_size <= BLOCK and os.pwrite(file, data, 0) == len(data)
+        finally:
+            os.close(file)
 
 
 class LabExporter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import replace
@@ -18,6 +19,7 @@ import trio.testing
 from jmp.client.connect import TARGET
 from jmp.client.lab import Lab as ClientLab
 from jmp.errors import Cancelled, JmpError, LabError, LinkLost, NotFound, Refused
+from jmp.exporter.lab import Memory
 from jmp.rpc.call import Caller
 from jmp.wire import records
 from jmp.wire.records import State
@@ -601,3 +603,25 @@ async def test_an_exporter_of_the_same_name_takes_over(lab: MemoryLab, caplog: p
             async with lab.exporter("one"):
                 await trio.sleep_forever()
     assert any("another exporter has connected as one" in record.message for record in caplog.records)
+
+
+async def test_what_an_exporter_keeps_is_written_in_one_block_or_as_a_new_file(tmp_path: Path) -> None:
+    file = tmp_path / "one.json"
+    memory = Memory(file)
+    memory.save(synced=False)
+    before = file.stat().st_ino
+    memory.epoch, memory.finished = 7, "k" * 8
+    memory.save(synced=False)
+    assert file.stat().st_ino == before, "a new one would be written to the disk"
+    assert Memory.load(file) == memory
+    memory.owed = {"lease": "k" * 8, "client": "c" * 600}
+    memory.save(synced=False)
+    assert Memory.load(file) == memory
+    memory.owed = None
+    memory.save(synced=False)
+    assert Memory.load(file) == memory
+    before = file.stat().st_ino
+    memory.save()
+    assert file.stat().st_ino != before
+    assert Memory.load(file) == memory
+    assert os.listdir(tmp_path) == ["one.json"]
