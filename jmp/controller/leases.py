@@ -72,6 +72,10 @@ LEGAL: Final[dict[State, frozenset[State]]] = {
 }
 ACTIVE: Final = frozenset({State.PREPARING, State.READY})
 
+_LETTERS: Final = "abcdefghjkmnpqrstuvwxyz23456789"
+_LENGTH: Final = 8
+"""What the ids of leases are made of: nothing that is taken for something else."""
+
 Kind = Literal["client", "exporter", "policy", "lease"]
 _KIND: Final[dict[type, Kind]] = {Client: "client", Exporter: "exporter", Policy: "policy", Lease: "lease"}
 _Place = tuple[int, int, str]
@@ -380,7 +384,7 @@ class Engine:
         if not wants:
             raise BadValue("a lease is for one device at least: give a selector or an exporter's name")
         candidates = [self._candidates(client, want, duration, allow_disabled) for want in wants]
-        if assign([sorted(names) for names in candidates]) is None:
+        if len(wants) > 1 and assign([sorted(names) for names in candidates]) is None:
             raise NotFound(f"there are not {len(wants)} different exporters for {_shown(wants)}")
         highest = self._highest(client, candidates)
         if priority is not None and priority > highest:
@@ -756,7 +760,7 @@ class Engine:
     def _schedule(self, now: float) -> None:
         """Give what is free to those who wait for it."""
         self._left.clear()
-        if not self._free:
+        if not self._free or not self._queue:
             return
         reserved: dict[str, _Reservation] = {}
         free = set(self._free)  # a small one: the other has grown with the lab, and is slow to go through
@@ -844,7 +848,10 @@ class Engine:
             fitting = [
                 (self.exporters[name].used, name)
                 for name in free & names
-                if self._usable(lease, name) and (name not in reserved or gone <= reserved[name].start)
+                if (
+                    self.exporters[name].disabled is None or self._usable(lease, name)
+                )  # most are, and a call takes longer
+                and (name not in reserved or gone <= reserved[name].start)
             ]
             if not fitting:
                 return None
@@ -1086,9 +1093,11 @@ class Engine:
 
     def _new_id(self) -> str:
         """Short enough to type, and not to be guessed from another one."""
-        while (id := "".join(secrets.choice("abcdefghjkmnpqrstuvwxyz23456789") for _ in range(8))) in self.leases:
-            pass
-        return id
+        while True:
+            number = secrets.randbelow(len(_LETTERS) ** _LENGTH)
+            id = "".join(_LETTERS[number // len(_LETTERS) ** place % len(_LETTERS)] for place in range(_LENGTH))
+            if id not in self.leases:
+                return id
 
     def _move(self, lease: Lease, state: State, now: float, **values: Any) -> None:
         if state not in LEGAL[lease.state]:
