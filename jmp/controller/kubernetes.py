@@ -10,6 +10,9 @@ There are no transactions. What must be changed together is a lease and the expo
    holds, nor a valid lock, is locked.
 2. The lease's status names the exporters. Only this is the grant: one PUT, of a lease that is queued and at the same attempt.
 
+Leases that follow one another in the queue are granted together: the exporters of all are locked at once, then step 2 is done for
+one after the other, as far as the first one that fails.
+
 If a step fails, or if whoever began it does not go on, the attempt is given up: first the lease's ``attempt`` is raised, from
 when on nobody can take step 2 on the strength of the old locks, then these are removed. All that makes a lock invalid (its lease
 has ended, is gone, or is at a later attempt) stays so for ever: an old view of it can do no harm. A lease that is not in one's

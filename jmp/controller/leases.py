@@ -18,8 +18,9 @@ Several controllers may share a lab's records: each has an engine, and tells it 
 own exporters are to have; what becomes due is done by whose it is (:attr:`Engine.is_mine`), and soon after by the others. That
 only keeps them out of one another's way: two grants of one exporter are two changes of one record, of which one fails.
 For the queue's order more is needed: whoever is given something, here or by another, is waited for (:meth:`Engine.settled`)
-before anybody behind who might have had the same is given anything. One that does not give what it is to is soon left nothing
-(:meth:`Engine.alive`).
+before anybody behind who might have had the same is given anything; but some who follow one another are granted at once, if all
+that they get is connected here, and become durable one after the other (:attr:`Engine.unsettled`). One that does not give what
+it is to is soon left nothing (:meth:`Engine.alive`).
 """
 
 from __future__ import annotations

@@ -56,9 +56,9 @@ class Others:
         """Lease → the others that its holder is connected to."""
         self._untold: set[str] = set()
         """Exporters that are connected here and do something else than is said of them, as one knows from their leases."""
+        self._told = 0.0
+        """When that was told last."""
         self._dials: list[tuple[float, Dial]] = []
-        self._spoken = 0.0
-        """When the last sign of life was given that was not for news."""
         self._news = trio.Event()
         self._came = trio.Event()
 
@@ -96,6 +96,7 @@ class Others:
             self._news = trio.Event()
             with suppress(Rejected):  # it is told where that is found out
                 await lab.do(self._speak)
+            self._tell_rest()
             with trio.move_on_after(BEAT):
                 await self._news.wait()
                 await trio.sleep(_GATHER)
@@ -118,12 +119,18 @@ class Others:
             dials=tuple(dial for _, dial in self._dials),
         )
         lab.put(Change("replica", self.name, known, new))
-        if self._spoken + BEAT <= now:
-            self._spoken = now
-            for name in self._untold:
-                if (here := lab.attending.get(name)) is not None and not here.replica and name in lab.view.exporter:
-                    lab.put(Change("presence", name, lab.view.presence.get(name), self._presence(name, here)))
-            self._untold.clear()
+
+    def _tell_rest(self) -> None:
+        """Say, now and then, what exporters do that one knows from their leases. Nobody needs to wait for that."""
+        lab, now = self._lab, trio.current_time()
+        if self._told + BEAT > now:
+            return
+        self._told = now
+        for name in self._untold:
+            if (here := lab.attending.get(name)) is not None and not here.replica and name in lab.view.exporter:
+                lab.put(Change("presence", name, lab.view.presence.get(name), self._presence(name, here)))
+        self._untold.clear()
+        lab.changed()
 
     async def _bury(self) -> None:
         """Wait until the next one may be dead, and see."""
