@@ -166,7 +166,7 @@ async def _over_link(dial: Dial, wait: bool, command: Sequence[str] | None) -> i
                 return await _use_link(dial, 0.0, command)
             except Busy as busy:
                 if not wait:
-                    raise
+                    raise Busy(f"{busy}; --wait queues for it") from None
                 output.note(f"jmp: {busy}; waiting …")
             return await _use_link(dial, None, command)
     return 128 + signal.SIGTERM

@@ -316,9 +316,9 @@ class LabExporter:
 
     def _wish(self, desired: Desired) -> None:
         if desired.epoch < self._memory.epoch:
-            log.error(
-                "the controller is at epoch %d, this exporter has heard of %d: was its store restored from an old copy?"
-                " Nobody is let in before it has caught up",
+            log.warning(
+                "the controller is at epoch %d, this exporter has heard of %d: its store was restored from an old copy, or it is"
+                " another lab's. Nobody is let in before it has caught up, as it does when it hears of this",
                 desired.epoch,
                 self._memory.epoch,
             )

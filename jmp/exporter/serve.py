@@ -92,9 +92,7 @@ class Exporter:
                     await self._slot.acquire()
         except (trio.WouldBlock, trio.TooSlowError):
             line = f", {waiting} waiting" if (waiting := self._slot.statistics().tasks_waiting) else ""
-            raise Busy(
-                f"{self.config.metadata.name} is in use by {self._holder}{line}; --wait to queue for it"
-            ) from None
+            raise Busy(f"{self.config.metadata.name} is in use by {self._holder}{line}") from None
         self._holder = f"{who} since {datetime.now().astimezone():%Y-%m-%d %H:%M}"
         log.info("session of %s begins", who)
         try:

@@ -41,7 +41,7 @@ def test_a_store_is_backed_up_and_restored_under_a_running_exporter(lab: ServedL
         (data / name).unlink(missing_ok=True)
     shutil.copy(copy, data / "lab.db")
     lab.start()
-    exporter.until("was its store restored from an old copy")
+    exporter.until("its store was restored from an old copy")
     exporter.until(f"lease {kept} of alice ends: ")
     use(lab)  # above the epoch that the copy did not know of
     done = lab.run("alice", "lease", "show", kept)

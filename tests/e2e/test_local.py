@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,7 +114,9 @@ def test_one_user_at_a_time_and_the_next_one_after_a_kill(bench: Path) -> None:
             assert holder.stdout.readline() == "in\n"
             refused = jmp("shell", "--connect", url, "--", "true")
             assert refused.returncode == 75
-            assert "in use by" in refused.stderr
+            assert re.fullmatch(
+                r"jmp: bench is in use by \S+ since [-\d]+ [\d:]+; --wait queues for it\n", refused.stderr
+            )
             holder.kill()
         after = jmp("shell", "--connect", url, "--wait", "--", "j", "power", "state")
         assert (after.stdout, after.returncode) == ("off\n", 0), "drivers are new for every session"
