@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +24,7 @@ PATIENCE: Final = 60.0
 
 
 @app.command()
-def demo() -> None:
+def demo() -> int:
     """Boot the virtual board, log in, run a command, power off.
 
     This is what `jmp shell --exporter-config board.yaml` does for a real board, with the example configuration
@@ -34,7 +35,23 @@ def demo() -> None:
     with TemporaryDirectory(prefix="jmp-demo-") as directory:
         file = Path(directory, "virtual-board.yaml")
         file.write_text(examples.text("virtual-board"))
-        trio.run(_demo, load(str(file)))
+        return trio.run(_until_told, load(str(file)))
+
+
+async def _until_told(config: ExporterConfig) -> int:
+    """The demonstration, to its end or a signal; its exit code. The board is switched off and gone either way."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def play() -> None:
+                await _demo(config)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(play)
+            async for number in signals:
+                nursery.cancel_scope.cancel()
+                return 128 + number
+    return 0
 
 
 async def _demo(config: ExporterConfig) -> None:
