@@ -109,7 +109,7 @@ class Lab:
         self.engine = engine
         self.keys = keys
         self.audit = audit
-        self.clock = clock
+        self._wall_clock = clock
         self.view = View()
         self.news = News()
         self.attending: dict[str, Attendance] = {}
@@ -158,7 +158,8 @@ class Lab:
                 known.append(record)
             elif isinstance(record, Token):
                 self._note_token(record)
-        now = self.clock()
+        now = self._wall_clock()
+        self.clock_set = now - trio.current_time()
         self.engine.load(known, now)
         if not records:
             self.engine.put(replace(DEFAULT_POLICY, created=now), now)
@@ -497,7 +498,7 @@ class Lab:
         ``ask`` is asked again if others have changed the same things in the meantime, and what came of the first time is void.
         Somebody ``patient`` has it when it is durable anyhow (:data:`LINGER`).
         """
-        self._mind_clock()
+        self.clock()  # it may have been set
         wish = Wish(ask, patient=patient)
         if self._ask(wish):
             if wish.keys or wish.legs:
@@ -537,13 +538,23 @@ class Lab:
         self.key_changes += 1
         self.news.tell("keys")
 
-    def _mind_clock(self) -> None:
-        """Tell those who verify tokens the time anew if it was set: they took it from here, and count on by themselves."""
-        clock_set = self.clock() - trio.current_time()
-        if abs(clock_set - self.clock_set) > CLOCK_STEP:
+    def clock(self) -> float:
+        """Seconds since the epoch, by this machine's clock.
+
+        When that has been set, those who verify tokens are told the time anew: they took it from here, and count on by
+        themselves. What runs goes on for as long as it would have, unless there are several controllers, who had to agree on it.
+        """
+        now = self._wall_clock()
+        clock_set = now - trio.current_time()
+        if abs(step := clock_set - self.clock_set) > CLOCK_STEP:
             self.clock_set = clock_set
+            log.warning("this machine's clock was set by %+.0f s", step)
+            if not self.store.shared:
+                self.engine.clock_set(step, now)
             self.keys_changed()
+            self.changed()
             self.news.tell("clock")
+        return now
 
     # ---- what others are told
 
@@ -662,7 +673,7 @@ class Lab:
 
     def meet(self, lease: Lease, exporter: str, via: str) -> dict[str, Any]:
         """Let the holder of ``lease`` meet ``exporter``: a token, and where to. Via a router the exporter is sent there, too."""
-        self._mind_clock()
+        self.clock()  # it may have been set
         attendance = self.attending.get(exporter)
         if attendance is None:
             raise LabError(f"exporter {exporter} is offline at present")

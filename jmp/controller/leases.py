@@ -488,6 +488,22 @@ class Engine:
 
     # ---- what becomes known
 
+    def clock_set(self, step: float, now: float) -> None:
+        """The clock was set, to ``now``: what has begun takes neither more nor less time for it."""
+        for lease in list(self.leases.values()):
+            if lease.state in ACTIVE:
+                times = {name: getattr(lease, name) for name in ("created", "granted", "ready", "ends")}
+            elif lease.state is State.QUEUED:
+                times = {"created": lease.created, "give_up": lease.give_up}
+            else:
+                continue
+            self._set("lease", lease.id, changed(lease, **{k: v + step for k, v in times.items() if v is not None}))
+            self._note_due(self.leases[lease.id], now)
+        for id in self._absent:
+            self._absent[id] += step
+        for presence in self._presence.values():
+            presence.since += step
+
     def online(self, exporter: str, now: float) -> None:
         """An exporter has connected; what it does is not known before it is :meth:`observed`."""
         self._presence[exporter] = _Presence(online=True, since=now)

@@ -152,10 +152,12 @@ class Hold:
         handed_over = epoch > self.epoch
         self.grant, self.epoch = grant, epoch
         self._tell_subject()
-        if self.phase in (Phase.PREPARING, Phase.READY):
-            # The controller's word came late, or its clock was set back: the duration counts from here.
-            self._deadline = min(trio.current_time() + grant.remaining, self._began + grant.duration)
-            self._news.unpark_all()
+        if self.phase is Phase.PREPARING:
+            self._deadline = trio.current_time() + grant.remaining
+        elif self.phase is Phase.READY:
+            # What remains by the controller's clock says less: that may have been set, or its word came late.
+            self._deadline = self._began + grant.duration
+        self._news.unpark_all()
         if handed_over:
             log.info("lease %s was handed over to %s", grant.lease, grant.client)
             if self.session is not None:

@@ -119,6 +119,28 @@ def test_its_time_runs_from_when_it_is_ready() -> None:
     assert (lab.state(lease), lab.at(lease).reason) == (State.ENDING, "its time was over")
 
 
+@pytest.mark.parametrize("step", [3600.0, -3600.0])
+def test_a_clock_that_is_set_lets_it_last_as_long_as_ever(step: float) -> None:
+    lab = Lab("x", "y")
+    lease = lab.use(duration=100.0)
+    ahead = lab.request(duration=100.0)
+    queued = lab.request(wait=60.0)
+    assert [lab.state(one) for one in (lease, ahead, queued)] == [State.READY, State.PREPARING, State.QUEUED]
+    lab.wait(50)
+    lab.now += step
+    lab.engine.clock_set(step, lab.now)
+    lab.wait(9)
+    assert lab.state(queued) is State.QUEUED
+    lab.wait(1)
+    assert lab.at(queued).reason == "nothing was free within 1m"
+    lab.wait(39)
+    assert [lab.state(one) for one in (lease, ahead)] == [State.READY, State.PREPARING]
+    lab.wait(1)
+    assert lab.at(lease).reason == "its time was over"
+    lab.wait(800)
+    assert lab.at(ahead).reason == "it was not ready within 15m"
+
+
 def test_it_has_ended_when_its_exporter_is_idle() -> None:
     lab = Lab("x")
     lease = lab.use()
