@@ -6,6 +6,7 @@ Loading code is a decision of this side's only: nothing the other side names is 
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
@@ -34,7 +35,8 @@ def driver_class(name: str) -> type[Driver]:
     """
     point = _table(DRIVERS).get(name)
     if point is None:
-        raise NotFound(f"there is no driver of type {name!r}{did_you_mean(name, driver_names())}")
+        near = did_you_mean(name, driver_names())
+        raise NotFound(f"there is no driver of type {name!r}{near if 'did you mean' in near else _elsewhere()}")
     try:
         loaded = point.load()
     except ImportError as error:
@@ -47,6 +49,11 @@ def driver_class(name: str) -> type[Driver]:
     if not (isinstance(loaded, type) and issubclass(loaded, Driver)):
         raise ConfigError(f"entry point {name!r} ({point.value}) is no driver class")
     return loaded
+
+
+def _elsewhere() -> str:
+    """Where a driver has to be that is not here: a package is easily installed for another Python than the one that runs jmp."""
+    return f"; jmp driver list tells those that there are, and one of another package has to be installed for {sys.executable}"
 
 
 def driver_package(name: str) -> str:

@@ -59,6 +59,12 @@ def test_a_driver_of_any_distribution() -> None:
     ("name", "error", "said"),
     [
         ("x-thin", NotFound, "there is no driver of type 'x-thin' (did you mean 'x-thing'?)"),
+        (
+            "bench-fan",
+            NotFound,
+            f"there is no driver of type 'bench-fan'; jmp driver list tells those that there are, and one of another"
+            f" package has to be installed for {sys.executable}",
+        ),
         ("x-five", ConfigError, "entry point 'x-five' (x_drivers:nothing) is no driver class"),
         ("x-missing", ConfigError, "entry point 'x-missing' (x_drivers:Missing) leads nowhere: "),
         (
