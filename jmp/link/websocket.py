@@ -47,6 +47,7 @@ CLOSE_SECONDS: Final = 1.0
 """How long a polite close may take: a round trip to a far lab and then some; a dead peer must not delay an exit."""
 
 _READ: Final = 256 << 10  # bytes read at once; measured, like the next one, see the project's notes on speed
+_SKIP: Final = 64 << 10
 _SEND_BUFFER: Final = 1 << 20
 _MAX_BUFFERS: Final = 512  # below IOV_MAX of every system
 _CLOSED_HERE: Final = "this side closed the connection"
@@ -138,6 +139,20 @@ class _Pipe:
                 return b""
             if plain:
                 return plain
+
+    async def skip(self) -> None:
+        """Read to the end, and look at nothing of it. Raises LinkLost."""
+        data = b"..."
+        while data:
+            try:
+                await trio.lowlevel.wait_readable(self._number)
+                data = os.read(self._number, _SKIP)
+            except BlockingIOError:
+                continue
+            except trio.ClosedResourceError:
+                raise LinkLost(_CLOSED_HERE) from None
+            except OSError as error:
+                raise _broken(error) from error
 
     def end_output(self) -> None:
         """Tell the other side that nothing more comes."""
@@ -282,6 +297,9 @@ class WebSocketLink(Link):
 
     async def _discard(self) -> None:
         """Read until the other side has closed too: closing a socket that holds unread bytes would destroy ours."""
+        if isinstance(self._end, Violation):  # nothing that comes is read any more: it may be much
+            await self._pipe.skip()
+            return
         while data := await self._pipe.receive():
             self._codec.feed(data)
             try:

@@ -86,7 +86,7 @@ def test_others_have_their_turn_and_memory_is_bounded(served: Served, folder: Pa
             f"; a call takes {1e3 * calm:.2f} ms, then {1e3 * busy:.2f} ms; memory grew by {grown / MIB:.1f} MiB"
         )
         assert grown < 64 * MIB
-        assert median < 0.002
+        assert median < (0.0004 if kind == "oversized" else 0.002)  # what follows a violation is skipped
         assert late < 0.01
         assert busy < 0.25
         typical(dut, 0.1)
