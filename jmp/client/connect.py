@@ -8,7 +8,6 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import (
-    AbstractAsyncContextManager,
     AbstractContextManager,
     asynccontextmanager,
     contextmanager,
@@ -16,9 +15,10 @@ from contextlib import (
 )
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import EllipsisType, TracebackType
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from jmp.client.blocks import EitherBlock
 from jmp.client.calls import watched
 from jmp.client.interfaces import client_class
 from jmp.driver.proxy import Backend, Blocking, DriverClient, Node, build, read_report, run
@@ -96,7 +96,7 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-class connect:  # used like a function
+class connect(EitherBlock[Any, Device]):  # used like a function
     """Connect to a device: ``with connect() as dut`` blocks, ``async with connect() as dut`` is for Trio; the names are the same.
 
     ``url`` is ``unix:PATH``, ``wss://HOST:PORT`` or ``ws://HOST:PORT``; by default the session that this process runs in
@@ -151,31 +151,9 @@ class connect:  # used like a function
         self._fingerprint = fingerprint
         self._ca = Path(ca) if ca is not None else None
         self._wait = 0.0 if isinstance(wait, EllipsisType) else wait
-        self._open: AbstractContextManager[Any] | None = None
-        self._async_open: AbstractAsyncContextManager[Device] | None = None
 
     def _dial(self, url: str) -> Dial:
         return Dial(url, self._passphrase, self._fingerprint, self._ca)
-
-    def __enter__(self) -> Any:
-        self._open = self._blocking()
-        return self._open.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        assert self._open is not None
-        return self._open.__exit__(kind, error, traceback)
-
-    async def __aenter__(self) -> Device:
-        self._async_open = self._trio()
-        return await self._async_open.__aenter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        assert self._async_open is not None
-        return await self._async_open.__aexit__(kind, error, traceback)
 
     def _session(self) -> AbstractContextManager[str]:
         """Where the session is, for as long as it is needed."""
@@ -189,12 +167,12 @@ class connect:  # used like a function
             yield session_url(own.environment, device=self._device) or own.url
 
     @contextmanager
-    def _blocking(self) -> Iterator[Any]:
+    def _by_threads(self) -> Iterator[Any]:
         with self._session() as url, open_blocking(self._dial(url), wait=self._wait) as device:
             yield device
 
     @asynccontextmanager
-    async def _trio(self) -> AsyncIterator[Device]:
+    async def _by_tasks(self) -> AsyncIterator[Device]:
         import trio
 
         session = self._session()

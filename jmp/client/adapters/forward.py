@@ -26,10 +26,10 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from jmp.client.adapters.listen import Bound, listening
+from jmp.client.blocks import EitherBlock
 from jmp.driver.proxy import Backend, Blocking, ByteStream, entered, run
 from jmp.errors import Cancelled, JmpError, LinkLost, UsageError
 from jmp.groups import ungrouped
@@ -62,7 +62,7 @@ class Running(Protocol):
         """A context manager that gives what is :class:`~jmp.client.adapters.listen.Bound`."""
 
 
-class Forward:
+class Forward(EitherBlock[Bound, Bound]):
     """A port on this machine for as long as the block lasts: ``with`` for threads, ``async with`` for Trio.
 
     Entering gives where it listens, a :class:`~jmp.client.adapters.listen.Bound`, and raises
@@ -72,32 +72,21 @@ class Forward:
     def __init__(self, backend: Backend, path: str, by_threads: Running, by_tasks: Running) -> None:
         self._backend = backend
         self._path = path
-        self._by_threads = by_threads
-        self._by_tasks = by_tasks
-        self._open: AbstractContextManager[Bound] | None = None
-        self._async_open: AbstractAsyncContextManager[Bound] | None = None
+        self._sync = by_threads
+        self._async = by_tasks
+
+    def _by_threads(self) -> AbstractContextManager[Bound]:
+        held: AbstractContextManager[Bound] = self._sync.running()
+        return held
+
+    def _by_tasks(self) -> AbstractAsyncContextManager[Bound]:
+        held: AbstractAsyncContextManager[Bound] = self._async.running()
+        return held
 
     def __enter__(self) -> Bound:
         if not isinstance(self._backend, BlockingCaller):
             raise UsageError("a forward of a device that is used with Trio is entered with `async with`")
-        self._open = self._by_threads.running()
-        return self._open.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        assert self._open is not None
-        return self._open.__exit__(kind, error, traceback)
-
-    async def __aenter__(self) -> Bound:
-        self._async_open = self._by_tasks.running()
-        return await self._async_open.__aenter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        assert self._async_open is not None
-        return await self._async_open.__aexit__(kind, error, traceback)
+        return super().__enter__()
 
     def describe(self, bound: Bound) -> str:
         """What the command line says on a terminal; blocks."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from jmp.client.blocks import Block
 from jmp.driver.proxy import Blocking
 from jmp.errors import UsageError
 from jmp.rpc.blocking import BlockingCaller
@@ -17,28 +17,20 @@ if TYPE_CHECKING:
     from jmp.client.ssh import SshClient
 
 
-class Fabric:
+class Fabric(Block[Any]):
     """A Fabric ``Connection`` for the length of a ``with`` block; it is open already, and closed at the end."""
 
     def __init__(self, client: SshClient, options: dict[str, Any]) -> None:
         self._client = client
         self._options = options
-        self._open: AbstractContextManager[Any] | None = None
 
     def __enter__(self) -> Any:
         if not isinstance(self._client._backend, BlockingCaller):
             raise UsageError("Fabric blocks, so it needs a blocking client: with jmp.connect()")
-        self._open = self._connected()
-        return self._open.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        assert self._open is not None
-        return self._open.__exit__(kind, error, traceback)
+        return super().__enter__()
 
     @contextmanager
-    def _connected(self) -> Iterator[Any]:
+    def _by_threads(self) -> Iterator[Any]:
         try:
             fabric, paramiko = import_module("fabric"), import_module("paramiko")
         except ImportError:

@@ -20,14 +20,13 @@ import tty
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
-    AbstractContextManager,
     asynccontextmanager,
     contextmanager,
 )
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from jmp.client.blocks import EitherBlock
 from jmp.driver.proxy import Blocking
 from jmp.errors import Cancelled, JmpError, LabError, UsageError
 from jmp.rpc.blocking import BlockingCaller
@@ -41,7 +40,7 @@ _IN_OPEN: Final = 0x20
 _EVENT: Final = struct.Struct("iIII")  # struct inotify_event, without a name: watched is no directory
 
 
-class Pty:
+class Pty(EitherBlock[str, str]):
     """A console's pty for as long as the block lasts: ``with`` for threads, ``async with`` for Trio. Entering gives its path.
 
     Raises :class:`~jmp.errors.UsageError` if the link cannot be made. What ended the console meanwhile is raised by leaving the
@@ -52,31 +51,12 @@ class Pty:
         self._client = client
         self._link = Path(link) if link is not None else None
         self._connect: Callable[[], AbstractAsyncContextManager[Any]] = lambda: client.connect(replay=replay)
-        self._open: AbstractContextManager[str] | None = None
-        self._async_open: AbstractAsyncContextManager[str] | None = None
         self._over = threading.Event()
 
     def __enter__(self) -> str:
         if not isinstance(self._client._backend, BlockingCaller):
             raise UsageError("a pty of a device that is used with Trio is entered with `async with`")
-        self._open = self._by_threads()
-        return self._open.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        assert self._open is not None
-        return self._open.__exit__(kind, error, traceback)
-
-    async def __aenter__(self) -> str:
-        self._async_open = self._by_tasks()
-        return await self._async_open.__aenter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        assert self._async_open is not None
-        return await self._async_open.__aexit__(kind, error, traceback)
+        return super().__enter__()
 
     def describe(self, path: str) -> str:
         """What the command line says on a terminal."""

@@ -6,10 +6,10 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jmp.client.adapters.forward import Open, ThreadForward
+from jmp.client.blocks import Block
 from jmp.driver.proxy import Backend, Blocking
 from jmp.errors import JmpError, UsageError
 from jmp.rpc.blocking import BlockingCaller
@@ -20,25 +20,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Held(Generic[T]):
+class Held(Block[T]):
     """An object for the length of a ``with`` block. Raises ``UsageError`` for a client that is used with Trio."""
 
     def __init__(self, backend: Backend, make: Callable[[], AbstractContextManager[T]]) -> None:
         self._backend = backend
         self._make = make
-        self._open: AbstractContextManager[T] | None = None
+
+    def _by_threads(self) -> AbstractContextManager[T]:
+        return self._make()
 
     def __enter__(self) -> T:
         if not isinstance(self._backend, BlockingCaller):
             raise UsageError("this object blocks, so it needs a blocking client; connect() gives a stream for Trio")
-        self._open = self._make()
-        return self._open.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        assert self._open is not None
-        return self._open.__exit__(kind, error, traceback)
+        return super().__enter__()
 
 
 @contextmanager
