@@ -132,12 +132,12 @@ def _watched_open(
 ) -> Callable[..., AbstractAsyncContextManager[ByteStream]]:
     @asynccontextmanager
     async def watched_open(
-        target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, ahead: bool = False
     ) -> AsyncIterator[ByteStream]:
         with _told(target, method, args, kwargs) as told:
             stream: ByteStream | None = None
             try:
-                async with opened(target, method, args, kwargs) as stream:
+                async with opened(target, method, args, kwargs, ahead=ahead) as stream:
                     told.answer = "a byte stream"
                     yield stream
             finally:

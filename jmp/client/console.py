@@ -39,7 +39,6 @@ class ConsoleClient(DriverClient):
         if take_over:  # exporters that are older than it are not told of it
             options["take_over"] = True
         async with self._backend.open(self._node.path, "connect", (), options) as stream:
-            await stream.wait_opened()
             yield _Tapped(stream, self._node.path)
 
     def expect(

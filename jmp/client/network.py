@@ -39,7 +39,7 @@ class NetworkClient(DriverClient):
         """
         from jmp.client.adapters.forward import Forward, TaskForward, ThreadForward
 
-        open_stream = partial(self._backend.open, self._port, "connect", (), {})
+        open_stream = partial(self._backend.open, self._port, "connect", (), {}, ahead=True)
         by_threads, by_tasks = ThreadForward(open_stream, listen), TaskForward(open_stream, listen)
         return Forward(self._backend, self._port, by_threads, by_tasks)
 
@@ -80,7 +80,7 @@ class DatagramClient(DriverClient):
 
         if not idle > 0:
             raise UsageError(f"idle must be more than 0 seconds, not {idle:g}")
-        open_stream = partial(self._backend.open, self._node.path, "connect", (), {})
+        open_stream = partial(self._backend.open, self._node.path, "connect", (), {}, ahead=True)
         by_threads, by_tasks = ThreadForward(open_stream, listen, idle), TaskForward(open_stream, listen, idle)
         return Forward(self._backend, self._node.path, by_threads, by_tasks)
 

@@ -21,8 +21,8 @@ T = TypeVar("T")
 class ByteStream(Protocol):
     """What a byte stream of a method offers, a Trio stream or one that blocks.
 
-    It may be used as soon as it is there: what is sent goes out behind the request. That it is refused is raised by what is done
-    with it, or by the end of its block. For what has to happen after the method has begun, there is ``wait_opened``.
+    One that was opened ``ahead`` may be used before the method has begun: what is sent goes out behind the request. That it is
+    refused is raised by what is done with it, or by the end of its block.
     """
 
     @property
@@ -47,9 +47,9 @@ class Backend(Protocol):
         """The items of a streaming method."""
 
     def open(
-        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, ahead: bool = False
     ) -> AbstractAsyncContextManager[ByteStream]:
-        """A byte stream of a method."""
+        """A byte stream of a method; ``ahead``: for a block that need not wait until that has begun."""
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run local work that blocks (reading a file, say) where it may."""

@@ -78,10 +78,12 @@ class BlockingCaller:
 
     @asynccontextmanager
     async def open(
-        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, ahead: bool = False
     ) -> AsyncIterator[BlockingByteStream]:
         with self._begin(target, method, args, kwargs, end=False) as stream:
             opening = BlockingByteStream(stream, f"{target}.{method}")
+            if not ahead:
+                await opening.wait_opened()
             yield opening
             opening._end()
 

@@ -65,16 +65,18 @@ class Caller:
 
     @asynccontextmanager
     async def open(
-        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, ahead: bool = False
     ) -> AsyncIterator[ByteStream]:
-        """A byte stream of a method, for the block; left by an exception, it is reset.
+        """A byte stream of a method, open for the block; left by an exception, it is reset.
 
-        The block begins when the method has been asked for, and what it sends goes out behind that: see :class:`ByteStream` for
-        when a refusal is raised. One that nobody has learned of until then is raised by the end of the block.
+        ``ahead``: the block begins when the method has been asked for, and what it sends goes out behind that. When a refusal is
+        raised then, :class:`ByteStream` says; one that nobody has learned of in the block is raised by its end.
         """
-        stream = await self._open(target, method, args, kwargs, end=False)
+        stream = await self._open(target, method, args, kwargs, end=False, soon=ahead)
         try:
             opening = ByteStream(stream, f"{target}.{method}", self._meant)
+            if not ahead:
+                await opening.wait_opened()
             yield opening
             await opening._end()
         finally:
@@ -96,13 +98,13 @@ class Caller:
             stream.reset()  # does nothing to a stream that is over
 
     async def _open(
-        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, end: bool
+        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, end: bool, soon: bool = False
     ) -> MuxStream:
         """A stream with the request sent."""
         left = trio.current_effective_deadline() - trio.current_time()
         request = Request(target, method, args, kwargs, None if left == math.inf else max(left, 0)).encode()
         if len(request) <= MAX_DATA:
-            return self.connection.open_stream(request, end=end, soon=not end)
+            return self.connection.open_stream(request, end=end, soon=soon)
         stream = self.connection.open_stream(request[:MAX_DATA])
         try:
             with self._translated(f"{target}.{method}"):

@@ -115,6 +115,9 @@ class Answering:
                     if self._note is not None and call.request is not None:
                         self._note(call.request, OK, trio.current_time() - call.begun)
                     return None
+            elif call.method.kind is Kind.BYTES and not call.early:
+                # To a caller that waits it is open while it gets its task: to them, that is one turn of the other side less.
+                call.told_ready = stream.send_nowait(messages.READY)
         except Exception as error:  # noqa: BLE001  # a call's root, see below
             self._over(call, self._failed(call, error))
             return None
@@ -203,6 +206,9 @@ class _Call:
         """An answer that has still to be sent."""
         self.later: Later[object] | None = None
         """A result that has still to come."""
+        self.told_ready = False
+        self.early = False
+        """The caller has sent bytes with its request: it does not wait until the stream is open."""
         self._resolve = resolve
 
     @property
@@ -226,6 +232,7 @@ class _Call:
         decoder.feed(data)
         for value in decoder:
             if rest := decoder.tail():
+                self.early = True
                 self.stream.unread(rest)
             self._prepare(value)
             return True
@@ -282,7 +289,7 @@ class _Call:
                         value = await self._send_items(items)
                 else:
                     # It leaves with what the method sends at once, or else by itself when that waits for the first time.
-                    if not self.stream.send_nowait(messages.READY, soon=True):
+                    if not self.told_ready and not self.stream.send_nowait(messages.READY, soon=True):
                         await self.stream.send_all(messages.READY)
                     await method.function(self.stream)
             finally:

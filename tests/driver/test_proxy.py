@@ -70,7 +70,7 @@ class Recorder:
             self.open_streams -= 1
 
     def open(
-        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, ahead: bool = False
     ) -> AbstractAsyncContextManager[ByteStream]:
         return self._open()
 

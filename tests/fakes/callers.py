@@ -49,7 +49,9 @@ class Side(ABC):
     @abstractmethod
     def items(self, method: str, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]: ...
     @abstractmethod
-    def open(self, method: str, *args: Any, **kwargs: Any) -> AbstractAsyncContextManager[Bytes]: ...
+    def open(
+        self, method: str, *args: Any, ahead: bool = False, **kwargs: Any
+    ) -> AbstractAsyncContextManager[Bytes]: ...
     @abstractmethod
     def fail_after(self, seconds: float) -> Any:
         """A context manager; :class:`~jmp.errors.Timeout` is raised past the deadline."""
@@ -66,8 +68,8 @@ class TrioSide(Side):
         return self.caller.items("it", method, args, kwargs)
 
     @asynccontextmanager
-    async def open(self, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Bytes]:
-        async with self.caller.open("it", method, args, kwargs) as stream:
+    async def open(self, method: str, *args: Any, ahead: bool = False, **kwargs: Any) -> AsyncIterator[Bytes]:
+        async with self.caller.open("it", method, args, kwargs, ahead=ahead) as stream:
             yield Bytes.register(ByteStream) and stream  # type: ignore[misc]  # it is one
 
     @contextmanager
@@ -121,8 +123,8 @@ class ThreadSide(Side):
                 yield item
 
     @asynccontextmanager
-    async def open(self, method: str, *args: Any, **kwargs: Any) -> AsyncIterator[Bytes]:
-        context = self.caller.open("it", method, args, kwargs)
+    async def open(self, method: str, *args: Any, ahead: bool = False, **kwargs: Any) -> AsyncIterator[Bytes]:
+        context = self.caller.open("it", method, args, kwargs, ahead=ahead)
         stream = await in_thread(lambda: run(context.__aenter__()))
         try:
             yield ThreadBytes(stream)

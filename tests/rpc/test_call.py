@@ -293,7 +293,7 @@ async def test_sending_does_not_wait_until_the_stream_is_open(
     side: str, waiting: bool, replies: list[bytes], tmp_path: Path
 ) -> None:
     async with calling(side, tmp_path, opening(*replies)) as caller:
-        async with caller.open("m") as stream:
+        async with caller.open("m", ahead=True) as stream:
             await stream.send_all(b"early")
             if waiting:
                 await stream.wait_opened()
@@ -304,7 +304,7 @@ async def test_sending_does_not_wait_until_the_stream_is_open(
 async def test_who_receives_from_a_stream_that_is_refused_learns_why(side: str, tmp_path: Path) -> None:
     async with it(side, tmp_path) as (_, caller):
         for wait in ("receive_some", "wait_opened"):
-            async with caller.open("nothing") as stream:
+            async with caller.open("nothing", ahead=True) as stream:
                 await stream.send_all(b"in vain")
                 with pytest.raises(NotFound, match="it has no method 'nothing'"):
                     await getattr(stream, wait)()
@@ -318,7 +318,7 @@ async def test_who_only_sends_learns_at_the_end_that_the_stream_was_refused(side
     async with it(side, tmp_path) as (_, caller):
 
         async def only_send() -> None:
-            async with caller.open("nothing") as stream:
+            async with caller.open("nothing", ahead=True) as stream:
                 await stream.send_all(b"in vain")
                 await stream.send_eof()
 
@@ -330,14 +330,14 @@ async def test_who_closes_a_stream_does_not_wait_for_its_opening(side: str, tmp_
     async def answer_nothing(stream: MuxStream) -> None:
         await trio.sleep_forever()
 
-    async with calling(side, tmp_path, answer_nothing) as caller, caller.open("m") as stream:
+    async with calling(side, tmp_path, answer_nothing) as caller, caller.open("m", ahead=True) as stream:
         await stream.aclose()
 
 
 async def test_a_link_that_is_lost_before_a_stream_is_open(side: str, tmp_path: Path) -> None:
     async with calling(side, tmp_path, hang_up) as caller:
         with pytest.raises(LinkLost, match=r"the link was lost during it\.m: .*; whether it was executed is not known"):
-            async with caller.open("m") as stream:
+            async with caller.open("m", ahead=True) as stream:
                 await stream.receive_some()
 
 
