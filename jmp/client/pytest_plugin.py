@@ -133,7 +133,7 @@ def dut_session(request: pytest.FixtureRequest) -> Iterator[Any]:
             stack.enter_context(recording.listening())
             device = stack.enter_context(jmp.connect(own.url if option else value))
         except JmpError as error:
-            pytest.fail(f"jmp: {error.message}", pytrace=False)
+            raise pytest.fail.Exception(f"jmp: {error.message}", pytrace=False) from None
         recording.attach(device)
         request.config.stash[_recording] = recording
         stack.callback(request.config.stash.__delitem__, _recording)

@@ -66,6 +66,14 @@ def test_without_a_device_it_is_said_what_to_do(place: Path) -> None:
     assert "jmp: there is no device here: run pytest in `jmp shell`, or give --jmp-exporter NAME|FILE" in out
 
 
+def test_a_device_that_cannot_be_had_is_one_line(place: Path) -> None:
+    code, out = run(place, "--jmp-exporter", "nope", "test_device.py::test_passes")
+    assert code == 1
+    line = "jmp: there is no exporter 'nope' in "
+    assert [text[: len(line)] for text in out.splitlines() if "no exporter" in text and "ERROR" not in text] == [line]
+    assert "exception" not in out
+
+
 def test_the_ini_file_names_the_exporter_beside_it(place: Path) -> None:
     (place / "pytest.ini").write_text("[pytest]\njmp_exporter = board.yaml\n")
     assert "1 passed" in run(place, "test_device.py::test_passes")[1]
