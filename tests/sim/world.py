@@ -368,6 +368,7 @@ class World:
                 (secrets, "token_hex", token_hex),
                 (secrets, "token_bytes", draw.randbytes),
                 (secrets, "choice", draw.choice),
+                (secrets, "randbelow", draw.randrange),
                 (websocket, "connect", self.connect),
                 (session, "run_hook", self.run_hook),
                 (session, "session_environment", environment),
