@@ -104,6 +104,7 @@ def test_http_statuses_and_close_codes() -> None:
             "jmp.link.rfc6455",
             "jmp.link.websocket",
             "jmp.link.sessions",
+            "jmp.mux.connection",
             "jmp.mux.stream",
             "jmp.exporter.hold",
             "jmp.router.serve",

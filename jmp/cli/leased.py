@@ -26,8 +26,8 @@ from jmp.client.relay import relay
 from jmp.errors import JmpError, LabError, LinkLost, Refused, Timeout
 from jmp.link import Link, websocket
 from jmp.link.resumable import Onward, lasting
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import multiplex
 from jmp.rpc.call import Caller
 from jmp.rpc.reconnect import keep_connected
 from jmp.wire.duration import text

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jmp.link.blocking import BlockingLink
     from jmp.link.blocking_resumable import ResumableBlockingLink
     from jmp.link.resumable import Onward, Told
-    from jmp.mux.stream import Connection
+    from jmp.mux.connection import Connection
 
 TARGET: Final = "@session"
 
@@ -267,8 +267,8 @@ async def open_session(
     from functools import partial
 
     from jmp.link.resumable import lasting
+    from jmp.mux.connection import multiplex
     from jmp.mux.protocol import Role
-    from jmp.mux.stream import multiplex
     from jmp.rpc.call import Caller
 
     link = link or await dial_trio(dial)

@@ -159,8 +159,8 @@ def open_lab(config: ClientConfig) -> Iterator[Any]:
 async def open_lab_trio(config: ClientConfig) -> AsyncIterator[Lab]:
     """The lab of ``config``, under Trio. Raises ``LabError``, ``Refused``."""
     from jmp.link.websocket import connect as dial_link
+    from jmp.mux.connection import multiplex
     from jmp.mux.protocol import Role
-    from jmp.mux.stream import multiplex
     from jmp.rpc.call import Caller
 
     config = await up_to_date_trio(config)

@@ -13,8 +13,9 @@ from functools import partial
 import trio
 
 from jmp.link import websocket
+from jmp.mux.connection import Connection, multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import Connection, MuxStream, StreamReset, multiplex
+from jmp.mux.stream import MuxStream, StreamReset
 from jmp.wire.frames import Reset
 
 

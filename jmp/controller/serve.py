@@ -15,8 +15,8 @@ from jmp.driver.service import exports, method_of
 from jmp.errors import NotFound, Refused
 from jmp.link import Link, websocket
 from jmp.link.sessions import Sessions
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role as Side
-from jmp.mux.stream import multiplex
 from jmp.rpc.messages import Request
 from jmp.rpc.serve import Method, serve
 from jmp.wire.records import Role

@@ -20,8 +20,8 @@ from jmp.link import Link, websocket
 from jmp.link.blocking import connect
 from jmp.link.memory import memory_links
 from jmp.mux.blocking import BlockingConnection
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import multiplex
 from jmp.rpc.blocking import BlockingCaller
 from jmp.rpc.call import Caller
 from jmp.rpc.messages import Request

@@ -25,8 +25,9 @@ from jmp.errors import Cancelled, JmpError, Refused
 from jmp.exporter.config import ExporterConfig
 from jmp.exporter.session import TARGET, Session, open_session
 from jmp.link import Link
+from jmp.mux.connection import Connection, multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import Connection, MuxStream, multiplex
+from jmp.mux.stream import MuxStream
 from jmp.rpc import messages
 from jmp.rpc.messages import Request
 from jmp.rpc.serve import Method, serve

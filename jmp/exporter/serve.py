@@ -31,8 +31,8 @@ from jmp.exporter.hooks import HookFailed
 from jmp.exporter.session import TARGET, Session, open_session
 from jmp.link import Link, websocket
 from jmp.link.sessions import Sessions
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import multiplex
 from jmp.rpc.messages import Request
 from jmp.rpc.serve import Method, serve
 

@@ -24,8 +24,8 @@ from jmp.environment import session_directory, session_environment
 from jmp.exporter.config import ExporterConfig, Hook
 from jmp.exporter.hooks import HookFailed, Print, run_hook
 from jmp.link import Link, websocket
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import multiplex
 from jmp.rpc.messages import Request
 from jmp.rpc.serve import Method, serve
 

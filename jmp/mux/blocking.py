@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jmp.link.blocking_resumable import ResumableBlockingLink
 
 KEEP_EVERY: Final = 4.0
-"""Seconds between two looks at an idle link: less than the other side's patience (see :mod:`jmp.mux.stream`)."""
+"""Seconds between two looks at an idle link: less than the other side's patience (see :mod:`jmp.mux.connection`)."""
 
 SILENCE: Final = 15.0
 """Seconds of silence after which the link is taken for dead."""

@@ -41,7 +41,7 @@ log = logging.getLogger("jmp.router")
 
 MEET_SECONDS: Final = 12.0
 """How long the first of two ends waits for the other: less than the silence after which an end gives a link up by itself
-(:data:`jmp.mux.stream.SILENCE`), so that it hears why."""
+(:data:`jmp.mux.connection.SILENCE`), so that it hears why."""
 SILENCE: Final = 60.0
 """A link that carries nothing for so long is given up: both ends would have pinged each other several times."""
 _SLACK: Final = 1.0

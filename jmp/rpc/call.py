@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import trio
 
 from jmp.errors import Cancelled, JmpError, LinkLost, ProtocolViolation
-from jmp.mux.stream import Connection, MuxStream, StreamReset
+from jmp.mux.connection import Connection
+from jmp.mux.stream import MuxStream, StreamReset
 from jmp.rpc import messages
 from jmp.rpc.messages import Reply, Request
 from jmp.wire import codec

@@ -11,8 +11,9 @@ import trio
 
 from jmp.errors import Cancelled, JmpError, LabError
 from jmp.link import Link
+from jmp.mux.connection import Connection, multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import Connection, Serve, multiplex
+from jmp.mux.stream import Serve
 from jmp.rpc.call import Caller
 
 log = logging.getLogger("jmp.link")

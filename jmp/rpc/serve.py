@@ -171,7 +171,7 @@ def serve(
     around: Around = _nothing,
     about: About | None = None,
 ) -> Answering:
-    """A handler for :func:`jmp.mux.stream.multiplex` that answers each stream as one call, inside of ``around(stream)``.
+    """A handler for :func:`jmp.mux.connection.multiplex` that answers each stream as one call, inside of ``around(stream)``.
 
     An answer that takes no waiting, which nothing can interrupt, is made inside of ``about()`` instead.
 

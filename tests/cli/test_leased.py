@@ -18,8 +18,8 @@ from jmp.errors import LabError, LinkLost, Refused
 from jmp.link import Link, websocket
 from jmp.link.resumable import Redial
 from jmp.link.websocket import UpgradeRequest, WebSocketLink
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import multiplex
 from jmp.rpc.messages import Request
 from jmp.rpc.serve import Method, serve
 from jmp.wire.records import Lease, State

@@ -9,8 +9,8 @@ from jmp.client.config import ClientConfig, Metadata
 from jmp.client.lab import open_lab_trio
 from jmp.errors import LabError
 from jmp.link import Link, websocket
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import multiplex
 
 
 async def test_what_goes_wrong_with_a_lab_is_raised_as_it_is() -> None:

@@ -11,8 +11,8 @@ import trio
 import trio.testing
 
 from jmp.controller.lab import LINGER
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role as Side
-from jmp.mux.stream import multiplex
 from jmp.rpc.call import Caller
 from jmp.wire.records import Desired, Exporter, Observed, Phase, Role, State, from_wire, to_wire
 from tests.fakes.memory_lab import WANT, MemoryLab, memory_lab

@@ -16,8 +16,8 @@ from jmp.controller.meeting import RouterLink
 from jmp.controller.replicas import LOST
 from jmp.controller.store import Change, Store
 from jmp.errors import BadValue, JmpError, LabError
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import multiplex
 from jmp.rpc.call import Caller
 from jmp.wire import records
 from jmp.wire.records import Phase, State, Want

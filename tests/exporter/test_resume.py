@@ -21,8 +21,8 @@ from jmp.link.resumable import Onward, lasting
 from jmp.link.resume import LISTEN_SECONDS
 from jmp.link.sessions import Sessions
 from jmp.link.websocket import UpgradeRequest
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import multiplex
 from jmp.router.serve import Router, attend
 from jmp.rpc.call import Caller
 from jmp.wire import records

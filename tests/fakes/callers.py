@@ -14,8 +14,9 @@ from jmp.driver.proxy import run
 from jmp.errors import Timeout
 from jmp.link import blocking as links
 from jmp.mux.blocking import BlockingConnection
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import Serve, multiplex
+from jmp.mux.stream import Serve
 from jmp.rpc import blocking
 from jmp.rpc.blocking import BlockingByteStream, BlockingCaller
 from jmp.rpc.call import ByteStream, Caller

@@ -10,8 +10,9 @@ import trio
 
 from jmp.link import Link, websocket
 from jmp.link.memory import MemoryLink, memory_links
+from jmp.mux.connection import Connection, multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import Connection, MuxStream, Serve, multiplex
+from jmp.mux.stream import MuxStream, Serve
 from tests.fakes.links import certificate, serving
 
 KINDS = ("memory", "unix", "wss")

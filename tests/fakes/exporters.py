@@ -16,8 +16,8 @@ from jmp.exporter import config as configuration
 from jmp.exporter import serve
 from jmp.exporter.config import ExporterConfig
 from jmp.link import websocket
+from jmp.mux.connection import Connection, multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import Connection, multiplex
 from jmp.rpc.call import Caller
 
 

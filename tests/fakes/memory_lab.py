@@ -28,8 +28,8 @@ from jmp.exporter.hold import Visit
 from jmp.exporter.lab import LabExporter, Memory
 from jmp.link import Link
 from jmp.link.memory import MemoryLink, memory_links
+from jmp.mux.connection import Connection, multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import Connection, multiplex
 from jmp.rpc.call import Caller
 from jmp.wire import records
 from jmp.wire.records import State, Want

@@ -13,8 +13,8 @@ from typing import Any
 from jmp.client.lab import Lab
 from jmp.controller.kubernetes_api import Access, connect
 from jmp.controller.kubernetes_keys import JOIN
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import multiplex
 from jmp.rpc.call import Caller
 from tests.fakes.kube import Cluster
 from tests.fakes.lab import Program

@@ -14,8 +14,8 @@ from jmp.driver.plugins import driver_class
 from jmp.exporter import config as configuration
 from jmp.exporter.lab import LabExporter, Memory
 from jmp.link import Link, websocket
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import multiplex
 from jmp.rpc.call import Caller
 from jmp.wire.records import State, Want
 from tests.fakes.kube import Cluster

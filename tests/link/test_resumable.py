@@ -16,8 +16,9 @@ from jmp.link.resumable import Onward, lasting
 from jmp.link.resume import ANSWER_SECONDS, LISTEN_SECONDS, RESUME_SECONDS, Resume, _pack, opening_of
 from jmp.link.rfc6455 import Closed
 from jmp.link.sessions import BEGIN_SECONDS, Sessions
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role
-from jmp.mux.stream import MuxStream, multiplex
+from jmp.mux.stream import MuxStream
 from jmp.wire.frames import Kind, pack
 from tests.fakes.cables import Cable, cable
 

@@ -19,8 +19,9 @@ from jmp.link import Link
 from jmp.link import blocking as links
 from jmp.mux import blocking
 from jmp.mux.blocking import BlockingConnection, BlockingStream, DeadlinePassed, StreamClosed, StreamReset
+from jmp.mux.connection import multiplex
 from jmp.mux.protocol import VERSION, WINDOW, Role
-from jmp.mux.stream import MuxStream, Serve, multiplex
+from jmp.mux.stream import MuxStream, Serve
 from jmp.wire.frames import Kind, Reset, pack, unpack
 from tests.fakes.links import serving
 

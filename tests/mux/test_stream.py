@@ -15,8 +15,9 @@ from jmp.errors import JmpError, LinkLost, ProtocolViolation
 from jmp.link import Link
 from jmp.link.memory import memory_links
 from jmp.link.rfc6455 import Closed
+from jmp.mux.connection import _TURN_STREAMS, PING_AFTER, SILENCE, multiplex
 from jmp.mux.protocol import VERSION, WINDOW, Role
-from jmp.mux.stream import _TURN_STREAMS, HIGH_WATER, PING_AFTER, SILENCE, MuxStream, StreamReset, multiplex
+from jmp.mux.stream import HIGH_WATER, MuxStream, StreamReset
 from jmp.wire.frames import MAX_DATA, Kind, Reset, pack
 from tests.fakes.connections import KINDS, Counting, Streams, connections, linked
 

@@ -15,7 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from jmp.link.memory import memory_links
 from jmp.link.pages import serve_pages
 from jmp.mux import protocol
-from jmp.mux.stream import multiplex
+from jmp.mux.connection import multiplex
 from jmp.router.http import pages
 from jmp.router.serve import Router, attend, drain
 from jmp.wire.records import Role

@@ -25,8 +25,9 @@ from jmp.errors import (
     UsageError,
 )
 from jmp.link.memory import memory_links
+from jmp.mux.connection import Connection, multiplex
 from jmp.mux.protocol import WINDOW, Role
-from jmp.mux.stream import Connection, MuxStream, StreamReset, multiplex
+from jmp.mux.stream import MuxStream, StreamReset
 from jmp.rpc import messages
 from jmp.rpc.call import Caller
 from jmp.rpc.later import Later
