@@ -10,11 +10,16 @@ from typing import Any, Final
 
 import trio
 
+from jmp.cli.leased import Tenancy, WayBack
 from jmp.client.config import ClientConfig, Metadata
-from jmp.client.connect import Device, Dial, dial_trio, open_session
+from jmp.client.connect import TARGET, Device, Dial, device_of, dial_trio, open_session
 from jmp.client.lab import Lab, find_way, open_lab_trio
 from jmp.errors import JmpError
 from jmp.link import Link
+from jmp.link.resumable import lasting
+from jmp.mux import protocol
+from jmp.mux.connection import multiplex
+from jmp.rpc.call import Caller
 from jmp.wire.records import Lease, Role, State, Want
 from tests.sim.roles import CONTROLLER, identity
 from tests.sim.world import Process, World
@@ -185,7 +190,8 @@ class User:
 
         dial, link = await find_way(lab, self.config, lease, exporter, attempt)
         self.dials.append((lease, dial))
-        async with self.session(dial, link) as (device, epoch):
+        how = self.session(dial, link) if self.rng.random() < 0.5 else self.meeting_again(dial, link, lease, exporter)
+        async with how as (device, epoch):
             for _ in range(self.rng.randrange(1, 4)):
                 await self.call(device, lease, epoch)
             if self.rng.random() < 0.5:
@@ -197,6 +203,21 @@ class User:
         assert dial.passphrase is not None
         async with open_session(dial, link=link) as (_, device):
             yield device, _claims(dial.passphrase)["epoch"]
+
+    @asynccontextmanager
+    async def meeting_again(
+        self, dial: Dial, link: Link, lease: str, exporter: str
+    ) -> AsyncIterator[tuple[Device, int]]:
+        """The same, as ``jmp shell`` has it: by the controller to wherever that sends both, or back to where they had met."""
+        assert dial.passphrase is not None
+        back = WayBack(Tenancy(self.config, lease, lambda standing: None), exporter, dial)
+        async with (
+            lasting(link, back, back.told) as lasts,
+            multiplex(lasts, protocol.Role.DIALLER, watch=True) as connection,
+        ):
+            caller = Caller(connection)
+            report = await caller.call(TARGET, "begin", (), dial.introduction(None))
+            yield device_of(caller, report), _claims(dial.passphrase)["epoch"]
 
     async def call(self, device: Device, lease: str, epoch: int) -> None:
         """One call."""
