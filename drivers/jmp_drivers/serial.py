@@ -102,6 +102,8 @@ class Serial(HubConsole):
                 timeout=_READ_TIMEOUT,
                 inter_byte_timeout=0,  # VMIN 1: a read without data then fails with EAGAIN; nothing means end of file
             )
+            if isinstance(port, protocol_socket.Serial):  # what a terminal server says first is not to be dropped
+                vars(port)["reset_input_buffer"] = lambda: None
             if self.initial_dtr is not None:
                 port.dtr = self.initial_dtr
             if self.initial_rts is not None:

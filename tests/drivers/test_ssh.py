@@ -158,7 +158,7 @@ def test_a_device_tells_how_much_there_is_to_get(
     with on(driver(server)) as ssh:
         ssh.get(str(tmp_path / "image"), tmp_path / "back", progress=progress)
     (halted, *_) = (done for done, total in shown if total == 1024 * 1024)
-    assert 200_000 < halted < 310_000
+    assert halted < 310_000, "as soon as it was known, long before all had come"
     assert shown[0][1] is None
     assert shown[-1] == (1024 * 1024, 1024 * 1024)
 
@@ -229,13 +229,16 @@ def test_another_server_in_its_place_is_noticed(server: Sshd, tmp_path: Path) ->
             assert ssh.run("true").status == 0, "without host keys, it may have any"
 
 
-def refused() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+@pytest.fixture
+def refused() -> Iterator[int]:
+    """A port at which nobody listens, and nobody else will."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
-def test_what_keeps_it_from_working_is_told(server: Sshd, tmp_path: Path) -> None:
-    port = refused()
+def test_what_keeps_it_from_working_is_told(server: Sshd, refused: int, tmp_path: Path) -> None:
+    port = refused
     uses: list[Callable[[Any], Any]] = [
         lambda ssh: ssh.run("true"),
         lambda ssh: ssh.get("x", tmp_path),

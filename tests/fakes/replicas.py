@@ -57,12 +57,20 @@ class Replica:
         self.port = int(self.program.until(r"ready at wss://localhost:(\d+)")[1])
 
     def kill(self) -> None:
-        """End it at once; it is there still, or has failed."""
-        assert self.program is not None
+        """End it at once; it is there still, or was stopped, or has failed."""
+        if self.program is None:
+            return
         failed = self.program.process.poll() not in (None, -signal.SIGKILL)
         self.program.process.kill()
         self.program.finish()
         assert not failed, f"controller {self.name} ended by itself: {self.program.said}"
+
+    def stop(self) -> tuple[str, str]:
+        """Have it stop in order; returns what it has said."""
+        assert self.program is not None
+        program, self.program = self.program, None
+        _, out, said = program.interrupt(signal.SIGTERM)
+        return out, said
 
     def signal(self, number: signal.Signals) -> None:
         """Stop it, or have it go on."""

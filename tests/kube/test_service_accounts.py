@@ -85,10 +85,7 @@ def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with replicas(cluster, access, directory, "a", "--log-level", "debug") as [controller]:
         made = Pods(cluster, access.namespace, controller, directory)
         yield made
-        program = controller.program
-        assert program is not None
-        program.process.terminate()
-        _, out, said = program.finish()
+        out, said = controller.stop()
         audit = (directory / "a" / "audit.jsonl").read_text()
         assert '"login"' in audit
         for token in made.shown:
