@@ -83,6 +83,9 @@ async def test_what_is_in_use_is_not_written(device: Path, image: Path, tmp_path
             with pytest.raises(DeviceError, match=f"is in use: {device} is mounted at {tmp_path}/a place; unmount it"):
                 await client.flash(image)
             assert len(await client.digest()) == 64, "reading does no harm"
+
+
+async def test_what_another_program_has_is_not_written(device: Path, image: Path) -> None:
     async with served(BlockDevice(path=device)) as client:
         await client.flash(image)
         held = os.open(device, os.O_RDONLY | os.O_EXCL)

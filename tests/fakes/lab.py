@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import select
@@ -17,6 +18,8 @@ from types import TracebackType
 JMP = [sys.executable, "-c", "import sys; from jmp.cli import main; sys.exit(main())"]
 PATIENCE = 60.0
 """Seconds after which a test that waits for a program has failed."""
+_SAID = 1 << 20
+"""Bytes that a program may say before somebody has to read them: past that it would wait, whole labs log more than 64 KiB."""
 
 MOCK_POWER = """\
 apiVersion: jmp/v1
@@ -46,6 +49,8 @@ class Program:
             stderr=subprocess.PIPE,
             preexec_fn=_listen_to_signals,
         )
+        assert self.process.stderr is not None
+        fcntl.fcntl(self.process.stderr, fcntl.F_SETPIPE_SZ, _SAID)
 
     def __enter__(self) -> Program:
         return self
