@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import termios
 import threading
@@ -16,6 +17,7 @@ import serial
 import serial.rfc2217
 import trio
 import trio.testing
+from serial.urlhandler import protocol_socket
 
 from jmp.driver import BadValue, DeviceError, schema, serve
 from jmp.errors import Busy
@@ -290,6 +292,14 @@ async def test_raw_terminal_server_over_socket() -> None:
                 with pytest.raises(DeviceError, match=rf"serial port {url} is gone: .*closed by the other side"):
                     await stream.receive_some()
             nursery.cancel_scope.cancel()
+
+
+async def test_what_a_terminal_server_says_while_its_port_is_opened_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def until_it_speaks(port: Any) -> None:
+        select.select([port._socket], [], [], 10)
+
+    monkeypatch.setattr(protocol_socket.Serial, "_reconfigure_port", until_it_speaks)
+    await test_raw_terminal_server_over_socket()
 
 
 class Uart:
