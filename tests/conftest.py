@@ -1,4 +1,4 @@
-"""In CI a test that was skipped has failed: there, everything that the tests need is installed."""
+"""A test that hangs has failed. In CI one that was skipped has, too: there, everything that the tests need is installed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+
+from tests.fakes import hangs
 
 if TYPE_CHECKING:
     from tests.fakes.kube import Cluster
@@ -30,6 +32,10 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     return _without_skip((yield))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(hangs)
 
 
 @pytest.fixture(scope="session")
