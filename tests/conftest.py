@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
@@ -36,6 +37,10 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(hangs)
+    # Programs inherit that a signal is ignored, as whoever runs the tests in the background or by nohup does; no handler of ours.
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else lambda *_: None)
 
 
 @pytest.fixture(scope="session")

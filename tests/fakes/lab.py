@@ -29,12 +29,6 @@ export: {{power: {{type: mock-power}}}}
 """
 
 
-def _listen_to_signals() -> None:
-    """Whoever runs the tests may ignore some (as ``nohup`` does), and programs inherit that."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 class Program:
     """A command that runs. What it says on standard error is read only by :meth:`until` and at its end."""
 
@@ -47,7 +41,6 @@ class Program:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            preexec_fn=_listen_to_signals,
         )
         assert self.process.stderr is not None
         fcntl.fcntl(self.process.stderr, fcntl.F_SETPIPE_SZ, _SAID)
