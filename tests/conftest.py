@@ -8,11 +8,18 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.fakes import hangs
 
 if TYPE_CHECKING:
     from tests.fakes.kube import Cluster
+
+# Hypothesis tries the same examples every time, and does not mind a slow machine.
+settings.register_profile(
+    "jmp", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("jmp")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

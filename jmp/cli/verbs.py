@@ -20,7 +20,7 @@ from typing import Any, Final, get_args
 
 from jmp.cli import output
 from jmp.driver.proxy import Blocking, DriverClient, ExitStatus, RemoteMethod, takes_words, verbs_of
-from jmp.driver.schema import Parameter, describe, did_you_mean, parameters_of, parse
+from jmp.driver.schema import Parameter, Schema, describe, did_you_mean, parameters_of, parse
 from jmp.errors import BadValue, JmpError, NotFound, UsageError
 from jmp.rpc.messages import Kind
 
@@ -56,9 +56,9 @@ class Verb:
             elif parameter.required and parameter.kind != "keyword-only":
                 words.append(name.upper())
             elif parameter.required:
-                words.append(f"--{name} {_placeholder(parameter)}")
+                words.append(f"--{name} {_placeholder(parameter.schema)}")
             else:
-                value = "" if is_flag(parameter) else f" {_placeholder(parameter)}"
+                value = "" if is_flag(parameter) else f" {_placeholder(parameter.schema)}"
                 words.append(f"[--{option_of(parameter)}{value}]")
         return " ".join(words)
 
@@ -402,13 +402,36 @@ def _filled(text: str, before: str = "", after: str = "") -> str:
     )
 
 
-def _placeholder(parameter: Parameter) -> str:
-    return _kind(parameter).upper().replace(" ", "-")
+def _placeholder(schema: Schema) -> str:
+    """What usage shows in place of a value: as it is typed, a word in capitals where that is one's own."""
+    if "anyOf" in schema:
+        shown = dict.fromkeys(_placeholder(option) for option in schema["anyOf"] if option.get("type") != "null")
+        return "PATH" if "PATH" in shown else "|".join(shown)
+    if "enum" in schema:
+        return describe(schema)
+    match schema.get("type"):
+        case "array" if "prefixItems" in schema:
+            return ",".join(map(_placeholder, schema["prefixItems"]))
+        case "array":
+            return f"{_placeholder(schema.get('items', {}))},..."
+        case "object":
+            return "NAME=VALUE"
+        case "string":
+            return _FORMATS.get(schema.get("format", ""), "TEXT")
+        case kind:
+            return _PLACEHOLDERS.get(str(kind), "VALUE")
+
+
+_FORMATS: Final = {"path": "PATH", "duration": "DURATION", "date-time": "TIME"}
+_PLACEHOLDERS: Final = {"integer": "INT", "number": "NUMBER", "boolean": "yes|no"}
 
 
 def _kind(parameter: Parameter) -> str:
     """What a value is, as one types it: a path is a text anyhow, and to give none one leaves it out."""
-    return describe(parameter.schema).removesuffix(" or None").replace("path or str", "path").replace("list of ", "")
+    kind = describe(parameter.schema).removesuffix(" or None").replace("path or str", "path")
+    if kind.startswith("list of "):
+        return f"{kind.removeprefix('list of ')}; several: again, or with commas"
+    return "NAME=VALUE; several: again" if kind.startswith("dict") else kind
 
 
 def option_of(parameter: Parameter) -> str:

@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Annotated, Any, Final, Literal
@@ -45,7 +45,7 @@ class StorageClient(DriverClient):
         sha256: Annotated[str | None, "what it has to be, of the file or of what is unpacked from it"] = None,
         resume: Annotated[bool, "leave alone what is there already, of a flash that was interrupted"] = False,
         fetch: Annotated[bool, "let the exporter fetch the URL, instead of this machine"] = False,
-        header: Annotated[list[str] | None, "of the request for a URL: 'NAME: VALUE'"] = None,
+        header: Annotated[dict[str, str] | None, "of the request for a URL, 'NAME: VALUE' as well"] = None,
         bearer: Annotated[str | None, "token for a URL; @FILE: what stands there"] = None,
         power: Annotated[str | None, "power driver of the device, which is switched off before"] = None,
         then: Annotated[Literal["off", "on"], "what it is to be afterwards, with power"] = "off",
@@ -65,7 +65,7 @@ class StorageClient(DriverClient):
         the device off.
         """
         begin = time.monotonic()
-        headers = _headers(header or [], bearer)
+        headers = _headers(header or {}, bearer)
         if fetch and bmap is not None:
             raise UsageError("what the exporter fetches is written as a whole: bmap does not go with fetch")
         blocks = read_bmap(Path(bmap)) if bmap is not None else None
@@ -376,14 +376,11 @@ def _compare(expected: str | None, image: str, checksums: list[str]) -> None:
         raise UsageError(f"{image} is another image than it should be: its sha256 is {there}, not {expected}")
 
 
-def _headers(lines: Sequence[str], bearer: str | None) -> dict[str, str]:
+def _headers(given: Mapping[str, str], bearer: str | None) -> dict[str, str]:
     """Of a request. Raises UsageError, in which no value is shown."""
-    headers: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not name.strip() or "\n" in line or "\r" in line:
-            raise UsageError("a header is 'NAME: VALUE', in one line")
-        headers[name.strip()] = value.strip()
+    headers = dict(given)
+    if any(not name or set(name + value) & {"\n", "\r"} for name, value in headers.items()):
+        raise UsageError("a header is NAME and VALUE, in one line")
     if bearer is not None:
         if bearer.startswith("@"):
             try:

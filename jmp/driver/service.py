@@ -26,7 +26,7 @@ def method_of(service: object, request: Request, names: Sequence[str] | None = N
     if request.method not in known:
         raise NotFound(f"{request.target} has no method {request.method!r}{did_you_mean(request.method, known)}")
     kind, parameters, at_once = known[request.method]
-    args, kwargs = bind(parameters, request.args, request.kwargs)
+    args, kwargs = bind(parameters, request.args, request.kwargs, f"{request.target}.{request.method}")
     return Method(kind, partial(getattr(service, request.method), *args, **kwargs), at_once=at_once)
 
 

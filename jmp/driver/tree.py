@@ -163,7 +163,7 @@ class Tree:
         """
         if (found := self._found.get((path, name))) is not None:
             keeper, export = found
-            positional, named = bind(export.parameters, args, kwargs)
+            positional, named = bind(export.parameters, args, kwargs, f"{path}.{name}")
             return keeper.method(export, positional, named)
         node = self.find(path)
         exports = self._exports.get(node.path, {})
@@ -172,7 +172,7 @@ class Tree:
             known = exports or [f"{path}.{child}" for child in node.children]
             raise NotFound(what + did_you_mean(name, known))
         export = exports[name]
-        positional, named = bind(export.parameters, args, kwargs)
+        positional, named = bind(export.parameters, args, kwargs, f"{path}.{name}".lstrip("."))
         keeper = self._keepers[node.path]
         if path == node.path:  # by refs there may be any number of paths
             self._found[path, name] = keeper, export

@@ -85,7 +85,7 @@ def test_verbs_commands_pipes_and_what_is_kept(bench: Path) -> None:
         say(terminal, "printf without-newline", r"^without-newline%$")
         say(terminal, "echo 'one\r2'", r"^one\n2$")
         say(terminal, "echo back\\\rslash", r"^backslash$")
-        say(terminal, "help power cycle", r"^Usage: power cycle \[--wait FLOAT\]$")
+        say(terminal, "help power cycle", r"^Usage: power cycle \[--wait NUMBER\]$")
         say(terminal, "power fly", r"'power' has no driver or verb 'fly'")
         terminal.type("exit 7\r")
         assert terminal.end() == 7

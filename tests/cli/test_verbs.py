@@ -48,6 +48,10 @@ class Bench(Driver):
         return sum(items)
 
     @export
+    def ask(self, headers: dict[str, str] | None = None, hosts: list[str] | None = None) -> dict[str, str]:
+        return (headers or {}) | dict.fromkeys(hosts or [], "host")
+
+    @export
     def raw(self) -> bytes:
         return b"\x00\xff"
 
@@ -89,6 +93,7 @@ def bench() -> Iterator[Any]:
         ("lots [4,5]", "9\n"),
         ("lots --items 1 --items 2", "3\n"),
         ("nothing", ""),
+        ("ask --headers A=x --headers B==2 --hosts a,b --hosts c", "A: x\nB: =2\na,b: host\nc: host\n"),
         ("numbers", "1\n2\n3\n"),
         ("numbers 1", "1\n"),
     ],
@@ -132,7 +137,7 @@ def test_the_items_of_a_command_go_where_they_were_meant_to(bench: Any, capfd: p
     ("line", "error", "said"),
     [
         ("txt a", NotFound, "did you mean 'text'"),
-        ("text", UsageError, "text needs TEXT: text TEXT [--note STR]"),
+        ("text", UsageError, "text needs TEXT: text TEXT [--note TEXT]"),
         ("text a b c", UsageError, "takes no further argument 'c'"),
         ("text a --not b", UsageError, "has no option --not (did you mean 'note'?)"),
         ("text a --note", UsageError, "--note needs a value"),
@@ -155,7 +160,7 @@ def test_help(bench: Any, line: str, capsys: pytest.CaptureFixture[str]) -> None
     assert execute(bench, line.split()) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("Tells what it got.\n\nVerbs:\n")
-    assert "typed COUNT [--ratio FLOAT] [--speed SLOW|FAST] [--loud]  Take values of several types.\n" in printed
+    assert "typed COUNT [--ratio NUMBER] [--speed slow|fast] [--loud]  Take values of several types.\n" in printed
     assert printed.endswith("\nj VERB --help says more.\n")
 
 
@@ -167,11 +172,11 @@ def test_help_on_a_terminal_is_wrapped_where_words_end(
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) < 60
     assert (
-        "  typed COUNT [--ratio FLOAT] [--speed SLOW|FAST] [--loud]\n                        Take values of several types.\n"
+        "  typed COUNT [--ratio NUMBER] [--speed slow|fast] [--loud]\n                        Take values of several types.\n"
     ) in printed
     assert execute(bench, ["typed", "--help"]) == 0
     assert capsys.readouterr().out.startswith(
-        "Usage: j typed COUNT [--ratio FLOAT] [--speed SLOW|FAST]\n      [--loud]\n\n"
+        "Usage: j typed COUNT [--ratio NUMBER] [--speed slow|fast]\n      [--loud]\n\n"
         "Take values of several types.\n\nMore about it.\n"
     )
 
@@ -179,11 +184,16 @@ def test_help_on_a_terminal_is_wrapped_where_words_end(
 def test_help_of_a_verb(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(bench, ["typed", "1", "--help"]) == 0
     assert capsys.readouterr().out == (
-        "Usage: j typed COUNT [--ratio FLOAT] [--speed SLOW|FAST] [--loud]\n\n"
+        "Usage: j typed COUNT [--ratio NUMBER] [--speed slow|fast] [--loud]\n\n"
         "Take values of several types.\n\nMore about it.\n\nArguments:\n"
         "  COUNT    int\n  --ratio  float; default: 0.5\n  --speed  slow|fast; default: slow\n  --loud\n"
     )
+    assert execute(bench, ["ask", "--help"]) == 0
+    assert capsys.readouterr().out == (
+        "Usage: j ask [--headers NAME=VALUE] [--hosts TEXT,...]\n\n\n\nArguments:\n"
+        "  --headers  NAME=VALUE; several: again\n  --hosts    str; several: again, or with commas\n"
+    )
     assert execute(bench, ["quiet", "--help"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("Usage: j quiet [--no-sound] [--to STR]\n")
+    assert printed.startswith("Usage: j quiet [--no-sound] [--to TEXT]\n")
     assert "  --no-sound  sound is on without this\n  --to        str\n" in printed

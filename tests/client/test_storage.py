@@ -266,7 +266,7 @@ def test_an_image_from_a_server(using: Side, card: Card, tmp_path: Path, fetch: 
                 offset=512,
                 fetch=fetch,
                 bearer=f"@{tmp_path / 'token'}",
-                header=["X-Who: me"],
+                header={"X-Who": "me"},
                 progress=lambda *at: shown.append(at),
             )
             assert (result["bytes"], result["sha256"]) == (len(IMAGE), sha256(IMAGE))
@@ -348,8 +348,8 @@ def test_what_does_not_go_with_fetch(using: Side, card: Card, tmp_path: Path) ->
                 )
             with pytest.raises(BadValue, match=f"does not fit: it has {SIZE + 1} bytes"):
                 client.flash(f"{url}/image", fetch=True)
-            with pytest.raises(UsageError, match="a header is 'NAME: VALUE'"):
-                client.flash(f"{url}/image", header=["secret"])
+            with pytest.raises(UsageError, match="a header is NAME and VALUE"):
+                client.flash(f"{url}/image", header={"X": "secret\nY: z"})
 
         using(card, use)
     assert (tmp_path / "card").read_bytes() == bytes(SIZE)

@@ -225,6 +225,12 @@ def test_did_you_mean() -> None:
         (list[timedelta], "[1s, 2 m]", [timedelta(seconds=1), timedelta(minutes=2)]),
         (tuple[int, str], "1,x", [1, "x"]),
         (dict[str, timedelta], '{"a": "5s"}', {"a": timedelta(seconds=5)}),
+        (dict[str, timedelta], "a=5s", {"a": timedelta(seconds=5)}),
+        (dict[str, str], ["Accept: a, b", "X==1:2"], {"Accept": "a, b", "X": "=1:2"}),
+        (dict[str, str] | None, ["a=1", "b="], {"a": "1", "b": ""}),
+        (dict[int, str], "0x10=x", {16: "x"}),
+        (Port, ["number=5", "host=on"], {"number": 5, "host": "on"}),
+        (list[str] | None, ["a,b", "c"], ["a,b", "c"]),
         (Port, "{number: 5, host: on}", {"number": 5, "host": "on"}),
         (int | None, "none", None),
         (int | None, "5", 5),
@@ -257,6 +263,10 @@ def test_parse(hint: object, text: str | list[str], value: Any) -> None:
         (None, "x", "expected None, got 'x' (str)"),
         (tuple[int, str], "1", "expected (int, str), got 1 values"),
         (dict[str, int], "{a: b}", "a: expected int, got 'b' (str)"),
+        (dict[str, int], "a=b", "a: expected int, got 'b' (str)"),
+        (dict[str, str], "hush", "expected NAME=VALUE"),
+        (dict[str, str], ["a=1", "=2"], "expected NAME=VALUE"),
+        (Port, "host=x", "missing key 'number' (int)"),
         (list[int], "[1, x]", "[1]: expected int, got 'x' (str)"),
     ],
 )
@@ -377,12 +387,12 @@ def test_any_foreign_schema_can_be_used(foreign: object, value: object, text: st
 
 def test_bind_gives_methods_what_they_ask_for() -> None:
     parameters = parameters_of(Methods.all_kinds, owner=Methods)
-    assert bind(parameters, [1, "slow", "/a"], {"wait": 2, "x": ["y"]}) == (
+    assert bind(parameters, [1, "slow", "/a"], {"wait": 2, "x": ["y"]}, "a.b") == (
         [1, Mode.SLOW, Path("/a")],
         {"wait": 2, "x": ["y"]},
     )
     travelled = [Parameter.from_wire(parameter.to_wire()) for parameter in parameters]
-    assert bind(travelled, [1, "slow", "/a"], {}) == ([1, "slow", "/a"], {})
+    assert bind(travelled, [1, "slow", "/a"], {}, "a.b") == ([1, "slow", "/a"], {})
 
 
 @pytest.mark.parametrize(
@@ -401,8 +411,8 @@ def test_bind_gives_methods_what_they_ask_for() -> None:
 def test_bind_names_what_is_wrong(args: list[Any], kwargs: dict[str, Any], message: str) -> None:
     parameters = [p for p in parameters_of(Methods.all_kinds, owner=Methods) if not p.kind.startswith("var")]
     with pytest.raises(BadValue) as caught:
-        bind(parameters, args, kwargs)
-    assert caught.value.message == message
+        bind(parameters, args, kwargs, "power.cycle")
+    assert caught.value.message == f"power.cycle: {message}"
 
 
 # ---- load

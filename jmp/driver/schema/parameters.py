@@ -143,13 +143,13 @@ def _as_they_are(parameters: Sequence[Parameter], args: Sequence[Any]) -> list[A
 
 
 def bind(
-    parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]
+    parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any], method: str
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Check a call's arguments against a method's parameters; what to call the method with.
+    """Check a call's arguments against the parameters of ``method``; what to call that with.
 
     Values change only where the parameter knows a hint (on the exporter) that the wire cannot express: a string becomes
-    a Path or an Enum's member, a dict a dataclass. Raises BadValue that names every missing, unexpected or wrong
-    argument.
+    a Path or an Enum's member, a dict a dataclass. Raises BadValue that names the method and every missing, unexpected
+    or wrong argument.
     """
     if not kwargs and (taken := _as_they_are(parameters, args)) is not None:
         return taken, {}
@@ -192,5 +192,5 @@ def bind(
         if item.required and item.name not in given and not named_too:
             problems.append(f"missing argument '{item.name}' ({describe(item.schema)})")
     if problems:
-        raise BadValue("; ".join(problems))
+        raise BadValue(f"{method}: {'; '.join(problems)}")
     return positional, keywords

@@ -13,6 +13,7 @@ from jmp.errors import BadValue
 _TRUE = frozenset({"true", "on", "yes", "1"})
 _FALSE = frozenset({"false", "off", "no", "0"})
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|d|w)\s*")
+_PAIR = re.compile(r"\s*([^=:\s][^=:]*?)\s*(?:=|:(?=\s|$)\s*)(.*)", re.DOTALL)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -32,12 +33,18 @@ def parse(schema: Schema, text: str | Sequence[str]) -> Any:
     """The value of the wire that was typed on a command line; raises BadValue with a one-line message.
 
     A list is one text with commas (or in YAML's flow style, ``[a, b]``), or several texts, one for each item and taken
-    as they are. A dict is JSON or YAML flow style. Bytes are the text in UTF-8. Where anything is allowed, the text is
+    as they are. A dict is ``NAME=VALUE`` or ``NAME: VALUE``, once or several times, JSON, or YAML flow style. Bytes are the text in UTF-8. Where anything is allowed, the text is
     read as YAML reads a scalar.
     """
     if not isinstance(text, str):
         if schema.get("type") == "array" and len(text) != 1:
             return _parse_items(schema, list(text))
+        if schema.get("type") == "object" and len(text) != 1:
+            return _parse_pairs(schema, text)
+        if "anyOf" in schema and len(text) != 1:
+            several = [option for option in schema["anyOf"] if option.get("type") in ("array", "object")]
+            if len(several) == 1:
+                return parse(several[0], text)
         if len(text) != 1:
             raise BadValue(f"expected one value ({describe(schema)}), got {len(text)}")
         text = text[0]
@@ -64,6 +71,8 @@ def parse(schema: Schema, text: str | Sequence[str]) -> Any:
         return None
     if kind == "array" and not text.lstrip().startswith("["):
         return _parse_items(schema, text.split(",") if text else [])
+    if kind == "object" and not text.lstrip().startswith("{") and "\n" not in text:
+        return _parse_pairs(schema, [text])
     if kind in ("boolean", "null"):
         raise BadValue(expected(schema, text))
     return _parse_yaml(schema, text)
@@ -100,6 +109,22 @@ def _parse_items(schema: Schema, texts: list[str]) -> list[Any]:
         raise BadValue(f"expected {describe(schema)}, got {len(texts)} values")
     schemas = fixed if fixed is not None else [schema.get("items", {})] * len(texts)
     return [parse(item, text) for item, text in zip(schemas, texts, strict=True)]
+
+
+def _parse_pairs(schema: Schema, texts: Sequence[str]) -> dict[Any, Any]:
+    value: dict[Any, Any] = {}
+    for text in texts:
+        if (pair := _PAIR.fullmatch(text)) is None:
+            raise BadValue("expected NAME=VALUE")  # what it is instead may be a secret
+        name, typed = pair.groups()
+        key = parse(schema.get("propertyNames", {"type": "string"}), name)
+        try:
+            value[key] = parse(schema.get("properties", {}).get(key, schema.get("additionalProperties") or {}), typed)
+        except BadValue as error:
+            raise BadValue(f"{name}: {error.message}") from None
+    if problems := check(schema, value):
+        raise BadValue(str(problems[0]))
+    return value
 
 
 def _parse_yaml(schema: Schema, text: str) -> Any:
