@@ -117,8 +117,8 @@ class Hold:
         try:
             async with open_session(config, self.grant.client, environ=self._environ(), before=False):
                 pass
-        except JmpError as error:
-            self.failure = error
+        except* JmpError as errors:  # a group if cancelled meanwhile
+            self.failure = _first(errors)
         finally:
             self._finish()
 

@@ -23,6 +23,7 @@ from jmp.driver.tree import Node, Tree, shielded
 from jmp.environment import session_directory, session_environment
 from jmp.exporter.config import ExporterConfig, Hook
 from jmp.exporter.hooks import HookFailed, Print, run_hook
+from jmp.groups import ungrouped
 from jmp.link import Link, websocket
 from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role
@@ -112,6 +113,7 @@ class Session:
         self._news.unpark_all()
 
 
+@ungrouped
 @asynccontextmanager
 async def open_session(
     config: ExporterConfig,

@@ -741,7 +741,7 @@ async def test_arguments_are_checked_before_the_method_is_called() -> None:
     async with running(group(it=probe([], "it"))) as (tree, _):
         with pytest.raises(BadValue, match="takes at most 0 positional arguments, got 1"):
             tree.method("it", "hello", (1,), {})
-        with pytest.raises(BadValue, match="^it.hello: unexpected argument 'loud'"):
+        with pytest.raises(BadValue, match=r"^it\.hello: unexpected argument 'loud'"):
             tree.method("it", "hello", (), {"loud": True})
 
 

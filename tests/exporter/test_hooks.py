@@ -14,8 +14,10 @@ import trio.testing
 
 from jmp.errors import LabError
 from jmp.exporter.config import Hook
+from jmp.exporter.hold import Hold
 from jmp.exporter.hooks import HookFailed, run_hook
 from jmp.exporter.session import open_session
+from jmp.wire.records import Grant, Phase
 from tests.fakes.exporters import Lamp, begin, bench, connected, exporting, only
 
 ENVIRON = {"PATH": "/usr/bin:/bin", "JMP_HOOK": "beforeLease"}
@@ -224,9 +226,8 @@ async def test_what_a_failing_hook_ends(which: str, policy: str, tmp_path: Path,
             journal.append("session")
 
     if fatal:
-        with pytest.raises(BaseExceptionGroup) as raised:
+        with pytest.raises(HookFailed, match=f"hook {which} failed with exit status 3"):
             await use()
-        assert only(raised.value).message == f"hook {which} failed with exit status 3"
     else:
         await use()
         assert f"hook {which} failed with exit status 3\n".encode() in said.data
@@ -254,3 +255,10 @@ async def test_onfailure_exit_ends_the_exporter(tmp_path: Path) -> None:
     with pytest.raises(BaseExceptionGroup) as raised:
         await serve()
     assert only(raised.value).message == "hook afterLease failed with exit status 3"
+
+
+async def test_cleaning_up_after_a_restart_keeps_what_a_hook_failed_with(tmp_path: Path, journal: list[str]) -> None:
+    hold = Hold(Grant(lease="1", client="me", duration=0.0, remaining=0.0), 1, lambda: None, "bench")
+    await hold.settle(bench(tmp_path, hooks(after="exit 3", policy="exit")), "restarted")
+    assert isinstance(hold.failure, HookFailed)
+    assert (hold.phase, journal) == (Phase.IDLE, ["open", "close"])

@@ -33,8 +33,8 @@ def parse(schema: Schema, text: str | Sequence[str]) -> Any:
     """The value of the wire that was typed on a command line; raises BadValue with a one-line message.
 
     A list is one text with commas (or in YAML's flow style, ``[a, b]``), or several texts, one for each item and taken
-    as they are. A dict is ``NAME=VALUE`` or ``NAME: VALUE``, once or several times, JSON, or YAML flow style. Bytes are the text in UTF-8. Where anything is allowed, the text is
-    read as YAML reads a scalar.
+    as they are. A dict is ``NAME=VALUE`` or ``NAME: VALUE``, once or several times, JSON, or YAML flow style.
+    Bytes are the text in UTF-8. Where anything is allowed, the text is read as YAML reads a scalar.
     """
     if not isinstance(text, str):
         if schema.get("type") == "array" and len(text) != 1:
