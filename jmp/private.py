@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +29,23 @@ def read_private(file: Path) -> bytes | None:
         return None
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def read_secret(file: Path | str, what: str) -> str:
+    """The first line of a file that the user has named, ``-``: of standard input. ``what`` it is stands in the errors.
+
+    Raises :class:`~jmp.errors.ConfigError`.
+    """
+    where = "standard input" if str(file) == "-" else str(file)
+    try:
+        text = sys.stdin.read() if str(file) == "-" else Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = "it is not text" if isinstance(error, UnicodeDecodeError) else error.strerror or error
+        raise ConfigError(f"the {what} cannot be read from {where}: {why}") from None
+    secret = text.strip().partition("\n")[0].strip()
+    if not secret:
+        raise ConfigError(f"{where} holds no {what}")
+    return secret
 
 
 def write_private(file: Path, content: bytes) -> None:

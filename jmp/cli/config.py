@@ -23,6 +23,7 @@ from jmp.client.config import CHOICE, ENDPOINT, TOKEN, ClientConfig, Metadata, S
 from jmp.client.lab import log_in, open_lab
 from jmp.errors import ConfigError, JmpError, Refused, UsageError
 from jmp.link.address import parse
+from jmp.private import read_secret
 from jmp.wire import tokens
 
 app = new_app("Labs that you use, and the exporters of this machine that serve in one.")
@@ -282,15 +283,7 @@ def read_token(file: str | None) -> str:
         if not token:
             raise UsageError(f"a token is needed: in {TOKEN}, in a file (--token-file FILE), or by --token-file -")
         return token
-    if file != "-":
-        return configuration.read_token(Path(file))
-    try:
-        token = sys.stdin.read().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the token cannot be read from standard input: {error}") from None
-    if not token:
-        raise ConfigError("standard input holds no token")
-    return token
+    return read_secret(file, "token")
 
 
 def _join(
@@ -420,7 +413,7 @@ def _ca(endpoint: str, fingerprint: str | None, file: Path | None) -> str | None
 def _renew(store: Store, name: str) -> None:
     config = store.load(name)
     if config.account_token is not None:
-        answer = log_in(dataclasses.replace(config, token=configuration.read_token(config.account_token)))
+        answer = log_in(dataclasses.replace(config, token=read_secret(config.account_token, "token")))
     else:
         with open_lab(config) as lab:
             answer = lab.call("renew")

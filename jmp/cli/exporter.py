@@ -12,7 +12,7 @@ import trio
 import typer
 
 from jmp.cli import output
-from jmp.cli.given import load, read_passphrase
+from jmp.cli.given import load
 from jmp.cli.places import default_socket, state_directory
 from jmp.cli.serving import LogFormat, LogLevel, check_address, log_to_stderr, tls_of, until_told
 from jmp.cli.typed import Output, new_app
@@ -21,7 +21,7 @@ from jmp.driver.plugins import driver_class
 from jmp.errors import ConfigError, UsageError
 from jmp.exporter import config as configuration
 from jmp.exporter.config import ExporterConfig
-from jmp.private import write_private
+from jmp.private import read_secret, write_private
 
 app = new_app("Offer a device to its users.")
 run_app = new_app("Offer a device: the same as jmp exporter serve.")
@@ -147,13 +147,13 @@ async def _serve(
 def _passphrase(name: str, file: Path | None) -> tuple[str, Path | str]:
     """The passphrase and where it is: given, or made once and kept."""
     if file is not None:
-        return read_passphrase(file), file
+        return read_secret(file, "passphrase"), "FILE" if str(file) == "-" else file
     if from_environment := os.environ.get("JMP_PASSPHRASE"):
         return from_environment, "FILE"
     file = state_directory(name) / "passphrase"
     if not file.exists():
         write_private(file, f"{secrets.token_urlsafe(24)}\n".encode())
-    return read_passphrase(file), file
+    return read_secret(file, "passphrase"), file
 
 
 @app.command()

@@ -21,9 +21,9 @@ from jmp.cli import output
 from jmp.cli.labs import Narrator, record_of
 from jmp.client.config import ClientConfig
 from jmp.client.connect import TARGET, Device, Dial, device_of, dial_on, dial_trio
-from jmp.client.lab import DIRECT_SECONDS, Lab, Standing, ended, find_way, open_lab_trio, up_to_date_trio
+from jmp.client.lab import DIRECT_SECONDS, Lab, Standing, ended, ended_as, find_way, open_lab_trio, up_to_date_trio
 from jmp.client.relay import relay
-from jmp.errors import JmpError, LabError, LinkLost, Refused, Timeout
+from jmp.errors import Cancelled, JmpError, LabError, LinkLost, Refused, Timeout
 from jmp.link import Link, websocket
 from jmp.link.resumable import Onward, lasting
 from jmp.mux.connection import multiplex
@@ -256,6 +256,18 @@ async def open_tenancy(
 async def _until_ended(tenancy: Tenancy, early: list[Lease], scope: trio.CancelScope) -> None:
     early.append(await tenancy.wait_ended())
     scope.cancel()
+
+
+async def check_held(places: Sequence[Place]) -> None:
+    """Raise what ended the lease if an exporter has ended it: it need not hear from the controller to do so."""
+    for place in places:
+        with trio.move_on_after(ASK_SECONDS):
+            try:
+                await place.device._backend.call(TARGET, "begin", (), {})
+            except Cancelled as over:
+                raise ended_as(over.message) from None
+            except JmpError:  # the link is gone: nothing is known
+                pass
 
 
 @asynccontextmanager

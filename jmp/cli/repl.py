@@ -10,6 +10,7 @@ Lines are decided in :mod:`jmp.cli.line`.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from jmp.cli import guarded, line, output, verbs
+from jmp.cli.ending import POLITE, tell
 from jmp.cli.line import Health, Kind, Step
 from jmp.cli.verbs import Target
 from jmp.client.connect import Dial, open_blocking
@@ -225,7 +227,11 @@ def _run(command: Sequence[str], **options: Any) -> int:
     try:
         status = process.wait()
     except BaseException:
-        process.terminate()
+        for step in POLITE:
+            if process.poll() is None:
+                tell(process.pid, step)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(step.seconds if step.seconds < math.inf else None)
         raise
     if status == -signal.SIGINT:
         _end_line()

@@ -14,6 +14,7 @@ import trio
 import typer
 
 from jmp.cli import output
+from jmp.cli.ending import POLITE, PROMPT, Step, tell
 from jmp.cli.places import default_socket
 from jmp.cli.typed import new_app
 from jmp.client.connect import Dial, open_session, who
@@ -28,8 +29,6 @@ app = new_app("Use a device.")
 
 DIAL_SECONDS: Final = 20.0
 """How long an exporter may take to answer; a firewall that drops packets never does."""
-KILL_AFTER: Final = 5.0
-"""Seconds between asking the command to end (TERM) and ending it (KILL)."""
 
 
 class Running(NamedTuple):
@@ -123,9 +122,9 @@ def shell(
         return trio.run(_with_own_exporter, own, command)
     passphrase = os.environ.get("JMP_PASSPHRASE")
     if passphrase_file is not None:
-        from jmp.cli.given import read_passphrase
+        from jmp.private import read_secret
 
-        passphrase = read_passphrase(passphrase_file)
+        passphrase = read_secret(passphrase_file, "passphrase")
     return trio.run(_over_link, Dial(connect, passphrase, fingerprint, ca, seconds=DIAL_SECONDS), wait, command)
 
 
@@ -211,7 +210,7 @@ def _has_lab() -> bool:
 
 async def _in_lab(wish: LeaseRequest | str, client: str | None, command: Sequence[str] | None) -> int:
     """A session with the devices of a lease, as a client whose configuration is named if it is not the one in use."""
-    from jmp.cli.leased import open_tenancy
+    from jmp.cli.leased import check_held, open_tenancy
     from jmp.client.config import CHOICE, current
 
     async with _until_told() as scope:
@@ -230,7 +229,10 @@ async def _in_lab(wish: LeaseRequest | str, client: str | None, command: Sequenc
                 if client is not None:
                     environment[CHOICE] = client
                 motd = "\n".join(str(place.device.info.get("motd") or "").rstrip() for place in places).strip()
-                return await _use(Running(first.exporter, motd, first.url, environment), command)
+                code = await _use(Running(first.exporter, motd, first.url, environment), command)
+                if code != 0:  # it may have failed because the lease is over, which its exporter knows first
+                    await check_held(places)
+                return code
     return 128 + signal.SIGTERM
 
 
@@ -240,7 +242,7 @@ async def _use(running: Running, command: Sequence[str] | None) -> int:
     if command:
         return await run_command(command, running.environment)
     with output.beside_prompt():
-        return await run_command(_prompt(), running.environment)
+        return await run_command(_prompt(), running.environment, PROMPT)
 
 
 def _prompt() -> list[str]:
@@ -282,8 +284,8 @@ async def _until_told() -> AsyncIterator[trio.CancelScope]:
         nursery.cancel_scope.cancel()
 
 
-async def run_command(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Run a command on this terminal; its exit code, 128 + N if signal N ended it. If cancelled, ends it: TERM, later KILL."""
+async def run_command(command: Sequence[str], environment: dict[str, str], ending: Sequence[Step] = POLITE) -> int:
+    """Run a command on this terminal; its exit code, 128 + N if signal N ended it. If cancelled, makes it end in these steps."""
     # Ctrl-C is for the command: while it runs, this process takes no notice. (Ignoring it would be inherited.)
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
@@ -297,11 +299,11 @@ async def run_command(command: Sequence[str], environment: dict[str, str]) -> in
             status = await process.wait()
         except trio.Cancelled:
             with trio.CancelScope(shield=True):
-                process.terminate()
-                with trio.move_on_after(KILL_AFTER):
-                    await process.wait()
-                process.kill()
-                await process.wait()
+                for step in ending:
+                    if process.poll() is None:
+                        tell(process.pid, step)
+                        with trio.move_on_after(step.seconds):
+                            await process.wait()
             raise
     finally:
         signal.signal(signal.SIGINT, before)

@@ -185,19 +185,6 @@ def read(path: Path) -> ClientConfig:
     return config
 
 
-def read_token(file: Path) -> str:
-    """The token that a file holds. Raises ``ConfigError``."""
-    try:
-        token = file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the token cannot be read from {file}: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    if not token:
-        raise ConfigError(f"{file} holds no token")
-    return token
-
-
 def current(environ: Mapping[str, str] = os.environ, *, name: str | None = None) -> ClientConfig:
     """Who one is: ``name``, else what the environment says, else the configuration in use. Raises ``UsageError``."""
     store = clients()

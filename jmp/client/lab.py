@@ -12,9 +12,10 @@ from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from jmp.client.config import ClientConfig, clients, read_token
+from jmp.client.config import ClientConfig, clients
 from jmp.driver.proxy import Backend, Blocking
 from jmp.errors import JmpError, LabError, Timeout
+from jmp.private import read_secret
 from jmp.wire import tokens
 from jmp.wire.records import Lease, State, Want, from_wire, to_wire
 
@@ -112,7 +113,7 @@ def up_to_date(config: ClientConfig) -> ClientConfig:
         kept = store.load(config.name)  # another command may have been here already
         if kept.account_token == config.account_token and kept.endpoint == config.endpoint and _is_good(kept):
             return replace(config, token=kept.token)
-    own = read_token(config.account_token)
+    own = read_secret(config.account_token, "token")
     config = replace(config, token=log_in(replace(config, token=own))["token"])
     with suppress(JmpError, OSError):  # where nothing can be kept the next command does this again
         ca = config.tls.ca.read_text() if config.tls.ca is not None else None
@@ -234,5 +235,9 @@ async def find_way(
 
 def ended(lease: Lease) -> JmpError:
     """What to raise when a lease ended under its holder."""
-    message = f"lease {lease.id} has ended: {lease.reason}"
-    return Timeout(message) if lease.ends is not None and lease.reason == "its time was over" else LabError(message)
+    return ended_as(f"lease {lease.id} has ended: {lease.reason}")
+
+
+def ended_as(message: str) -> JmpError:
+    """The same, from what an exporter says: its user's fault if the time was over."""
+    return (Timeout if message.endswith(": its time was over") else LabError)(message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +11,18 @@ import pytest
 import trio
 import trio.testing
 
-from jmp.cli.leased import Tenancy, WayBack
+from jmp.cli.leased import Place, Tenancy, WayBack, check_held
 from jmp.client.config import ClientConfig, Metadata
-from jmp.client.connect import Dial
-from jmp.errors import LabError, LinkLost, Refused
+from jmp.client.connect import Dial, device_of
+from jmp.errors import Cancelled, JmpError, LabError, LinkLost, Refused, Timeout
 from jmp.link import Link, websocket
+from jmp.link.memory import memory_links
 from jmp.link.resumable import Redial
 from jmp.link.websocket import UpgradeRequest, WebSocketLink
 from jmp.mux.connection import multiplex
 from jmp.mux.protocol import Role
-from jmp.rpc.messages import Request
+from jmp.rpc.call import Caller
+from jmp.rpc.messages import Kind, Request
 from jmp.rpc.serve import Method, serve
 from jmp.wire.records import Lease, State
 from tests.fakes.links import serving
@@ -123,3 +125,34 @@ async def test_a_place_is_reached_again_while_the_controller_is_away() -> None:
                     await WayBack(tenancy, "one", Dial(url, "old", leased=True))()
             nursery.cancel_scope.cancel()
     assert shown == ["old"]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (Cancelled("lease abc has ended: its time was over"), Timeout),
+        (Cancelled("lease abc has ended: alice released it"), LabError),
+        (LabError("something else"), None),
+        (None, None),
+    ],
+)
+async def test_a_command_that_failed_as_its_lease_ended_is_told_of_that_by_the_exporter(
+    error: JmpError | None, raised: type[JmpError] | None
+) -> None:
+    def resolve(request: Request) -> Method:
+        if error is not None:
+            raise error
+        return Method(Kind.CALL, report)
+
+    async def report() -> dict[str, object]:
+        return {}
+
+    with trio.fail_after(20):
+        near, far = memory_links()
+        async with (
+            multiplex(near, Role.DIALLER) as connection,
+            multiplex(far, Role.LISTENER, serve=serve(resolve)),
+        ):
+            place = Place("one", device_of(Caller(connection), {"tree": {"children": {}}}), "unix:/none")
+            with pytest.raises(raised, match="lease abc has ended: ") if raised else nullcontext():
+                await check_held([place])

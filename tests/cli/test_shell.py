@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
+
+from jmp.cli.ending import POLITE
+from jmp.cli.shell import run_command
 
 JMP = [sys.executable, "-c", "import sys; from jmp.cli import main; sys.exit(main())"]
+
+
+def bench(tmp_path: Path) -> Path:
+    config = tmp_path / "bench.yaml"
+    config.write_text("apiVersion: jmp/v1\nkind: Exporter\nmetadata: {name: b}\nexport: {power: {type: mock-power}}\n")
+    return config
 
 
 @pytest.mark.parametrize(
@@ -21,8 +34,7 @@ JMP = [sys.executable, "-c", "import sys; from jmp.cli import main; sys.exit(mai
     ],
 )
 def test_the_commands_code_is_returned(tmp_path: Path, command: list[str], code: int, said: str) -> None:
-    config = tmp_path / "bench.yaml"
-    config.write_text("apiVersion: jmp/v1\nkind: Exporter\nmetadata: {name: b}\nexport: {power: {type: mock-power}}\n")
+    config = bench(tmp_path)
     done = subprocess.run(
         [*JMP, "shell", "--exporter-config", str(config), "--", *command],
         capture_output=True,
@@ -60,3 +72,49 @@ def test_the_garbage_collector_leaves_what_was_imported_alone(call: str, said: s
     code = COLLECTING.format(call=call)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, said)
+
+
+REPORTS = """\
+import time
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(0.2)
+    print("report", flush=True)
+"""
+
+
+def test_a_command_may_report_before_it_is_ended(tmp_path: Path) -> None:
+    """As with Ctrl-C, also below a shell of its own, and also if it was started from the prompt."""
+    for inside in ("prompt", "command"):
+        config = bench(tmp_path)
+        line = shlex.join([sys.executable, "-c", REPORTS]) + "; true"
+        command = [] if inside == "prompt" else ["--", "sh", "-c", line]
+        with subprocess.Popen(
+            [*JMP, "shell", "--exporter-config", str(config), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as shell:
+            assert shell.stdin is not None
+            assert shell.stdout is not None
+            if inside == "prompt":
+                shell.stdin.write(f"{line}\n")
+                shell.stdin.flush()
+            assert shell.stdout.readline() == "ready\n"
+            shell.terminate()
+            assert shell.communicate(timeout=60)[0] == "report\n"
+            assert shell.returncode == 143
+
+
+async def test_a_command_that_takes_no_notice_is_ended_by_force(tmp_path: Path) -> None:
+    deaf = f"trap '' INT TERM; echo > {tmp_path}/ready; sleep 60"
+    os.mkfifo(tmp_path / "ready")
+    steps = [step._replace(seconds=min(step.seconds, 0.01)) for step in POLITE[:2]] + [POLITE[2]]
+    with trio.fail_after(60), trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(run_command, ["sh", "-c", deaf], dict(os.environ), steps))
+            await trio.to_thread.run_sync((tmp_path / "ready").read_text)
+            scope.cancel()
+    assert scope.cancelled_caught
