@@ -375,7 +375,9 @@ def _blocking(value: Any) -> Any:
     if (
         callable(value)
         or isinstance(value, DriverClient | Asynchronous)
-        or any(hasattr(value, name) for name in ("__aiter__", "__aenter__", "receive_some"))
+        or hasattr(value, "__aiter__")
+        or hasattr(value, "__aenter__")
+        or hasattr(value, "receive_some")
     ):
         return Blocking(value)
     return value

@@ -1,8 +1,7 @@
 """WebSocket links without an event loop: for threads and for commands that have to start at once.
 
-One thread may send while another one receives. A wait without an end is left to the system, since each call of it takes
-time; one that has to end in time is done with poll. A thread that receives never waits for one that sends: it leaves the
-answer to a ping to that one. Imports are light (:mod:`ssl` for ``wss`` only).
+One thread may send while another one receives. A thread that receives never waits for one that sends: it leaves the answer to
+a ping to that one. Imports are light (:mod:`ssl` for ``wss`` only).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from jmp.errors import LabError, LinkLost, ProtocolViolation, Timeout, UsageError
 from jmp.link.address import Address, parse
+from jmp.link.interrupts import wait
 from jmp.link.rfc6455 import MAX_MESSAGE, Buffer, ClientHandshake, Closed, Codec, Violation
 
 if TYPE_CHECKING:
@@ -245,9 +245,11 @@ class BlockingLink:
         if self._early:
             data, self._early = self._early, b""
             return data
-        while deadline is None or self._poll(select.POLLIN, deadline):
+        while self._poll(
+            select.POLLIN, deadline
+        ):  # and only then read: Ctrl-C must not take what has been read with it
             try:
-                data = self._socket.recv(_READ, 0 if deadline is None else socket.MSG_DONTWAIT)
+                data = self._socket.recv(_READ, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -269,7 +271,7 @@ class BlockingLink:
         poll = self._polls[event]
         # Rounded up, so that it is never polled in vain at the very end.
         left = None if deadline is None else min(max(0, int((deadline - monotonic()) * 1000 + 0.999)), 2**31 - 1)
-        return bool(poll.poll(left))
+        return bool(wait(poll.poll, left))
 
     def _broken(self, error: OSError) -> LinkLost:
         return LinkLost(_CLOSED_HERE if self._closing else f"the connection broke: {error.strerror or error}")

@@ -21,6 +21,7 @@ from typing import Final
 
 from jmp.errors import Busy, JmpError, LabError, LinkLost, ProtocolViolation, Timeout
 from jmp.link.blocking import BlockingLink
+from jmp.link.interrupts import wait
 from jmp.link.resume import (
     ANSWER_SECONDS,
     ATTEMPT_SECONDS,
@@ -181,7 +182,7 @@ class ResumableBlockingLink:
             self._pause = 0.0
         end = self._since + self._patience
         while True:
-            self._closed.wait(max(min(self._not_before, deadline, end) - monotonic(), 0))
+            wait(self._closed.wait, max(min(self._not_before, deadline, end) - monotonic(), 0))
             if self._end is not None:
                 raise self._end
             now = monotonic()
@@ -193,7 +194,7 @@ class ResumableBlockingLink:
             self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
             self._not_before = now + random.uniform(self._pause / 2, self._pause)
             try:
-                link = self._dial(limit)
+                link = wait(self._dial, limit)
             except (LabError, Busy, Timeout) as error:
                 log.debug("no link yet: %s", error)
             except JmpError as error:

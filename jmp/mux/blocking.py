@@ -21,6 +21,7 @@ from weakref import WeakSet
 
 from jmp.errors import JmpError, LinkLost, ProtocolViolation
 from jmp.link.blocking import BlockingLink
+from jmp.link.interrupts import uninterrupted, wait
 from jmp.mux.protocol import Credited, Ended, Event, Mux, Opened, Received, Role, Stopped, WasReset, again, take
 from jmp.wire.frames import MAX_DATA, TARGET_MESSAGE, Reset
 
@@ -71,9 +72,8 @@ class BlockingConnection:
         self._mux = Mux(Role.DIALLER)
         self._streams: dict[int, BlockingStream] = {}
         self._lock = threading.RLock()  # guards everything here; held while reading never, while sending never
-        self._state = threading.Condition(self._lock)
         self._reading = False
-        self._idle = 0  # threads that wait for the one that reads
+        self._idle: list[threading.Lock] = []  # of threads that wait for the one that reads, which lets them go
         self._sending = threading.Lock()
         self._over = threading.Event()
         self._heard = time.monotonic()
@@ -85,23 +85,25 @@ class BlockingConnection:
 
     def open_stream(self, data: bytes = b"", *, end: bool = False) -> BlockingStream:
         """Open a stream with its first bytes, 64 KiB at most. Raises :class:`~jmp.errors.LinkLost` if the link has ended."""
-        with self._lock:
-            self._check()
-            stream = BlockingStream(self, self._mux.open(data, end=end))
-            self._streams[stream._number] = stream
-        self._flush()
-        return stream
+        with uninterrupted:
+            with self._lock:
+                self._check()
+                stream = BlockingStream(self, self._mux.open(data, end=end))
+                self._streams[stream._number] = stream
+            self._flush()
+            return stream
 
     def close(self) -> None:
         """Say good-bye and close the link; every stream ends."""
-        self._flush()
-        self._end(LinkLost("the link was closed on this side"))
-        self._link.close()
+        with uninterrupted:
+            self._flush()
+            self._end(LinkLost("the link was closed on this side"))
+            self._link.close()
 
     def disown(self) -> None:
         """Leave the connection to the process that made it: after a fork, in the child, where no other thread is alive."""
         self._lock, self._sending = threading.RLock(), threading.Lock()  # those threads may have held them
-        self._state = threading.Condition(self._lock)
+        self._idle.clear()
         self._mux.outgoing()
         self.error = LinkLost("this connection belongs to the process that made it: after a fork, connect again")
         self._over.set()
@@ -116,7 +118,13 @@ class BlockingConnection:
             if self.error is None:
                 self.error = error
             self._over.set()
-            self._state.notify_all()
+            self._wake()
+
+    def _wake(self) -> None:
+        """Let those go that wait for the thread that reads: one of them may have to read now."""
+        for waiter in self._idle:
+            waiter.release()
+        self._idle.clear()
 
     def _flush(self) -> None:
         """Send what waits. A thread that finds another one sending leaves its frames to that one."""
@@ -133,7 +141,7 @@ class BlockingConnection:
                 self._sending.release()
 
     def _wait(self, ready: Callable[[], bool], deadline: float | None) -> None:
-        """Return, holding ``_state``, once ``ready()``. The caller holds ``_state``.
+        """Return, holding ``_lock``, once ``ready()``. The caller holds ``_lock``, once.
 
         Raises :class:`DeadlinePassed` past ``deadline`` (of ``time.monotonic``). The end of the link makes it return as well.
         """
@@ -142,21 +150,26 @@ class BlockingConnection:
             if left is not None and left <= 0:
                 raise DeadlinePassed
             if self._reading:
-                self._idle += 1
+                waiter = threading.Lock()
+                waiter.acquire()
+                self._idle.append(waiter)
+                self._lock.release()
                 try:
-                    self._state.wait(left)
+                    wait(waiter.acquire, True, -1 if left is None else min(left, threading.TIMEOUT_MAX))
                 finally:
-                    self._idle -= 1
+                    self._lock.acquire()
+                    if waiter in self._idle:
+                        self._idle.remove(waiter)
             else:
                 self._read(left)
 
     def _read(self, timeout: float | None) -> bool:
         """Read one message, if one comes in time (then True), and act on it.
 
-        The caller holds ``_state``, which is let go meanwhile.
+        The caller holds ``_lock``, which is let go meanwhile.
         """
         self._reading = True
-        self._state.release()
+        self._lock.release()
         message: bytes | None = None
         error: JmpError | None = None
         try:
@@ -164,10 +177,9 @@ class BlockingConnection:
         except (LinkLost, ProtocolViolation) as problem:
             error = problem
         finally:
-            self._state.acquire()
+            self._lock.acquire()
             self._reading = False
-            if self._idle:
-                self._state.notify_all()
+            self._wake()
         try:
             if message is not None:
                 self._heard = time.monotonic()
@@ -178,11 +190,11 @@ class BlockingConnection:
         if error is not None:
             self._end(error)
         elif self._mux.outgoing_bytes:
-            self._state.release()
+            self._lock.release()
             try:
                 self._flush()
             finally:
-                self._state.acquire()
+                self._lock.acquire()
         return message is not None
 
     def _act(self, event: Event) -> None:
@@ -251,22 +263,23 @@ class BlockingStream:
             data, self._front = self._front[:max_bytes], b"" if max_bytes is None else self._front[max_bytes:]
             return data
         connection = self._connection
-        with connection._lock:
-            if not self._chunks:
-                self._wait(self._may_receive, deadline)
-            if self._closed:
-                raise StreamClosed("this stream was closed here")
-            if not self._chunks:
-                if self._reset is not None:
-                    raise StreamReset(self._reset.code, self._reset.detail)
-                if not self._ended:
-                    connection._check()
-                return b""
-            data = take(self._chunks, max_bytes)
-            owed = self._mux.consumed(self._number, len(data))
-        if owed:
-            connection._flush()
-        return data
+        with uninterrupted:
+            with connection._lock:
+                if not self._chunks:
+                    self._wait(self._may_receive, deadline)
+                if self._closed:
+                    raise StreamClosed("this stream was closed here")
+                if not self._chunks:
+                    if self._reset is not None:
+                        raise StreamReset(self._reset.code, self._reset.detail)
+                    if not self._ended:
+                        connection._check()
+                    return b""
+                data = take(self._chunks, max_bytes)
+                owed = self._mux.consumed(self._number, len(data))
+            if owed:
+                connection._flush()
+            return data
 
     def mark(self) -> None:
         """Note what was sent until now: :meth:`arrived` is about that. At first it is what the stream was opened with."""
@@ -293,28 +306,29 @@ class BlockingStream:
         """Send ``data``, and the end of input if ``end``; waits for credit. Raises as :meth:`receive_some`."""
         connection = self._connection
         rest = memoryview(data if isinstance(data, bytes) else bytes(data))
-        while True:
-            with connection._lock:
-                if len(rest):
-                    self._wait(self._may_send, deadline)
-                if self._reset is not None:
-                    raise StreamReset(self._reset.code, self._reset.detail)
-                connection._check()
-                if self._closed:
-                    raise StreamClosed("this stream was closed here")
-                if self._stopped:
-                    raise StreamClosed("the other side reads no more from this stream")
-                while True:
-                    size = min(len(rest), self._mux.credit(self._number), MAX_DATA)
-                    piece, rest = rest[:size], rest[size:]
-                    if size or end:
-                        self._mux.send(self._number, piece, end=end and not len(rest))
-                    # What there is credit for leaves in one message, as far as that goes.
-                    if not len(rest) or not size or self._mux.outgoing_bytes >= TARGET_MESSAGE:
-                        break
-            connection._flush()
-            if not len(rest):
-                return
+        with uninterrupted:
+            while True:
+                with connection._lock:
+                    if len(rest):
+                        self._wait(self._may_send, deadline)
+                    if self._reset is not None:
+                        raise StreamReset(self._reset.code, self._reset.detail)
+                    connection._check()
+                    if self._closed:
+                        raise StreamClosed("this stream was closed here")
+                    if self._stopped:
+                        raise StreamClosed("the other side reads no more from this stream")
+                    while True:
+                        size = min(len(rest), self._mux.credit(self._number), MAX_DATA)
+                        piece, rest = rest[:size], rest[size:]
+                        if size or end:
+                            self._mux.send(self._number, piece, end=end and not len(rest))
+                        # What there is credit for leaves in one message, as far as that goes.
+                        if not len(rest) or not size or self._mux.outgoing_bytes >= TARGET_MESSAGE:
+                            break
+                connection._flush()
+                if not len(rest):
+                    return
 
     def _wait(self, ready: Callable[[], bool], deadline: float | None) -> None:
         self._waiting += 1
@@ -333,34 +347,36 @@ class BlockingStream:
 
     def send_eof(self) -> None:
         """Say that nothing more will be sent."""
-        with self._connection._lock:
-            self._mux.end(self._number)
-        self._connection._flush()
+        with uninterrupted:
+            with self._connection._lock:
+                self._mux.end(self._number)
+            self._connection._flush()
 
     def close(self) -> None:
         """End sending and reading. What was sent still arrives."""
-        with self._connection._lock:
-            if self._closed:
-                return
-            self._mux.end(self._number)
-            self._mux.stop(self._number)
-            self._leave()
-        self._connection._flush()
+        with uninterrupted:
+            with self._connection._lock:
+                if self._closed:
+                    return
+                self._mux.end(self._number)
+                self._mux.stop(self._number)
+                self._leave()
+            self._connection._flush()
 
     def reset(self, code: int = Reset.CANCELLED, detail: bytes = b"") -> None:
         """End the stream at once, both ways. Does nothing to one that is over."""
-        with self._connection._lock:
-            if self._closed:
-                return
-            self._mux.reset(self._number, code, detail)
-            self._leave()
-        if self._mux.outgoing_bytes:
-            self._connection._flush()
+        with uninterrupted:
+            with self._connection._lock:
+                if self._closed:
+                    return
+                self._mux.reset(self._number, code, detail)
+                self._leave()
+            if self._mux.outgoing_bytes:
+                self._connection._flush()
 
     def _leave(self) -> None:
         self._closed = True
         self._connection._streams.pop(self._number, None)
-        if self._connection._idle:
-            self._connection._state.notify_all()
+        self._connection._wake()
         if self._waiting:  # by reading the link, maybe: the answer to this wakes that thread
             self._mux.ping()

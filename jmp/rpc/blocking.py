@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
 from jmp.errors import Cancelled, JmpError, LinkLost, ProtocolViolation, Timeout
+from jmp.link.interrupts import uninterrupted
 from jmp.mux.blocking import BlockingConnection, BlockingStream, DeadlinePassed, StreamClosed, StreamReset
 from jmp.rpc import messages
 from jmp.rpc.messages import Reply, Request
@@ -45,15 +46,16 @@ class BlockingCaller:
 
     async def call(self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         stream: BlockingStream | None = None
-        try:
-            stream = self._open(target, method, args, kwargs, end=True)
-            data = stream.receive_some(deadline=_deadline.get())
-            reply, value = messages.whole(data) or _Answer(stream).next(data)
-        except _TRANSLATED as error:
-            raise _meant(error, f"{target}.{method}", stream) from _cause(error)
-        finally:
-            if stream is not None:
-                stream.reset()  # does nothing to a stream that is over
+        with uninterrupted:
+            try:
+                stream = self._open(target, method, args, kwargs, end=True)
+                data = stream.receive_some(deadline=_deadline.get())
+                reply, value = messages.whole(data) or _Answer(stream).next(data)
+            except _TRANSLATED as error:
+                raise _meant(error, f"{target}.{method}", stream) from _cause(error)
+            finally:
+                if stream is not None:
+                    stream.reset()  # does nothing to a stream that is over
         if reply is not Reply.RESULT:
             raise ProtocolViolation(f"{target}.{method} answered with {reply.name}, not with one result")
         return value
@@ -96,12 +98,14 @@ class BlockingCaller:
         self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, end: bool
     ) -> Iterator[BlockingStream]:
         """A stream with the request sent; reset if the block leaves it open."""
-        with _translated(f"{target}.{method}"):
-            stream = self._open(target, method, args, kwargs, end=end)
+        stream: BlockingStream | None = None
         try:
+            with uninterrupted, _translated(f"{target}.{method}"):
+                stream = self._open(target, method, args, kwargs, end=end)
             yield stream
         finally:
-            stream.reset()  # does nothing to a stream that is over
+            if stream is not None:
+                stream.reset()  # does nothing to a stream that is over
 
     def _open(
         self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, end: bool
@@ -140,7 +144,7 @@ class BlockingByteStream:
 
     async def wait_opened(self) -> None:
         """Wait until the other side has begun the method; raises why it does not. Receiving does this by itself."""
-        with self._receiving:
+        with uninterrupted, self._receiving:
             self._wait_opened()
 
     def _wait_opened(self) -> None:
@@ -179,12 +183,13 @@ class BlockingByteStream:
 
     def _end(self) -> None:
         """Close it, known to have been opened unless it was closed before. Another thread that receives learns it itself."""
-        if self._answer is not None and not self._stream.closed and self._receiving.acquire(blocking=False):
-            try:
-                self._wait_opened()
-            finally:
-                self._receiving.release()
-        self._stream.close()
+        with uninterrupted:
+            if self._answer is not None and not self._stream.closed and self._receiving.acquire(blocking=False):
+                try:
+                    self._wait_opened()
+                finally:
+                    self._receiving.release()
+            self._stream.close()
 
     def _translated(self) -> AbstractContextManager[None]:
         return _translated(self._name, None if self._answer is None else self._stream)

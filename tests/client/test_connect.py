@@ -279,10 +279,13 @@ def test_a_program_that_is_ended_leaves_nothing(bench: Path, number: int) -> Non
             start_new_session=True,
         ) as program,
     ):
-        assert program.stdout is not None
-        assert program.stdout.readline() == "ready\n"
-        os.killpg(program.pid, number)  # as a terminal does it: all that runs in it
-        rest, _ = program.communicate(timeout=60)
+        try:
+            assert program.stdout is not None
+            assert program.stdout.readline() == "ready\n"
+            os.killpg(program.pid, number)  # as a terminal does it: all that runs in it
+            rest, _ = program.communicate(timeout=60)
+        finally:
+            program.kill()
         wait_gone()
     assert rest == ("in order\n" if number == signal.SIGINT else "")
     # What a killed program cannot remove is its own directory, with the session's log; the session's is gone.
