@@ -51,7 +51,7 @@ LOCK = "import threading\ndef test_lock(): threading.Event().wait()\ndef test_mo
 
 
 def run(folder: Path, *arguments: str) -> str:
-    limits = [f"--override-ini={name}" for name in ("faulthandler_timeout=1.2", "faulthandler_exit_on_timeout=true")]
+    limits = [f"--override-ini={name}" for name in ("faulthandler_timeout=4", "faulthandler_exit_on_timeout=true")]
     command = [sys.executable, "-m", "pytest", "-rA", "-p", "tests.fakes.hangs", *limits, *arguments]
     done = subprocess.run(
         command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=False

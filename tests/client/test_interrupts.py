@@ -104,7 +104,7 @@ def console(dut: Any) -> None:
 @pytest.mark.parametrize("use", [power, readings, console])
 def test_the_connection_is_as_good_as_before(where: dict[str, Any], use: Callable[[Any], None]) -> None:
     interrupted = 0
-    with jmp.connect(**where) as dut:
+    with jmp.connect(**where, wait=30) as dut:
         dut.power.on()
         while True:
             ctrl_c = Interrupt(interrupted + 1)
