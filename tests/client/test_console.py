@@ -202,7 +202,8 @@ def test_the_end_of_the_session_leaves_the_terminal_as_it_was(bench: Path) -> No
         terminal.until("this help")
         assert not line_mode(terminal)
         terminal.program.kill(signal.SIGTERM)
-        terminal.until("jmp: the link was lost")
+        assert terminal.end() == 128 + signal.SIGTERM
+        assert terminal.raw.endswith(b"\x1b[0m\x1b[?25h\r\n")
         assert line_mode(terminal)
 
 
@@ -211,15 +212,16 @@ def line_mode(terminal: Terminal) -> bool:
     return bool(termios.tcgetattr(terminal.program.child_fd)[3] & termios.ICANON)
 
 
-def test_a_second_writer_is_refused_and_may_watch_or_take_over(bench: Path) -> None:
+def test_a_second_writer_watches_or_takes_over_and_is_refused_in_a_pipe(bench: Path) -> None:
     named = bench / "named"
     script = f"j power on; mkfifo {named}; j console pty > {named} & head -n 1 {named}"  # from then on it is the writer
-    script += "; j console; echo left $?; j console --watch; j console --take-over --no-replay"
+    script += "; j console </dev/null; echo left $?; j console; j console --watch; j console --take-over --no-replay"
     with on_terminal(bench, script) as terminal:
         terminal.until("jmp: another client is writing to board.console; `j board console --watch`")
         terminal.until("left 75")
-        terminal.until("read-only")
-        terminal.until("login:$")
+        terminal.until("another client writes to this console, you watch; Ctrl-] w writes in its place(.|\n)*login:$")
+        terminal.type("ignored\x1dq")
+        terminal.until("read-only, Ctrl-] w writes(.|\n)*login:$")
         terminal.type("ignored\x1dq")
         terminal.until("read-only(.|\n)*quits")
         terminal.type("root\r")
@@ -227,6 +229,35 @@ def test_a_second_writer_is_refused_and_may_watch_or_take_over(bench: Path) -> N
         terminal.type("\x1dq")
         terminal.end()
         assert "ignored" not in terminal.text
+
+
+def test_a_writer_who_is_taken_over_watches_on_and_may_take_the_console_back(bench: Path) -> None:
+    """In two terminals at one session."""
+    with on_terminal(bench, f"echo $JMP_HOST > {bench}/host; j power on; j console") as terminal:
+        terminal.until("login:$")
+        terminal.type("root\r")
+        terminal.until("virtual:~#$")
+        session = {**environment(bench), "JMP_HOST": (bench / "host").read_text().strip()}
+        with Terminal([str(bench / "j"), "console", "--take-over", "--no-replay"], session) as other:
+            other.until("quits")
+            terminal.until("another client writes to this console now")
+            terminal.type("lost")
+            terminal.until("another client writes to this console, you watch; Ctrl-] w writes in its place")
+            other.type("echo from $USER\r")
+            terminal.until("from root")
+            terminal.type("\x1d?")
+            terminal.until("Ctrl-] w  write, in place of the client that does")
+            terminal.type("\x1dw")
+            terminal.until("you write to this console now")
+            other.until("another client writes to this console now")
+            terminal.type("echo back $USER\r")
+            other.until("back root")
+            other.type("\x1dq")
+            other.end()
+        terminal.until("back root")
+        terminal.type("\x1dq")
+        terminal.end()
+        assert "lost" not in other.text
 
 
 # ---- in pipes

@@ -16,7 +16,7 @@ import termios
 import threading
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from enum import Enum
 from functools import partial
@@ -45,6 +45,7 @@ class Command(Enum):
     ON = "1", "switch the power on"
     OFF = "0", "switch the power off"
     CYCLE = "c", "switch the power off and on"
+    WRITE = "w", "write, in place of the client that does"
     STAMPS = "t", "begin each line with the time, or no longer"
     SUSPEND = "z", "suspend; fg comes back"
     HELP = "?", "this help"
@@ -96,9 +97,13 @@ class Keys:
     def name(self) -> str:
         return f"Ctrl-{chr(self.escape[0] + 0x40)}"
 
-    def help(self, *, can_break: bool, has_power: bool = False) -> str:
+    def help(self, *, can_break: bool, has_power: bool = False, watch: bool = False) -> str:
         """One line per command."""
-        missing = {*(() if can_break else (Command.BREAK,)), *(() if has_power else POWER)}
+        missing = {
+            *(() if can_break else (Command.BREAK,)),
+            *(() if has_power else POWER),
+            *(() if watch else (Command.WRITE,)),
+        }
         lines = [f"{self.name} {each.value[0]}  {each.value[1]}" for each in Command if each not in missing]
         return "\n".join([*lines, f"{self.name} {self._literal.decode()}  send {self.name} itself"])
 
@@ -129,34 +134,48 @@ class Stamps:
 def interact(
     client: ConsoleClient, *, watch: bool, take_over: bool, replay: bool, escape: str, idle: float, timestamps: bool
 ) -> None:
-    """Join the console with standard input and output, until either ends; see :meth:`ConsoleClient.interact`."""
+    """Join the console with standard input and output, until either ends; see :meth:`ConsoleClient.interact`.
+
+    At a terminal, one who may not write, or no longer, watches, and may then write in place of who does.
+    """
     keys = Keys(control(escape).encode())
     attended = os.isatty(0)
     path = client._node.path
+    stamps = Stamps(timestamps)
+    replay = replay and (attended or watch)
     try:
-        replay = replay and (attended or watch)
-        with (
-            Blocking(client.connect(replay=replay, write=not watch, take_over=take_over)) as stream,
-            raw_terminal(0)
-            if attended
-            else nullcontext(lambda: None) as suspend,  # before one sees what one may answer
-        ):
-            if attended:
-                only = "; read-only" if watch else ""
-                _say(f"{path or 'console'}: {keys.name} q quits, {keys.name} ? helps{only}\r\n")
-            shown = _Shown(stream, Stamps(timestamps))
-            try:
-                if attended:
-                    _at_terminal(client, stream, shown, keys, watch, suspend)
-                elif watch:
-                    shown.join()
+        with ExitStack() as terminal:
+            suspend: Callable[[], None] | None = None
+            while True:
+                with Blocking(client.connect(replay=replay, write=not watch, take_over=take_over)) as stream:
+                    if attended and suspend is None:  # before one sees what one may answer
+                        suspend = terminal.enter_context(_attended())
+                        only = f"; read-only, {keys.name} w writes" if watch else ""
+                        _say(f"{path or 'console'}: {keys.name} q quits, {keys.name} ? helps{only}\r\n")
+                    shown = _Shown(stream, stamps)
+                    left = None
+                    try:
+                        if suspend is not None:
+                            left = _at_terminal(client, stream, shown, keys, watch, suspend)
+                        elif watch:
+                            shown.join()
+                        else:
+                            _in_pipe(stream, shown, idle)
+                    finally:
+                        stream.aclose()
+                        shown.join(LAST_WORDS)
+                if left is Command.WRITE:
+                    _say("\r\n[you write to this console now]\r\n")
+                    watch, take_over, replay = False, True, False
+                elif attended and not watch and isinstance(shown.error, Busy):
+                    _say(
+                        f"\r\n[another client writes to this console, you watch; {keys.name} w writes in its place]\r\n"
+                    )
+                    watch, take_over, replay = True, False, replay and not shown.began
+                elif shown.error is not None:
+                    raise shown.error
                 else:
-                    _in_pipe(stream, shown, idle)
-            finally:
-                stream.aclose()
-                shown.join(LAST_WORDS)
-            if shown.error is not None:
-                raise shown.error
+                    return
     except Busy:
         words = path.replace(".", " ")
         raise Busy(
@@ -174,7 +193,7 @@ class _Shown(threading.Thread):
         self.stamps = stamps
         self.error: Exception | None = None
         self.news = threading.Condition()  # notified for every piece and at the end
-        self.over = False
+        self.began = self.over = False
         self.woken, self._wake = os.pipe()
         """``woken`` is readable once it is over."""
         sys.stdout.flush()
@@ -183,6 +202,7 @@ class _Shown(threading.Thread):
     def run(self) -> None:
         try:
             while data := self._stream.receive_some():
+                self.began = True
                 write_all(1, self.stamps.feed(data, datetime.now()))  # the user's own time
                 with self.news:
                     self.news.notify_all()
@@ -220,9 +240,23 @@ def _in_pipe(stream: Any, shown: _Shown, idle: float) -> None:
             pass
 
 
+@contextmanager
+def _attended() -> Iterator[Callable[[], None]]:
+    """The terminal for the block, raw; gives the function that suspends this program. Afterwards it is as it was."""
+    with raw_terminal(0) as suspend:
+        try:
+            yield suspend
+        finally:
+            if os.isatty(1):
+                with suppress(OSError):
+                    write_all(1, _AS_BEFORE)
+            _say("\r\n")
+
+
 def _at_terminal(
     client: ConsoleClient, stream: Any, shown: _Shown, keys: Keys, watch: bool, suspend: Callable[[], None]
-) -> None:
+) -> Command | None:
+    """Do what the keys say, until the console ends (None), or the command that leaves this."""
     can_break = "send_break" in client._node.methods and not watch
     power = None if watch else client._power()
     typed = _Typed(stream, shown)
@@ -230,13 +264,13 @@ def _at_terminal(
         while shown.woken not in (ready := select.select([0, shown.woken], [], [])[0]):
             data = os.read(0, 4096) if 0 in ready else b""
             if not data:
-                break  # the terminal has gone away
+                return Command.QUIT  # the terminal has gone away
             for each in keys.feed(data):
                 if isinstance(each, bytes):
                     if not watch:
                         typed.put(partial(stream.send_all, each))
-                elif each is Command.QUIT:
-                    return
+                elif each is Command.QUIT or (each is Command.WRITE and watch):
+                    return each
                 elif each is Command.BREAK and can_break:
                     typed.put(Blocking(client.send_break))
                 elif each in POWER and power is not None:
@@ -246,13 +280,11 @@ def _at_terminal(
                 elif each is Command.SUSPEND:
                     suspend()
                 else:
-                    _say(f"\r\n{keys.help(can_break=can_break, has_power=power is not None)}\n".replace("\n", "\r\n"))
+                    told = keys.help(can_break=can_break, has_power=power is not None, watch=watch)
+                    _say(f"\r\n{told}\n".replace("\n", "\r\n"))
     finally:
         typed.finish()
-        if os.isatty(1):
-            with suppress(OSError):
-                write_all(1, _AS_BEFORE)
-        _say("\r\n")
+    return None
 
 
 def _switch(client: ConsoleClient, power: str, order: str) -> None:
