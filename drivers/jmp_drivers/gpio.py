@@ -49,12 +49,12 @@ class Line:
             raise ConfigError("initial is for outputs: say direction: out as well")
 
     def settings(self, direction: Direction, value: Value = Value.INACTIVE) -> gpiod.LineSettings:
-        """Inputs tell when they change."""
+        """Inputs tell when they change. Resistor and drive are for a line whose direction is said: so the kernel wants it."""
         return gpiod.LineSettings(
             direction=direction,
             edge_detection=Edge.BOTH if direction is Direction.INPUT else Edge.NONE,
-            bias=_BIAS[self.bias],
-            drive=_DRIVE[self.drive],
+            bias=Bias.AS_IS if direction is Direction.AS_IS else _BIAS[self.bias],
+            drive=_DRIVE[self.drive] if direction is Direction.OUTPUT else Drive.PUSH_PULL,
             active_low=self.active_low,
             output_value=value,
         )
@@ -76,8 +76,13 @@ class _Requested:
             try:
                 with gpiod.Chip(str(chip)) as opened:
                     self.output = opened.get_line_info(line.line).direction == Direction.OUTPUT
-                if line.direction == "out":
-                    self.set(self.get() if line.initial is None else line.initial)
+                as_wanted = line.bias is None and (line.drive == "push-pull" or not self.output)
+                if line.direction == "out" or (self.output and not as_wanted):
+                    on = self.get() if line.initial is None else line.initial
+                    self.output = self.output and as_wanted
+                    self.set(on)
+                elif not as_wanted:
+                    self.request.reconfigure_lines({line.line: line.settings(Direction.INPUT)})
             except BaseException:
                 self.request.release()
                 raise
@@ -110,7 +115,8 @@ def _told(chip: Path, line: int | str | None = None) -> Iterator[None]:
 
 
 def _explain(error: OSError | ValueError) -> str:
-    match error.errno if isinstance(error, OSError) else None:
+    number = error.errno if isinstance(error, OSError) else error.args[0] if error.args else None
+    match number:  # libgpiod's binding raises EINVAL as a ValueError
         case errno.EBUSY:
             return "somebody else uses it: the kernel or another program (gpioinfo tells who)"
         case errno.EACCES | errno.EPERM:
@@ -121,10 +127,10 @@ def _explain(error: OSError | ValueError) -> str:
             return "it does not support this"
         case errno.EINVAL:
             return "there is no such line, or it cannot do this"
-        case int() as number:
+        case int():
             return os.strerror(number)
         case _:
-            return "there is no line of this name"
+            return "there is no line of this name or number"
 
 
 class _OnChip(Driver):

@@ -10,6 +10,7 @@ from typing import Any
 import gpiod
 import pytest
 import trio
+from gpiod.line import Direction, Drive, Value
 
 from jmp.driver import BadValue, DeviceError, Driver, serve
 from jmp_drivers.gpio import Gpio, GpioPower, Line
@@ -65,6 +66,41 @@ async def test_what_a_session_begins_with() -> None:
         assert (await power.state(), driven(3)) == ("on", "1")
     async with served(GpioPower(chip="dut", line=3, active_low=True, initial="on")) as power:  # the chip by its label
         assert (await power.state(), driven(3)) == ("on", "0")
+
+
+def drive_of(line: int) -> Drive:
+    """What the kernel does; the simulator's value of a line that nothing drives stays what it was."""
+    with gpiod.Chip(CHIP) as chip:
+        return chip.get_line_info(line).drive
+
+
+@pytest.mark.parametrize(("drive", "driving"), [("open-drain", "0"), ("open-source", "1")])
+async def test_outputs_with_a_drive_of_their_own(drive: Any, driving: str) -> None:
+    """Also if they were outputs before; as docs/drivers/gpio.md has it for a reset line."""
+    for level in Value.INACTIVE, Value.ACTIVE:
+        gpiod.request_lines(CHIP, config={3: gpiod.LineSettings(Direction.OUTPUT, output_value=level)}).release()
+        async with served(GpioPower(chip=CHIP, line=3, active_low=drive == "open-drain", drive=drive)) as power:
+            await power.on()
+            for up in (True, False):
+                pull(3, up)
+                assert (await power.state(), driven(3)) == ("on", driving)
+            await power.off()
+            assert drive_of(3) is Drive[drive.upper().replace("-", "_")]
+    lines = {
+        "reset": Line(1, "out", active_low=True, drive="open-drain", initial=False),
+        "strap": Line(3, "out", bias="up", initial=True),
+        "button": Line(4, bias="up"),
+    }
+    async with served(Gpio(chip=CHIP, lines=lines)) as gpio:
+        assert [line["direction"] for line in (await gpio.list()).values()] == ["out", "out", "in"]
+        assert (await gpio.get("button"), driven(3)) == (True, "1")
+        assert drive_of(1) is Drive.OPEN_DRAIN
+
+
+async def test_what_a_line_cannot_do_is_said() -> None:
+    async with served(GpioPower(chip=CHIP, line=4000)) as power:
+        with pytest.raises(DeviceError, match=r"GPIO line 4000 of .*: there is no line of this name or number"):
+            await power.on()
 
 
 async def test_lines_by_their_names() -> None:
