@@ -149,7 +149,9 @@ def _find(program: str, env: Mapping[str, str] | None, cwd: str | os.PathLike[st
     path = (os.environ if env is None else env).get("PATH", os.defpath)
     found = shutil.which(os.path.join(cwd or "", program) if os.sep in program else program, path=path)
     if found is None:
-        raise DeviceError(f"cannot start {program}: no such program; install it or correct the path")
+        raise DeviceError(
+            f"cannot start {program}: no such program on the exporter's machine; install it there or correct the path"
+        )
     return os.path.abspath(found)
 
 

@@ -18,7 +18,7 @@ import trio
 
 from jmp.driver import ConfigError, DeviceError, Machine, Suggestion, export
 from jmp_drivers._process import leashed, relay
-from jmp_drivers._size import parse_size
+from jmp_drivers._size import parse_size, show_size
 from jmp_drivers.medium import Content, Medium
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class BlockDevice(Medium):
             plugged = machine.text(f"{place}/removable") == "1" or machine.usb(place) is not None
             if whole and plugged and machine.exists(f"/dev/{name}"):
                 path = machine.link_to(f"/dev/{name}", "/dev/disk/by-id/*")
-                about = f"{machine.about(place, 'removable disk')}, {sectors * 512 / 1e9:.1f} GB"
+                about = f"{machine.about(place, 'removable disk')}, {show_size(sectors * 512)}"
                 note = "what is flashed replaces its content"
                 yield Suggestion("storage", {"path": path}, about, f"/dev/{name}", note=note)
 

@@ -242,7 +242,9 @@ class Conserver(ProgramConsole):
 
     def _command(self, folder: Path) -> tuple[Sequence[str], Mapping[str, str]]:
         if shutil.which("console") is None:
-            raise DeviceError("the program console is not installed: on Debian it is in the package conserver-client")
+            raise DeviceError(
+                "the program console is not installed on the exporter's machine: on Debian it is in the package conserver-client"
+            )
         line = ["console", "-n", "-C", "/dev/null", "-M", self.host, "-p", str(self.port), "-e", _ESCAPE_NAMED]
         line += ["-l", self.user] if self.user else []
         line += [] if self.encrypted else ["-E", "-U"]

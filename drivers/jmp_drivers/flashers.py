@@ -53,6 +53,8 @@ class ProgramFlasher(Flasher):
     program: ClassVar[str]
     package: ClassVar[str] = ""
     """Where the program comes from, as a message says it."""
+    advice: ClassVar[Mapping[str, str]] = {}
+    """What to do about what the program says, where it does not say so itself."""
 
     timeout: float = field(default=600.0, metadata={"doc": "seconds that the program may take"})
     arguments: list[str] = field(default_factory=list, metadata={"doc": "more arguments, before all others"})
@@ -66,7 +68,8 @@ class ProgramFlasher(Flasher):
     def open(self) -> None:
         if shutil.which(self.program, path=self.environment()["PATH"]) is None:
             raise DeviceError(
-                f"{self.program} is not installed" + (f": it is in {self.package}" if self.package else "")
+                f"{self.program} is not installed on the exporter's machine"
+                + (f": it is in {self.package}" if self.package else "")
             )
 
     @abstractmethod
@@ -91,22 +94,35 @@ class ProgramFlasher(Flasher):
         self, words: Sequence[str], sink: Callable[[bytes], Awaitable[None]] | None, seconds: float | None = None
     ) -> str:
         said = _Said()
+        seconds = self.timeout if seconds is None else seconds
+        until = trio.current_time() + seconds
 
         async def take(_: str, data: bytes) -> None:
             said.feed(data)
+            scope.deadline = min(until, trio.current_time() + self._patience(said.last()))
             if sink is not None:
                 await sink(data)
 
-        seconds = self.timeout if seconds is None else seconds
-        with trio.move_on_after(seconds) as scope:
+        with trio.move_on_at(until) as scope:
             argv = [self.program, *self.arguments, *words]
             async with leashed(argv, env=self.environment(), stdout=PIPE, stderr=STDOUT) as process:
                 status = await relay(process, take)
+        if scope.cancelled_caught and self._patience(said.last()) < math.inf:
+            raise DeviceError(
+                f"no device came within {min(seconds, self._patience(said.last())):g} s: {self.program} says {said.last()};"
+                " is it plugged in, and in its boot loader?"
+            )
         if scope.cancelled_caught:
             raise DeviceError(f"{self.program} did not end within {seconds:g} s; it said last: {said.last()}")
         if status:
-            raise DeviceError(f"{self.program} ended with status {status}: {said.trouble()}")
+            trouble = said.trouble()
+            advice = next((f"; {what}" for says, what in self.advice.items() if says in trouble), "")
+            raise DeviceError(f"{self.program} ended with status {status}: {trouble}{advice}")
         return said.text()
+
+    def _patience(self, line: str) -> float:
+        """Seconds that the program may take when it has said this last: those of a device's coming if it waits for one."""
+        return math.inf
 
     def environment(self) -> Mapping[str, str]:
         """In which the program runs. Some are where only root looks for programs."""
@@ -202,7 +218,7 @@ class Fastboot(ProgramFlasher):
     serial: str = field(default="", metadata={"doc": "of the device, or tcp:HOST[:PORT], udp:…; default: the only one"})
     partition: str = field(default="", metadata={"doc": "that is flashed unless the client says another"})
     patience: float = field(
-        default=30.0, metadata={"doc": "seconds that other commands may take, the device's coming included"}
+        default=30.0, metadata={"doc": "seconds until the device has to be there, and that commands may take but flash"}
     )
 
     @classmethod
@@ -255,6 +271,9 @@ class Fastboot(ProgramFlasher):
 
     def _device(self) -> list[str]:
         return ["-s", self.serial] if self.serial else []
+
+    def _patience(self, line: str) -> float:
+        return self.patience if line.startswith("< waiting for") else math.inf
 
 
 class Dfu(ProgramFlasher):
@@ -368,6 +387,9 @@ class OpenOcd(ProgramFlasher):
 
     program = "openocd"
     package = "Debian's openocd"
+    advice: ClassVar[Mapping[str, str]] = {
+        "open failed": "is the debug probe plugged in, and may the exporter's user open it?"
+    }
 
     config: list[str] = field(metadata={"doc": "files of OpenOCD: interface/stlink.cfg, target/stm32f4x.cfg …"})
     commands: list[str] = field(
@@ -485,6 +507,9 @@ class Flashrom(ProgramFlasher):
 
     program = "flashrom"
     package = "Debian's flashrom"
+    advice: ClassVar[Mapping[str, str]] = {
+        "Programmer initialization failed": "is the programmer there, and may the exporter's user open it?"
+    }
 
     programmer: str = field(metadata={"doc": "as flashrom's --programmer: ch341a_spi, linux_spi:dev=/dev/spidev0.0 …"})
     chip: str = field(default="", metadata={"doc": "the chip, where several are like it"})

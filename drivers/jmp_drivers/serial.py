@@ -29,6 +29,7 @@ _PARITY = {
     "mark": serial.PARITY_MARK,
     "space": serial.PARITY_SPACE,
 }
+_LONGEST_BREAK = 60.0  # seconds
 # What pyserial raises for a port that does not do as it is told; SerialException is an OSError.
 _FAILURES = (OSError, ValueError, termios.error)
 
@@ -220,6 +221,8 @@ class Serial(HubConsole):
     @export
     async def send_break(self, duration: float = 0.25) -> None:
         """Hold the line in break condition for so many seconds."""
+        if not 0 < duration <= _LONGEST_BREAK:
+            raise BadValue(f"duration must be more than 0 and at most {_LONGEST_BREAK:g} seconds, not {duration:g}")
         async with self._sending:
             await self._configure(partial(setattr, self._port, "break_condition", True))
             try:
@@ -259,6 +262,8 @@ def _explain(error: BaseException, url: str) -> str:
             return "it has no such line or setting (a pseudo-terminal has no modem lines)"
         case errno.EINVAL:
             return "it does not support these settings"
+        case errno.EOPNOTSUPP:
+            return "it does not support this, as USB devices that are only like a serial port do not"
         case int():
             return os.strerror(code)
         case _:

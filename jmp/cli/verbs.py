@@ -423,7 +423,7 @@ def _placeholder(schema: Schema) -> str:
 
 
 _FORMATS: Final = {"path": "PATH", "duration": "DURATION", "date-time": "TIME"}
-_PLACEHOLDERS: Final = {"integer": "INT", "number": "NUMBER", "boolean": "yes|no"}
+_PLACEHOLDERS: Final = {"integer": "INT", "number": "NUMBER", "boolean": "on|off"}
 
 
 def _kind(parameter: Parameter) -> str:

@@ -253,7 +253,7 @@ def test_parse(hint: object, text: str | list[str], value: Any) -> None:
     [
         (int, "1.5", "expected int, got '1.5' (str)"),
         (int, ["1", "2"], "expected one value (int), got 2"),
-        (bool, "maybe", "expected bool, got 'maybe' (str)"),
+        (bool, "maybe", "expected on or off, got 'maybe'"),
         (float, "", "expected float, got '' (str)"),
         (timedelta, "soon", "expected a duration such as 1.5s, 2m or 1h30m, got 'soon'"),
         (timedelta, "9" * 400, f"expected a duration such as 1.5s, 2m or 1h30m, got '{'9' * 59}…"),

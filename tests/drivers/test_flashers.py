@@ -155,8 +155,13 @@ async def test_fastboot_without_a_device_or_a_partition(image: Path) -> None:
     async with served(Fastboot(serial="nobody", patience=2)) as client:
         with pytest.raises(BadValue, match="fastboot needs a partition: --target boot"):
             await client.flash(image)
-        with pytest.raises(DeviceError, match=r"did not end within 2 s; it said last: < waiting for"):
+        waiting = (
+            r"no device came within 2 s: fastboot says < waiting for .* >; is it plugged in, and in its boot loader\?"
+        )
+        with pytest.raises(DeviceError, match=waiting):
             await client.getvar("product")
+        with pytest.raises(DeviceError, match=waiting):  # though flashing itself may take its ten minutes
+            await client.flash(image, target="boot")
 
 
 # ---- esptool
@@ -257,6 +262,16 @@ async def test_flashrom(tmp_path: Path) -> None:
     async with served(Flashrom(programmer="dummy", chip=CHIP)) as client:
         with pytest.raises(DeviceError, match=r"flashrom ended with status \d: No EEPROM/flash device found"):
             await client.erase()
+
+
+async def test_a_probe_or_programmer_that_is_not_there(image: Path) -> None:
+    """Where the program says no more than that it failed, what to do is added."""
+    async with served(Flashrom(programmer="ch341a_spi")) as client:
+        with pytest.raises(DeviceError, match=r"initialization failed.*; is the programmer there, and may"):
+            await client.flash(image)
+    async with served(OpenOcd(config=["interface/stlink.cfg", "target/stm32f4x.cfg"])) as client:
+        with pytest.raises(DeviceError, match=r"open failed.*; is the debug probe plugged in, and may"):
+            await client.flash(image, target="0x08000000")
 
 
 # ---- OpenOCD
@@ -410,7 +425,9 @@ async def test_what_programs_are_told(
 async def test_a_program_that_is_missing_degrades_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     async with served(ProbeRs(chip="x")) as client:
-        with pytest.raises(DeviceError, match="probe-rs is not installed: it is in the probe-rs project"):
+        with pytest.raises(
+            DeviceError, match="probe-rs is not installed on the exporter's machine: it is in the probe-rs project"
+        ):
             await client.erase()
 
 

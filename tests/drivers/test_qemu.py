@@ -69,7 +69,10 @@ async def refusal(driver: Qemu) -> str:
 async def test_a_missing_qemu_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     message = await refusal(Qemu(arch="riscv64"))
-    assert "qemu-system-riscv64 is not installed: on Debian it is in the package qemu-system-misc" in message
+    assert (
+        "qemu-system-riscv64 is not installed on the exporter's machine: on Debian it is in the package qemu-system-misc"
+        in message
+    )
 
 
 async def test_a_missing_image_is_named(tmp_path: Path) -> None:

@@ -57,3 +57,16 @@ def _keys(schema: Any) -> Iterator[str]:
     elif isinstance(schema, list):
         for value in schema:
             yield from _keys(value)
+
+
+def test_every_key_of_a_driver_stands_in_its_guide() -> None:
+    pages = [page.read_text() for page in sorted((ROOT / "docs/drivers").glob("*.md"))]
+    missing = []
+    for name in driver_names():
+        guides = [page for page in pages if re.search(rf"^ *type: {name}$|^#.*\b{name}\b", page, re.MULTILINE)]
+        said = {
+            word for page in guides for code in re.findall(r"`([^`\n]+)`", page) for word in re.findall(r"\w+", code)
+        }
+        missing += [f"{name}: {key}" for key in _keys(config_schema(driver_class(name))) if key not in said]
+        assert guides, f"no page of docs/drivers tells of {name}"
+    assert missing == []

@@ -274,6 +274,9 @@ async def test_loop() -> None:
             await console.dtr(False)
             await console.rts(False)
             await console.send_break(0.01)
+            for wrong in (-1, 1e9):
+                with pytest.raises(BadValue, match="duration must be more than 0 and at most 60 seconds, not"):
+                    await console.send_break(wrong)
 
 
 async def test_raw_terminal_server_over_socket() -> None:

@@ -124,6 +124,9 @@ def test_disks_that_are_plugged_in_but_none_of_the_machines(machine: Files) -> N
         {"path": "/dev/disk/by-id/usb-Ultra-0:0"},
     )
     assert found.comment()[0] == "Ultra (0781:5581), USB port 1-4, 30.7 GB: /dev/sdb"
+    machine.write("sys/class/block/sdb/size", "16384")
+    (found,) = look(machine, **{"block-device": BlockDevice})
+    assert found.comment()[0] == "Ultra (0781:5581), USB port 1-4, 8.4 MB: /dev/sdb"
 
 
 def test_cameras_are_what_gives_pictures(machine: Files) -> None:

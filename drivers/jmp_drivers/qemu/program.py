@@ -16,7 +16,7 @@ def require(program: str, package: str) -> str:
     """The program's path. Raises `DeviceError` that names the Debian package it is in."""
     if path := shutil.which(program):
         return path
-    raise DeviceError(f"{program} is not installed: on Debian it is in the package {package}")
+    raise DeviceError(f"{program} is not installed on the exporter's machine: on Debian it is in the package {package}")
 
 
 @asynccontextmanager

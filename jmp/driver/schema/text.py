@@ -73,7 +73,9 @@ def parse(schema: Schema, text: str | Sequence[str]) -> Any:
         return _parse_items(schema, text.split(",") if text else [])
     if kind == "object" and not text.lstrip().startswith("{") and "\n" not in text:
         return _parse_pairs(schema, [text])
-    if kind in ("boolean", "null"):
+    if kind == "boolean":
+        raise BadValue(f"expected on or off, got {short(text)}")
+    if kind == "null":
         raise BadValue(expected(schema, text))
     return _parse_yaml(schema, text)
 
