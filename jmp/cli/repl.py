@@ -181,9 +181,9 @@ class Repl:
     def _help(self, words: Sequence[str]) -> int:
         place, rest = verbs.locate(self.device, words)
         if not words:
-            rows = [f"  {name:8}{about}" for name, about in line.BUILTIN.items()]
             own = verbs.help_of(place, at_prompt=True)
-            sys.stdout.write("\n".join([own, "At this prompt:", *rows, *_OTHER_LINES, ""]))
+            rows = verbs.aligned(list(line.BUILTIN.items()))
+            sys.stdout.write("\n".join([own, "At this prompt:", *rows, *map(verbs.filled, _OTHER_LINES), ""]))
         elif not rest:
             sys.stdout.write(verbs.help_of(place, at_prompt=True))
         elif len(words) == 1 and rest[0] in line.BUILTIN:

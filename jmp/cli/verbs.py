@@ -133,6 +133,8 @@ def locate(target: Target, words: Sequence[str]) -> tuple[Target, list[str]]:
         for step in steps:
             child = deeper.children.get(step)
             if child is None:
+                if len(steps) > 1 and step is steps[-1] and step in deeper.verbs():
+                    raise NotFound(f"{step} is a verb, a word of its own: {deeper.path.replace('.', ' ')} {step}")
                 if len(steps) > 1:
                     raise NotFound(f"there is no driver {rest[0]!r}{did_you_mean(step, deeper.children)}")
                 return target, rest
@@ -327,9 +329,9 @@ def help_of(target: Target, *, at_prompt: bool = False) -> str:
             (name, child.client._node.description + (" (degraded)" if child.client._node.state == "degraded" else ""))
             for name, child in children.items()
         ]
-        lines += ["", "Drivers:", *_aligned(rows)]
+        lines += ["", "Drivers:", *aligned(rows)]
     if verbs:
-        lines += ["", "Verbs:", *_aligned([(verb.usage(), verb.summary) for verb in verbs.values()])]
+        lines += ["", "Verbs:", *aligned([(verb.usage(), verb.summary) for verb in verbs.values()])]
     words = f"{target.path.replace('.', ' ')} " if target.path else ""
     words += "VERB" if verbs else "DRIVER"
     lines += ["", f"help {words} says more." if at_prompt else f"j {words} --help says more."]
@@ -339,7 +341,7 @@ def help_of(target: Target, *, at_prompt: bool = False) -> str:
 def help_of_verb(target: Target, verb: Verb, *, at_prompt: bool = False) -> str:
     """How to use a verb."""
     words = ["Usage:", *([] if at_prompt else ["j"]), *target.path.split("."), verb.usage()]
-    lines = [_filled(" ".join(filter(None, words)), after=" " * 6), "", _prose(verb.doc)]
+    lines = [filled(" ".join(filter(None, words)), after=" " * 6), "", _prose(verb.doc)]
     rows = []
     for parameter in verb.parameters:
         name = parameter.name.replace("_", "-")
@@ -356,11 +358,11 @@ def help_of_verb(target: Target, verb: Verb, *, at_prompt: bool = False) -> str:
             about.append(f"default: {output.plain(parameter.default)}")
         rows.append((shown, "; ".join(about)))
     if rows:
-        lines += ["", "Arguments:", *_aligned(rows)]
+        lines += ["", "Arguments:", *aligned(rows)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
     """Two columns. On a terminal, what is too long for the first has lines of its own."""
     columns = output.columns()
     width = min(max(len(left) for left, _ in rows), columns // 3 if columns else 32)
@@ -369,20 +371,20 @@ def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
     for left, right in rows:
         first = f"  {left:{width}}  "
         if columns and len(left) > width:
-            lines.append(_filled(left, before="  ", after=" " * 6))
+            lines.append(filled(left, before="  ", after=" " * 6))
             first = margin
-        lines.append(_filled(right, before=first, after=margin).rstrip())
+        lines.append(filled(right, before=first, after=margin).rstrip())
     return lines
 
 
 def _prose(text: str) -> str:
     """Paragraphs, filled on a terminal; lists and what is indented stay as they are."""
     return "\n\n".join(
-        part if re.search(r"^(\s|[-*] )", part, re.MULTILINE) else _filled(part) for part in text.split("\n\n")
+        part if re.search(r"^(\s|[-*] )", part, re.MULTILINE) else filled(part) for part in text.split("\n\n")
     )
 
 
-def _filled(text: str, before: str = "", after: str = "") -> str:
+def filled(text: str, before: str = "", after: str = "") -> str:
     """The text behind ``before``: for a terminal in lines as long as that is wide, those after the first behind ``after``."""
     columns = output.columns()
     if columns is None:

@@ -70,6 +70,13 @@ def test_it_begins_with_where_one_is_and_ctrl_d_leaves(bench: Path, columns: int
         assert terminal.end() == 0
 
 
+def test_help_fits_a_narrow_terminal(bench: Path) -> None:
+    with prompt(bench, columns=40, lines=60) as terminal:
+        say(terminal, "help", r"^At this prompt:\n  help +what there is")
+        assert "  cd      change the folder, for this\n          and later lines\n" in terminal.text
+        assert "\nshell, where j DRIVER VERB and pytest\nuse this device too.\n" in terminal.text
+
+
 def test_verbs_commands_pipes_and_what_is_kept(bench: Path) -> None:
     with prompt(bench) as terminal:
         say(terminal, "power on", r"> power on$")

@@ -104,6 +104,7 @@ def test_of_j(host: str) -> None:
         (("power", "fly"), 64, "no driver or verb 'fly' .*known: cycle"),
         (("power", "cycle", "--wait", "soon"), 64, "wait: expected float, got 'soon'"),
         (("power", "cycle", "1", "2"), 64, "no further argument '2': cycle"),
+        (("power.on",), 64, "on is a verb, a word of its own: power on"),
         (("power", "on", "--frob"), 64, "no option --frob"),
         (("loose", "off"), 74, "the command for 'off' failed with exit status 3"),
         (("missing", "history"), 74, "missing is degraded: serial port /dev/there-is-none: no such device"),
