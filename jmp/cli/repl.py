@@ -318,7 +318,7 @@ class _Prompt:
 
     def run(self) -> int:
         repl, app = self.repl, self.session.app
-        output.note(f"{repl.name}: help shows what there is, Tab completes, Ctrl-D leaves.")
+        output.note(verbs.filled(f"{repl.name}: help shows what there is, Tab completes, Ctrl-D leaves."))
         repl.watch.first.wait()
         repl.watch.on_news = self._wake
         rest = ""
