@@ -229,7 +229,7 @@ class DriverClient:
         raise AttributeError(what + did_you_mean(name, [*self._node.methods, *self._children]))
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self._node.methods, *self._children]
+        return sorted({*super().__dir__(), *self._node.methods, *self._children})
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._node.path or 'device'}>"

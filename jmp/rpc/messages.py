@@ -73,7 +73,16 @@ class Request(NamedTuple):
 
     def encode(self) -> bytes:
         options = {} if self.timeout is None else {"timeout": self.timeout}
-        return _encode([self.target, self.method, list(self.args), self.kwargs, options])
+        try:
+            return _encode([self.target, self.method, list(self.args), self.kwargs, options])
+        except BadValue:
+            for name, value in [*enumerate(self.args, 1), *self.kwargs.items()]:
+                try:
+                    codec.encode(value)
+                except BadValue as error:
+                    where = f"{self.target}.{self.method}: argument {name!r}".lstrip(".")
+                    raise BadValue(f"{where}: {error.message}") from None
+            raise
 
     @classmethod
     def decode(cls, value: object) -> Request:

@@ -121,6 +121,7 @@ def test_what_is_shown() -> None:
     assert dut.board.__doc__ == "A board."
     assert dut.board.add.__doc__ == "add(a: int, *rest: float, b: any = 2.5)\n\nAdds.\n\nMore."
     assert {"add", "count", "usb-hub"} <= set(dir(dut.board))
+    assert len(dir(dut.board)) == len(set(dir(dut.board)))
     node = read_report(REPORT).children["board"]
     assert (node.state, node.reason, node.interface, node.type) == ("degraded", "unplugged", "x.board/v1", "board")
 

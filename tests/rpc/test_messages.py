@@ -72,6 +72,19 @@ def test_what_is_too_large_is_refused_where_it_would_leave(make: Any) -> None:
     assert len(make(bytes(messages.MAX_VALUE - 100))) <= messages.MAX_VALUE
 
 
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((), {"wait": object()}, "power.cycle: argument 'wait': a value of type object cannot be carried"),
+        ((1, [2, 1j]), {}, "power.cycle: argument 2: a value of type complex at [1] cannot be carried"),
+    ],
+)
+def test_an_argument_that_cannot_be_carried_is_named(args: Any, kwargs: Any, message: str) -> None:
+    with pytest.raises(BadValue) as raised:
+        Request("power", "cycle", args, kwargs).encode()
+    assert raised.value.message.startswith(message)
+
+
 # ---- errors
 
 
