@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from jmp.client.adapters.terminal import Command, Keys, Stamps
+from jmp.client.adapters.terminal import Command, Keys, Stamps, _asked
 from jmp.client.console import ConsoleClient
 from jmp.client.interfaces import client_class
 from jmp.driver import serve
 from jmp.driver.proxy import build, read_report
-from jmp.errors import UsageError
+from jmp.errors import DeviceError, UsageError
 from tests.fakes.bundled import driver_class
 from tests.fakes.terminal import Terminal
 
@@ -258,6 +258,16 @@ def test_a_writer_who_is_taken_over_watches_on_and_may_take_the_console_back(ben
         terminal.type("\x1dq")
         terminal.end()
         assert "lost" not in other.text
+
+
+def test_a_line_that_can_send_no_break_does_not_end_the_console(capsys: pytest.CaptureFixture[str]) -> None:
+    async def send_break() -> None:
+        raise DeviceError("serial port /dev/ttyACM0: it does not support this")
+
+    _asked("break", send_break)
+    assert capsys.readouterr().err == (
+        "\r\n[break]\r\n\r\n[break: serial port /dev/ttyACM0: it does not support this]\r\n"
+    )
 
 
 # ---- in pipes

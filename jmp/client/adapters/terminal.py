@@ -15,7 +15,7 @@ import sys
 import termios
 import threading
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from enum import Enum
@@ -272,9 +272,10 @@ def _at_terminal(
                 elif each is Command.QUIT or (each is Command.WRITE and watch):
                     return each
                 elif each is Command.BREAK and can_break:
-                    typed.put(Blocking(client.send_break))
+                    typed.put(partial(_asked, "break", client.send_break))
                 elif each in POWER and power is not None:
-                    typed.put(partial(_switch, client, power, POWER[each]))
+                    order = POWER[each]
+                    typed.put(partial(_asked, f"{power} {order}", partial(client._backend.call, power, order, (), {})))
                 elif each is Command.STAMPS:
                     shown.stamps.on = not shown.stamps.on
                 elif each is Command.SUSPEND:
@@ -287,13 +288,13 @@ def _at_terminal(
     return None
 
 
-def _switch(client: ConsoleClient, power: str, order: str) -> None:
-    """Give the power switch an order. What goes wrong is said, and the console goes on."""
-    _say(f"\r\n[{power} {order}]\r\n")
+def _asked(what: str, call: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Ask something of a driver. What goes wrong is said, and the console goes on."""
+    _say(f"\r\n[{what}]\r\n")
     try:
-        run(client._backend.call(power, order, (), {}))
+        run(call())
     except JmpError as error:
-        _say(f"\r\n[{power} {order}: {error.message}]\r\n")
+        _say(f"\r\n[{what}: {error.message}]\r\n")
 
 
 class _Typed(threading.Thread):
