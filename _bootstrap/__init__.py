@@ -44,6 +44,13 @@ in_use = -1
 
 def start() -> None:
     """Run jmp, which ends the process. ``sys.argv`` stays as it is: its first item is the name jmp was called by."""
+    try:
+        _start()
+    except KeyboardInterrupt:  # before jmp itself knows what to do about it
+        sys.exit(130)
+
+
+def _start() -> None:
     global archive
     archive = os.path.abspath(sys.path[0])
     if sys.version_info < OLDEST:

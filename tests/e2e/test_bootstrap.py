@@ -156,6 +156,14 @@ async def test_home_is_looked_up_where_it_is_not_set(app: Path, home: Path, envi
     assert (await start(changed, **environ)).build == home / ".cache" / "jmp" / BUILD
 
 
+@pytest.mark.parametrize("where", ["    packages = ready_packages()\n", "    sys.path[0] = packages\n"])
+async def test_ctrl_c_while_it_starts_ends_it_without_a_traceback(app: Path, home: Path, where: str) -> None:
+    signalled = f"{where}    import signal\n    signal.raise_signal(signal.SIGINT)\n"
+    changed = archive(app, lambda text: text.replace(where, signalled))
+    started = await start(changed, HOME=home)
+    assert (started.status, started.stderr) == (130, "")
+
+
 async def test_first_starts_at_the_same_time_all_succeed_and_leave_one_build(app: Path, home: Path) -> None:
     results: list[Started] = []
 
