@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,7 @@ from jmp.cli import output
 from jmp.cli.typed import Output, new_app
 from jmp.client.connect import RESERVED
 from jmp.driver.plugins import driver_class, driver_names, driver_package
-from jmp.driver.schema import config_schema, describe
+from jmp.driver.schema import Schema, config_schema, describe
 from jmp.errors import JmpError
 
 app = new_app("What drivers there are, and a new one.")
@@ -43,14 +45,26 @@ def show(name: Annotated[str, typer.Argument(metavar="TYPE")], form: Output = "t
         return
     import inspect
 
-    sys.stdout.write(f"{name}: {inspect.getdoc(driver) or ''}\n\n")
-    rows = []
+    from jmp.cli.verbs import prose
+
+    text = re.sub(r"(?::\w+:)?`+([^`]+)`+", r"'\1'", inspect.getdoc(driver) or "")
+    sys.stdout.write(f"{prose(f'{name}: {text}')}\n\n")
+    output.print_table(("key", "type", "default", "what"), list(_rows(schema)), empty="it has no configuration")
+
+
+def _rows(schema: Schema, within: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """A row for each key, those within others behind theirs: NAME stands for names that are the user's own."""
     for key, item in schema["properties"].items():
-        default = (
-            "required" if key in schema["required"] else f"default: {item['default']}" if "default" in item else ""
-        )
-        rows.append((key, describe(item), default, item.get("description", "")))
-    output.print_table(("key", "type", "default", "what"), rows, empty="it has no configuration")
+        default = "required" if key in schema.get("required", ()) else ""
+        if (value := item.get("default")) not in (None, "", [], {}):
+            default = f"default: {str(value).lower() if isinstance(value, bool) else output.plain(value)}"
+        yield f"{within}{key}", describe(item), default, item.get("description", "")
+        for option in item.get("anyOf", [item]):
+            inner = option.get("additionalProperties") or option.get("items") or {}
+            if "properties" in option:
+                yield from _rows(option, f"{within}{key}.")
+            elif "properties" in inner:
+                yield from _rows(inner, f"{within}{key}.NAME." if option["type"] == "object" else f"{within}{key}.N.")
 
 
 @app.command()

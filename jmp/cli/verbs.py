@@ -320,7 +320,7 @@ def _show(text: str) -> None:
 def help_of(target: Target, *, at_prompt: bool = False) -> str:
     """What there is at a place in the tree; ``at_prompt`` as it is asked for there."""
     node = target.client._node
-    lines = [_prose(node.description)] if node.description else []
+    lines = [prose(node.description)] if node.description else []
     if node.state == "degraded":
         lines.append(f"degraded: {node.reason}")
     children, verbs = target.children, target.verbs()
@@ -341,7 +341,7 @@ def help_of(target: Target, *, at_prompt: bool = False) -> str:
 def help_of_verb(target: Target, verb: Verb, *, at_prompt: bool = False) -> str:
     """How to use a verb."""
     words = ["Usage:", *([] if at_prompt else ["j"]), *target.path.split("."), verb.usage()]
-    lines = [filled(" ".join(filter(None, words)), after=" " * 6), "", _prose(verb.doc)]
+    lines = [filled(" ".join(filter(None, words)), after=" " * 6), "", prose(verb.doc)]
     rows = []
     for parameter in verb.parameters:
         name = parameter.name.replace("_", "-")
@@ -377,7 +377,7 @@ def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def _prose(text: str) -> str:
+def prose(text: str) -> str:
     """Paragraphs, filled on a terminal; lists and what is indented stay as they are."""
     return "\n\n".join(
         part if re.search(r"^(\s|[-*] )", part, re.MULTILINE) else filled(part) for part in text.split("\n\n")
