@@ -40,7 +40,12 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.program.close(force=True)
+        try:
+            self.program.close(force=True)
+        except (
+            pexpect.ExceptionPexpect
+        ):  # it was killed; on a busy machine it takes longer than pexpect waits until it is gone
+            self.program.ptyproc.wait()
 
     @property
     def text(self) -> str:
