@@ -1,6 +1,6 @@
 """Pictures as clients compare them: read, cut, compared, written. Pure.
 
-PNG files as screens give them are read here; all others by Pillow, where that is installed (``pip install 'jmp[video]'``).
+PNG files as screens give them are read here; all others by Pillow, where that is installed (extra ``video``).
 """
 
 from __future__ import annotations
@@ -222,7 +222,8 @@ def _read_other(data: bytes, name: str) -> Picture:
         pillow = import_module("PIL.Image")
     except ImportError:
         raise UsageError(
-            f"{name} is no PNG file of 8 bits, not interlaced: pip install 'jmp[video]' brings what reads all others"
+            f"{name} is no PNG file of 8 bits, not interlaced: all others are read by Pillow, which is not installed here "
+            "(pip install pillow; Debian's python3-pil)"
         ) from None
     try:
         with pillow.open(BytesIO(data)) as opened:

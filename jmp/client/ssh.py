@@ -135,7 +135,7 @@ class SshClient(NetworkClient):
     def fabric(self, **options: Any) -> Fabric:
         """A Fabric ``Connection`` to the device, for the block: ``with dut.ssh.fabric() as c: c.run("uname -a")``.
 
-        ``options`` are more of its own. Blocking clients only; ``pip install 'jmp[ssh]'`` brings Fabric.
+        ``options`` are more of its own. Blocking clients only; Fabric has to be installed (``pip install fabric``).
         """
         from jmp.client.adapters.paramiko import Fabric
 

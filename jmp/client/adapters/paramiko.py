@@ -1,4 +1,4 @@
-"""Fabric, which is Paramiko, on a device's SSH server. Both come with ``pip install 'jmp[ssh]'``."""
+"""Fabric, which is Paramiko, on a device's SSH server. Both are the extra ``ssh``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Fabric(Block[Any]):
         try:
             fabric, paramiko = import_module("fabric"), import_module("paramiko")
         except ImportError:
-            raise UsageError("Fabric is not installed here: pip install 'jmp[ssh]'") from None
+            raise UsageError("Fabric is not installed here: pip install fabric (Debian's python3-fabric)") from None
         with Blocking(self._client._way()) as way, socket.socket(socket.AF_UNIX) as port:
             port.connect(way.listen.removeprefix("unix:"))
             given: dict[str, Any] = {"sock": port, "password": way.password or None, "look_for_keys": not way.key_file}
