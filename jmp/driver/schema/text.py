@@ -100,7 +100,9 @@ def _parse_any(schema: Schema, text: str) -> Any:
     ):
         try:
             return parse(option, text)
-        except BadValue:
+        except BadValue as error:
+            if option.get("type") == "object" and len(options) == 2 and {"type": "null"} in options:
+                raise BadValue(error.message) from None  # says what is wrong with it, and nothing that is secret
             continue
     raise BadValue(expected(schema, text))
 
