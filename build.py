@@ -187,8 +187,10 @@ def test(options: argparse.Namespace) -> None:
     zipapp(argparse.Namespace(target=native_target(), out=None))
     # All of them on every core, in whatever order keeps those busy; what is asked for by name runs as pytest would run it.
     arguments = options.rest or ["-n", "auto", "--dist", "worksteal"]
+    # They start hundreds of programs, each of which would compile what it needs of this checkout.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     say(f"pytest {' '.join(arguments)}")
-    raise SystemExit(subprocess.run([python, "-m", "pytest", *arguments]).returncode)
+    raise SystemExit(subprocess.run([python, "-m", "pytest", *arguments], env=environ).returncode)
 
 
 def soak(options: argparse.Namespace) -> None:
