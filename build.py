@@ -187,6 +187,8 @@ def test(options: argparse.Namespace) -> None:
     zipapp(argparse.Namespace(target=native_target(), out=None))
     # All of them on every core, in whatever order keeps those busy; what is asked for by name runs as pytest would run it.
     arguments = options.rest or ["-n", "auto", "--dist", "worksteal"]
+    if any(name.startswith("JMP_TEST_") for name in os.environ):  # what makes tests longer, see docs/reliability.md
+        arguments += ["-o", "faulthandler_timeout=0"]
     # They start hundreds of programs, each of which would compile what it needs of this checkout.
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     say(f"pytest {' '.join(arguments)}")

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,15 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@cache
+def packed_image(suffix: str) -> bytes:
+    return PACKERS[suffix](IMAGE)
+
+
 @pytest.mark.parametrize("suffix", PACKERS)
 def test_flash(using: Side, card: Card, tmp_path: Path, suffix: str) -> None:
     image = tmp_path / f"an.{suffix}"
-    image.write_bytes(PACKERS[suffix](IMAGE))
+    image.write_bytes(packed_image(suffix))
     shown: list[tuple[int, int | None]] = []
     result = using(card, lambda client: client.flash(image, progress=lambda *at: shown.append(at)))
     assert result == {"bytes": len(IMAGE), "sha256": sha256(IMAGE), "seconds": result["seconds"]}
@@ -183,7 +188,7 @@ def test_a_packed_image_that_does_not_fit_ends_the_write(using: Side, card: Card
 
 @pytest.mark.parametrize("suffix", ["gz", "xz", "bz2", "zst"])
 def test_what_cannot_be_unpacked(using: Side, card: Card, tmp_path: Path, suffix: str) -> None:
-    packed = PACKERS[f"img.{suffix}"](IMAGE)
+    packed = packed_image(f"img.{suffix}")
     (tmp_path / f"short.{suffix}").write_bytes(packed[: len(packed) // 2])
     (tmp_path / f"broken.{suffix}").write_bytes(packed[:100] + bytes(1000) + packed[1100:])
     (tmp_path / f"other.{suffix}").write_bytes(IMAGE)
@@ -290,7 +295,7 @@ def test_an_image_that_is_not_what_was_published(
     using: Side, card: Card, tmp_path: Path, suffix: str, fetch: bool
 ) -> None:
     """Its publisher tells the sha256 of the file, or of what is in it."""
-    packed = PACKERS[suffix](IMAGE)
+    packed = packed_image(suffix)
     (tmp_path / "image").write_bytes(packed)
 
     def use(client: Any) -> None:

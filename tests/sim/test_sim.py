@@ -46,10 +46,16 @@ SELDOM = {"lease-begins-again", "early-holder-refused"}
 """Found within a thousand, but not within seconds; each has a test of its own in tests/exporter/test_lab.py."""
 
 
+AT = {"router-by-own-clock": 178, "epoch-unchecked": 377}
+"""Seeds of the thousand that find what the first ones do not. When histories change others do; any that does is as good."""
+
+
 @pytest.mark.parametrize("bug", sorted(BUGS.keys() - SELDOM))
 def test_what_would_be_found(bug: str) -> None:
     """A test of the tests: each of these, put into the product, breaks a promise within a thousand histories."""
-    done = run("--schedules", "1000", "--bug", bug)
+    done = run("--seed", str(AT.get(bug, 0)), "--schedules", "1", "--bug", bug)
+    if done.returncode == 0:
+        done = run("--schedules", "1000", "--bug", bug)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1 seeds failed" in done.stdout
     assert f"--bug {bug}" in done.stdout
