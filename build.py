@@ -185,8 +185,10 @@ def test(options: argparse.Namespace) -> None:
     """Run the tests, on everything they need."""
     python = development()
     zipapp(argparse.Namespace(target=native_target(), out=None))
-    # All of them on every core, in whatever order keeps those busy; what is asked for by name runs as pytest would run it.
-    arguments = options.rest or ["-n", "auto", "--dist", "worksteal"]
+    # All of them side by side, by more workers than there are cores, for half of the time they wait; in whatever order keeps
+    # those busy. What is asked for by name runs as pytest would run it.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    arguments = options.rest or ["-n", str(cores + min(cores, 4)), "--dist", "worksteal"]
     if any(name.startswith("JMP_TEST_") for name in os.environ):  # what makes tests longer, see docs/reliability.md
         arguments += ["-o", "faulthandler_timeout=0"]
     # They start hundreds of programs, each of which would compile what it needs of this checkout.

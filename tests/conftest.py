@@ -50,6 +50,36 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, signal.default_int_handler if number is signal.SIGINT else lambda *_: None)
 
 
+LONG = ("bench", "e2e", "kube", "lab", "real", "sim")
+"""Folders of tests that take seconds each: of clusters, machines and whole labs."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each worker of pytest-xdist begins with its share of what takes long: none is alone with that at the end."""
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers == 1:
+        return
+    groups: dict[object, list[pytest.Item]] = {"cluster": []}  # first, while nobody takes its tests, and starts another
+    short = []
+    for item in items:
+        if item.path.parent.name not in LONG:
+            short.append(item)
+        elif "cluster" in getattr(item, "fixturenames", ()):
+            groups["cluster"].append(item)
+        else:
+            groups.setdefault(item if item.path.parent.name == "sim" else item.path, []).append(item)
+    long = list(groups.values())
+    # The scheduler gives each worker as many in a row; later they take from one another what has not begun.
+    each = len(items) // workers
+    items.clear()
+    for worker in range(workers):
+        items += (item for group in long[worker::workers] for item in group)
+        count = max((worker + 1) * each - len(items), 0) if worker + 1 < workers else len(short)
+        items += short[:count]
+        del short[:count]
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A real Kubernetes API server; each test has a namespace of its own."""
