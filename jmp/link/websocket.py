@@ -39,6 +39,7 @@ from jmp.link.rfc6455 import (
     Codec,
     Violation,
 )
+from jmp.link.sources import RATE, Sources
 from jmp.link.tls import Tls, client_context
 
 log = logging.getLogger(__name__)
@@ -47,10 +48,15 @@ CLOSE_SECONDS: Final = 1.0
 """How long a polite close may take: a round trip to a far lab and then some; a dead peer must not delay an exit."""
 
 _READ: Final = 256 << 10  # bytes read at once; measured, like the next one, see the project's notes on speed
-_SKIP: Final = 64 << 10
+_SKIP_SECONDS: Final = 0.05
+"""Between two reads of what nobody looks at: it may come as fast as the machine can, and others have something to do."""
 _SEND_BUFFER: Final = 1 << 20
 _MAX_BUFFERS: Final = 512  # below IOV_MAX of every system
+_BLAMED: Final = 1002
+"""The close code for who breaks the rules (RFC 6455, section 7.4.1)."""
 _CLOSED_HERE: Final = "this side closed the connection"
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+"""How an IPv6 address begins that is an IPv4 one."""
 _NO_PAGES: Final[Mapping[str, tuple[str, bytes]]] = {}
 
 Identity = TypeVar("Identity")
@@ -68,6 +74,8 @@ class _Pipe:
         self._socket = sock
         self._number = sock.fileno()  # -1 once it is closed here; asking the socket takes longer than a short read
         self._tls: Tls | None = None
+        self.shaking = False
+        """Whether a TLS handshake has begun here: it has cost something."""
         self._early = b""
         self._rest = memoryview(b"")
         self._drained = trio.lowlevel.ParkingLot()
@@ -88,6 +96,7 @@ class _Pipe:
             if done:
                 break
             tls.feed(await self.receive())
+            self.shaking = True
         self._tls = tls
         self._early = tls.decrypt() or b""
 
@@ -141,12 +150,14 @@ class _Pipe:
                 return plain
 
     async def skip(self) -> None:
-        """Read to the end, and look at nothing of it. Raises LinkLost."""
-        data = b"..."
-        while data:
+        """Read to the end, at leisure, and look at nothing of it; nothing can be written from now on. Raises LinkLost."""
+        self._tls = None  # what it holds may be much
+        while True:
             try:
                 await trio.lowlevel.wait_readable(self._number)
-                data = os.read(self._number, _SKIP)
+                if not os.read(self._number, _READ):
+                    return
+                await trio.sleep(_SKIP_SECONDS)
             except BlockingIOError:
                 continue
             except trio.ClosedResourceError:
@@ -206,9 +217,15 @@ class WebSocketLink(Link):
         self._codec = codec
         self._end: LinkLost | ProtocolViolation | None = None
         self._closing = False
+        self._blamed = False
         self._receiving = False
         self._reader_left = trio.lowlevel.ParkingLot()
         pipe.refill = codec.take_replies
+
+    @property
+    def blamed(self) -> bool:
+        """Whether the link ended because the other side broke the rules."""
+        return self._blamed or isinstance(self._end, Violation)
 
     def send_nowait(self, parts: Sequence[Buffer]) -> bool:
         if self._end is not None:
@@ -275,8 +292,8 @@ class WebSocketLink(Link):
             await trio.lowlevel.checkpoint()
             return
         self._closing = True
-        end = self._end
-        self._end = end or LinkLost(_CLOSED_HERE)
+        self._blamed = self.blamed or code == _BLAMED
+        self._end = self._end or LinkLost(_CLOSED_HERE)
         try:
             with trio.move_on_after(CLOSE_SECONDS):
                 await self._pipe.flush()
@@ -297,7 +314,7 @@ class WebSocketLink(Link):
 
     async def _discard(self) -> None:
         """Read until the other side has closed too: closing a socket that holds unread bytes would destroy ours."""
-        if isinstance(self._end, Violation):  # nothing that comes is read any more: it may be much
+        if isinstance(self._end, Violation):  # its good-bye cannot be made out, and much else may come
             await self._pipe.skip()
             return
         while data := await self._pipe.receive():
@@ -309,6 +326,9 @@ class WebSocketLink(Link):
                 return
             except Violation:
                 self._pipe.end_output()  # its good-bye cannot be made out any more: it goes when we have ended
+            if self.blamed:  # much else may come
+                del data
+                await trio.sleep(_SKIP_SECONDS)
 
     def _reply(self) -> None:
         if self._pipe.busy:
@@ -407,7 +427,8 @@ async def serve(
     message the client is told, as 401 for :class:`~jmp.errors.Refused` and as 503 else. Until then a client is a
     stranger: at most ``max_strangers`` are served at once, for ``handshake_seconds`` each; up to ``max_waiting`` more wait
     for their turn, as long (a lab's exporters all come at once after a restart), and those beyond are closed. What goes
-    wrong with one connection is logged and never ends the others. Reports itself started once it accepts; the listeners
+    wrong with one connection is logged and never ends the others. An address whose connections are refused, or break the rules,
+    again and again is served more slowly (:mod:`jmp.link.sources`). Reports itself started once it accepts; the listeners
     are closed at the end.
 
     ``pages`` are for everybody: by path their content type and content, such as the CA that a client needs before it trusts us.
@@ -418,6 +439,11 @@ async def serve(
 
 class _Rejected(Exception):
     """The client was answered with an HTTP error; the text is for the log."""
+
+    def __init__(self, text: str, *, blamed: bool) -> None:
+        super().__init__(text)
+        self.blamed = blamed
+        """It is the client's fault."""
 
 
 class _Shown(Exception):
@@ -437,20 +463,27 @@ class _Server(Generic[Identity]):
 
     def __post_init__(self) -> None:
         self.turns = trio.CapacityLimiter(self.max_strangers)
+        self.sources = Sources()
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serve one connection: the root of its task."""
         peer = _name(stream.socket)
+        source = _source(stream.socket)
+        if (wait := self.sources.wait(source, trio.current_time())) > self.handshake_seconds:
+            log.debug("%s: closed: too many others from there wait", peer)  # as they were warned of
+            stream.socket.close()
+            return
         pipe = _Pipe(stream.socket)
         try:
             if (waiting := self.turns.statistics().tasks_waiting) >= self.max_waiting:
                 log.warning("%s: closed: %d other connections wait to authenticate", peer, waiting)
                 return
-            with trio.fail_after(self.handshake_seconds) as patience:
-                async with self.turns:
-                    patience.deadline = trio.current_time() + self.handshake_seconds
-                    link, identity = await self._welcome(pipe, peer)
-            await self._handle(link, identity)
+            link, identity = await self._let_in(pipe, peer, source, wait)
+            try:
+                await self._handle(link, identity)
+            finally:
+                if link.blamed:
+                    self._blame(peer, source, 2)  # one of them is what it was given for being let in
         except* trio.TooSlowError:
             log.warning("%s: closed: the opening handshake took over %g s", peer, self.handshake_seconds)
         except* _Shown as shown:
@@ -464,6 +497,30 @@ class _Server(Generic[Identity]):
         finally:
             pipe.close()
 
+    async def _let_in(self, pipe: _Pipe, peer: str, source: str, wait: float) -> tuple[WebSocketLink, Identity]:
+        """Let a stranger in after ``wait`` seconds, which were those of its source."""
+        if wait:
+            self.sources.failed(source, trio.current_time())  # until it is seen that it did not
+            await trio.sleep(wait)
+        try:
+            with trio.fail_after(self.handshake_seconds) as patience:
+                async with self.turns:
+                    patience.deadline = trio.current_time() + self.handshake_seconds
+                    welcomed = await self._welcome(pipe, peer)
+        except Exception as error:
+            if _is_to_blame(error, pipe) != bool(wait):
+                if wait:
+                    self.sources.succeeded(source, trio.current_time())
+                else:
+                    self._blame(peer, source)
+            raise
+        self.sources.succeeded(source, trio.current_time())
+        return welcomed
+
+    def _blame(self, peer: str, source: str, times: int = 1) -> None:
+        if source and self.sources.failed(source, trio.current_time(), times):
+            log.warning("%s: too many connections from there failed: %g a second are served from now on", peer, RATE)
+
     async def _handle(self, link: WebSocketLink, identity: Identity) -> None:
         try:
             await self.handler(link, identity)
@@ -476,6 +533,7 @@ class _Server(Generic[Identity]):
     async def _welcome(self, pipe: _Pipe, peer: str) -> tuple[WebSocketLink, Identity]:
         if self.tls is not None:
             await pipe.start_tls(Tls(self.tls, server_side=True))
+            await trio.lowlevel.checkpoint()  # it took long enough for others to have something to do
         head, early = await self._read_head(pipe)
         path = head.split(b" ", 2)[1].decode("latin-1")
         if path in self.pages:
@@ -531,7 +589,7 @@ class _Server(Generic[Identity]):
 
 async def _reject(pipe: _Pipe, status: str, reason: str, *headers: tuple[str, str]) -> NoReturn:
     await _answer(pipe, status, "text/plain; charset=utf-8", reason.encode(), *headers)
-    raise _Rejected(f"answered {status}: {reason}")
+    raise _Rejected(f"answered {status}: {reason}", blamed=status.startswith("4"))
 
 
 async def _answer(pipe: _Pipe, status: str, content_type: str, body: bytes, *headers: tuple[str, str]) -> None:
@@ -554,6 +612,27 @@ def _name(sock: trio.socket.SocketType) -> str:
     except OSError:
         return "a client that is gone"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _source(sock: trio.socket.SocketType) -> str:
+    """Where a connection comes from: its address, or the network of one that may have many; empty for a Unix socket."""
+    if sock.family == socket.AF_UNIX:
+        return ""
+    try:
+        host = str(sock.getpeername()[0])
+    except OSError:
+        return ""
+    if ":" in host:
+        address = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+        return address.hex() if address.startswith(_MAPPED) else address[:8].hex()
+    return host
+
+
+def _is_to_blame(error: Exception, pipe: _Pipe) -> bool:
+    """Whether a stranger was not let in for something that it did."""
+    if isinstance(error, _Rejected):
+        return error.blamed
+    return isinstance(error, ProtocolViolation) or (isinstance(error, LinkLost) and pipe.shaking)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -62,7 +62,11 @@ class _Readers:
         """When the turn of ``reader`` ends that begins now."""
         if self._last != id(reader):
             self._last, self._since = id(reader), now
-        return now + (_TURN_SECONDS if now - self._since < 1 else _ALONE_SECONDS)
+        return now + (_TURN_SECONDS if self.shared(now) else _ALONE_SECONDS)
+
+    def shared(self, now: float) -> bool:
+        """Whether something has come on other links, too, within a second."""
+        return now - self._since < 1
 
 
 _READERS: Final = _Readers()
@@ -149,6 +153,9 @@ class Connection:
             except (LinkLost, ProtocolViolation) as error:
                 self._end(error)
                 if isinstance(error, ProtocolViolation):
+                    # It takes a second, and what was wrong may be large: nothing of that is kept until then.
+                    message, events, opened = None, [], []
+                    error.__traceback__ = None
                     # Shielded: who waits for the end cancels this task, and the other side is to learn what it did.
                     with trio.move_on_after(CLOSE_GRACE, shield=True):
                         await self.link.aclose(1002, error.message)
@@ -196,6 +203,9 @@ class Connection:
         """End the turn: there may be more to read for long, which takes no waiting. Returns when the next one ends."""
         self._flush()
         await trio.lowlevel.checkpoint()
+        if _READERS.shared(trio.current_time()):
+            # Who became ready meanwhile is known only now, and the order within a round is none: this one lets it pass.
+            await trio.lowlevel.checkpoint()
         return _READERS.turn(self, trio.current_time())
 
     def _flush(self, *, soon: bool = False) -> None:

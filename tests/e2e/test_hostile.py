@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import socket
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.zipapp
 
 ROUNDS = 25
 noise = random.Random(4711)
+elsewhere = (f"127.0.{number >> 8}.{number & 255}" for number in itertools.count(2))
 
 
 @pytest.fixture
@@ -86,7 +88,8 @@ def address(served: Served) -> tuple[str, int]:
 
 @contextmanager
 def tcp(served: Served) -> Iterator[socket.socket]:
-    with socket.create_connection(address(served), timeout=30) as sock:
+    """A connection, each from another of this machine's addresses: who fails again and again from one of them has to wait."""
+    with socket.create_connection(address(served), timeout=30, source_address=(next(elsewhere), 0)) as sock:
         yield sock
 
 

@@ -17,7 +17,9 @@ import trio_websocket
 from trio.testing import wait_all_tasks_blocked
 
 from jmp.errors import Busy, ConfigError, JmpError, LabError, LinkLost, ProtocolViolation, Refused, UsageError
+from jmp.link import sources, websocket
 from jmp.link.rfc6455 import MAX_HEAD, ClientHandshake, Closed, Codec, Violation
+from jmp.link.sources import BURST
 from jmp.link.websocket import UpgradeRequest, WebSocketLink, connect
 from tests.fakes.links import (
     KINDS,
@@ -344,6 +346,22 @@ async def test_violation_is_answered_with_its_code(frames: bytes, code: int, tmp
         await seen.wait()
 
 
+async def test_what_follows_a_violation_is_read_at_leisure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "CLOSE_SECONDS", 0.1)
+    sent = 0
+    async with serving("unix", tmp_path) as url:
+        stream = await upgraded(url)
+        await stream.send_all(b"\x81\x81\0\0\0\0x")
+        try:
+            while True:
+                await stream.send_all(bytes(1000))
+                sent += 1000
+        except trio.BrokenResourceError:
+            pass
+        await stream.aclose()
+    assert sent < 4 << 20, "what two sockets hold and some pieces, not 0.1 s of what the machine can"
+
+
 async def test_limit_for_messages(tmp_path: Path) -> None:
     async with serving("unix", tmp_path, max_message=1000) as url:
         link = await connect(url)
@@ -495,6 +513,99 @@ async def test_strangers_are_few(tmp_path: Path) -> None:
                 await stream.aclose()
         for link in known:
             await link.aclose()
+
+
+async def refuse(request: UpgradeRequest) -> UpgradeRequest:
+    """Let in nobody but those who say "right"."""
+    if request.token == "busy":
+        raise Busy("not now")
+    if request.token != "right":
+        raise Refused("the token is wrong")
+    return request
+
+
+async def dial_from(url: str, address: str) -> trio.SocketStream:
+    """Connect from one of this machine's addresses."""
+    host, _, port = url.removeprefix("ws://").partition(":")
+    sock = trio.socket.socket()
+    await sock.bind((address, 0))
+    await sock.connect((host, int(port)))
+    return trio.SocketStream(sock)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One failure a second, so that even a busy machine has them faster."""
+    monkeypatch.setattr(sources, "_EACH", 1.0)
+    monkeypatch.setattr(sources, "_FREE", BURST + 0.5)
+
+
+@pytest.mark.usefixtures("slow")
+async def test_an_address_that_fails_again_and_again_waits_and_others_do_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answered = 0
+
+    async def fail(url: str) -> None:
+        nonlocal answered
+        async with await dial_from(url, "127.0.0.2") as stream:
+            await stream.send_all(ClientHandshake("x", token="wrong").request)
+            assert (await read_all(stream)).startswith(b"HTTP/1.1 401")
+            answered += 1
+
+    async with (
+        serving("ws", tmp_path, authenticate=refuse, handshake_seconds=1000) as url,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(BURST + 1):
+            await fail(url)
+        assert "too many connections from there failed" in caplog.text
+        for _ in range(80):
+            nursery.start_soon(fail, url)
+        link = await connect(url, token="right")
+        await link.send([b"here"])
+        assert await link.receive() == b"here"
+        await link.aclose()
+        assert answered < BURST + 40, "one a second"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("slow")
+async def test_more_than_can_wait_are_closed_at_once(tmp_path: Path) -> None:
+    async def fail(url: str) -> bytes:
+        async with await dial_from(url, "127.0.0.2") as stream:
+            try:
+                await stream.send_all(ClientHandshake("x", token="wrong").request)
+                return await read_all(stream)
+            except trio.BrokenResourceError:
+                return b""
+
+    async with serving("ws", tmp_path, authenticate=refuse, handshake_seconds=0.3) as url:
+        assert all([await fail(url) for _ in range(BURST + 1)])
+        assert await fail(url) == b""
+
+
+async def test_nobody_pays_for_what_is_the_servers_fault(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving("ws", tmp_path, authenticate=refuse) as url:
+        for _ in range(2 * BURST):
+            with pytest.raises(Busy):
+                await connect(url, token="busy")
+            async with await dial(url):  # as those do who look whether anybody listens
+                pass
+    assert "too many connections" not in caplog.text
+
+
+@pytest.mark.usefixtures("slow")
+async def test_who_breaks_the_rules_has_failed_though_it_was_let_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving("ws", tmp_path) as url:
+        while "too many connections from there failed" not in caplog.text:
+            stream = await upgraded(url)
+            await stream.send_all(b"\x81\x81\0\0\0\0x")
+            await read_exactly(stream, 4)
+            await stream.aclose()
+            assert len(caplog.records) < 5 * BURST
 
 
 async def test_frames_sent_with_the_request(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from jmp.errors import JmpError, LinkLost, ProtocolViolation
 from jmp.link import Link
 from jmp.link.memory import memory_links
 from jmp.link.rfc6455 import Closed
-from jmp.mux.connection import _TURN_STREAMS, PING_AFTER, SILENCE, multiplex
+from jmp.mux.connection import _TURN_SECONDS, _TURN_STREAMS, PING_AFTER, SILENCE, multiplex
 from jmp.mux.protocol import VERSION, WINDOW, Role
 from jmp.mux.stream import HIGH_WATER, MuxStream, StreamReset
 from jmp.wire.frames import MAX_DATA, Kind, Reset, pack
@@ -256,25 +256,68 @@ async def test_who_opens_streams_without_end_leaves_others_their_turn() -> None:
     assert await turns_beside([b"".join(opens)]) > 1000 / _TURN_STREAMS - 10
 
 
-async def test_a_message_of_very_many_frames_leaves_others_their_turn() -> None:
+class Passing(trio.abc.Clock):
+    """Time passes when somebody looks: 10 µs each time."""
+
     now = 0.0
 
-    class Passing(trio.abc.Clock):
-        """Time passes when somebody looks."""
+    def start_clock(self) -> None:
+        pass
 
-        def start_clock(self) -> None:
-            pass
+    def current_time(self) -> float:
+        self.now += 1e-5
+        return self.now
 
-        def current_time(self) -> float:
-            nonlocal now
-            now += 1e-5
-            return now
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        return 0.0
 
-        def deadline_to_sleep_time(self, deadline: float) -> float:
-            return 0.0
 
+async def test_a_message_of_very_many_frames_leaves_others_their_turn() -> None:
     async def main() -> None:
         assert await turns_beside([pack(Kind.PONG, 0, b"") * 50_000]) > 10
+
+    await trio.to_thread.run_sync(lambda: trio.run(main, clock=Passing()))
+
+
+async def test_a_call_waits_for_one_turn_of_a_link_on_which_much_comes() -> None:
+    """As long as that takes: it may come when such a turn has just begun, but no second one is before it."""
+    per_turn = _TURN_SECONDS / 1e-5 + 2
+
+    async def main() -> None:
+        begun = 0
+        waited = []
+
+        class Greedy:
+            async def __call__(self, stream: MuxStream) -> None: ...
+
+            def at_once(self, stream: MuxStream) -> None:
+                nonlocal begun
+                begun += 1
+                stream.close()
+
+        class Other(Greedy):
+            def at_once(self, stream: MuxStream) -> None:
+                waited.append(begun)
+                stream.close()
+
+        much = [pack(Kind.OPEN, number, b"", True) for number in range(1, 100_001, 2)]
+        link = Flood([HELLO, b"".join(much[:100]), b"".join(much[100:])])
+        near, far = memory_links()
+        async with (
+            multiplex(near, Role.DIALLER) as caller,
+            multiplex(far, Role.LISTENER, serve=Other()),
+            multiplex(link, Role.LISTENER, serve=Greedy()),
+        ):
+            while len(waited) < 100:
+                asked, before = len(waited), begun
+                caller.open_stream(b"", end=True)
+                while len(waited) == asked:
+                    await trio.lowlevel.checkpoint()
+                assert waited.pop() - before <= per_turn
+                waited.append(begun)
+                for _ in range(asked % 5):
+                    await trio.lowlevel.checkpoint()
+            assert not link.drained.is_set()
 
     await trio.to_thread.run_sync(lambda: trio.run(main, clock=Passing()))
 
