@@ -6,6 +6,7 @@ import ipaddress
 import shlex
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -156,6 +157,8 @@ class Kept:
     """Keeps what routers nearby come in with."""
     review: Review | None = None
     """Says whose a service account's token is."""
+    clock: Callable[[], float] = time.time
+    """What the lab goes by."""
 
 
 @asynccontextmanager
@@ -196,7 +199,8 @@ async def _shared(
             "the secret is good for everything",
             name,
             partial(keep_router, api),
-            Reviewer(api, names[0]),
+            Reviewer(api, names[0], clock=api.clock),
+            api.clock,
         )
 
 
@@ -214,7 +218,7 @@ async def _serve(
     async with keeping as kept:
         keys = kept.keys
         listeners = await listen(address)
-        lab = Lab(Engine(), kept.store, keys, audit, name=kept.name)
+        lab = Lab(Engine(), kept.store, keys, audit, clock=kept.clock, name=kept.name)
         await lab.load()
         url = url or f"wss://{names[0]}:{address_of(listeners[0]).rpartition(':')[2]}"
         router = Router() if with_router else None

@@ -429,20 +429,31 @@ class KubernetesStore(Store):
         return isinstance(record, Lease) and record.state is State.QUEUED
 
     async def _check_lock(self, name: str, lease: str) -> None:
-        """An exporter may be locked for ``lease``: no other one has it, nor is about to have it."""
+        """An exporter may be locked for ``lease``: no other one has it, nor is about to have it.
+
+        Nobody is refused because of what is remembered: it may be old, and whoever decides again must not go by the same again.
+        """
+        record = self._records.get(("exporter", name))
+        if isinstance(record, Exporter) and record.lease and ("lease", record.lease) not in self._records:
+            await self._look(LEASES, record.lease)
+        if self._may_lock(name, lease):
+            return
+        await self._look(EXPORTERS, name)
+        if (holder := self._lock(name)[0]) and holder != lease:
+            await self._look(LEASES, holder)
+        if not self._may_lock(name, lease):
+            raise _Lost(("exporter", name))
+
+    def _may_lock(self, name: str, lease: str) -> bool:
         record = self._records.get(("exporter", name))
         if not isinstance(record, Exporter) or record.lease in ("", lease):
-            return
-        if ("lease", record.lease) not in self._records:
-            await self._look(LEASES, record.lease)
+            return True
         holder = self._records.get(("lease", record.lease))
         if not isinstance(holder, Lease) or holder.state is State.ENDED:
-            return
+            return True
         if holder.state is State.QUEUED:
-            if self._lock(name)[1] >= self._attempt(holder.id):
-                raise _Lost(("exporter", name))
-        elif any(held.exporter == name and held.phase != "idle" for held in holder.devices):
-            raise _Lost(("exporter", name))
+            return self._lock(name)[1] < self._attempt(holder.id)
+        return not any(held.exporter == name and held.phase != "idle" for held in holder.devices)
 
     def _attempt(self, lease: str) -> int:
         item = self._objects.get(("lease", object_name(lease)), {})

@@ -14,9 +14,11 @@ import os
 import random
 import ssl
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
@@ -164,10 +166,41 @@ class Answer:
         return self.status == 404 and self.body.get("kind") != "Status"
 
 
+class ServerClock:
+    """The time of the day as the API server has it: what several controllers agree on, whatever their machines' clocks say.
+
+    Each answer tells it in whole seconds, and was given between two moments of the monotonic clock here: so the server's clock
+    is ahead of that by something between two bounds, which are not much more than a second apart. What is reckoned with is moved
+    into them, and no further, so that it gets closer with most answers: by half a second at first, and soon by milliseconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        """``clock`` is this machine's, until the server has said something."""
+        self._ahead = clock() - trio.current_time()
+        self._heard = False
+
+    def __call__(self) -> float:
+        """Seconds since the epoch."""
+        return trio.current_time() + self._ahead
+
+    def hear(self, date: bytes, asked: float, answered: float) -> None:
+        """An answer's ``Date``, and when, by Trio's clock, it was asked for and came."""
+        try:
+            told = parsedate_to_datetime(date.decode("ascii")).timestamp()
+        except ValueError:
+            return
+        least, most = told - answered, told + 1.0 - asked
+        self._ahead = min(max(self._ahead, least), most) if self._heard else (least + most) / 2
+        self._heard = True
+
+
 class Api:
     """A connection to the API; made by :func:`connect`."""
 
-    def __init__(self, pool: httpcore2.AsyncConnectionPool, access: Access) -> None:
+    def __init__(
+        self, pool: httpcore2.AsyncConnectionPool, access: Access, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.clock = ServerClock(clock)
         self._pool = pool
         self._access = access
         self._host = urlsplit(access.server).netloc
@@ -241,10 +274,14 @@ class Api:
             headers += [("Content-Type", "application/json"), ("Content-Length", str(len(content)))]
         timeout = {"connect": REQUEST_SECONDS, "pool": REQUEST_SECONDS, "write": REQUEST_SECONDS, "read": seconds}
         url = f"{self._access.server}{path}" + (f"?{urlencode(query)}" if query else "")
+        asked = trio.current_time()
         try:
             async with self._pool.stream(
                 method, url, headers=headers, content=content, extensions={"timeout": timeout}
             ) as response:
+                for name, value in response.headers:
+                    if name.lower() == b"date":
+                        self.clock.hear(value, asked, trio.current_time())
                 yield response
         except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError) as error:
             self._lost = trio.current_time()

@@ -56,7 +56,7 @@ class SharedKeys:
             if there.status != 404:
                 for name, content in files_of(there.body).items():
                     write_private(directory / name, content)
-            keys = Keys.open(directory, names)
+            keys = Keys.open(directory, names, clock=api.clock)
             if there.status != 404:
                 return cls(api, keys)
             if await create(api, SECRET, keys.files()):

@@ -336,6 +336,13 @@ class Lab:
         flight = self._flying.get(key)
         return self.view.find(key) if flight is None else flight.changes[key].new
 
+    def coming(self, key: Key) -> Record | None:
+        """A record as it will be when all that was decided of it is kept."""
+        for change in reversed(self._aside):
+            if change.key == key:
+                return change.new
+        return self._pending[key].new if key in self._pending else self._known(key)
+
     def _is_news(self, change: Change) -> bool:
         known = self.view.find(change.key)
         if change.new is None:
@@ -539,7 +546,7 @@ class Lab:
         self.news.tell("keys")
 
     def clock(self) -> float:
-        """Seconds since the epoch, by this machine's clock.
+        """Seconds since the epoch, by this machine's clock; by that of the store, where several controllers share one.
 
         When that has been set, those who verify tokens are told the time anew: they took it from here, and count on by
         themselves. What runs goes on for as long as it would have, unless there are several controllers, who had to agree on it.
@@ -548,7 +555,9 @@ class Lab:
         clock_set = now - trio.current_time()
         if abs(step := clock_set - self.clock_set) > CLOCK_STEP:
             self.clock_set = clock_set
-            log.warning("this machine's clock was set by %+.0f s", step)
+            log.warning(
+                "%s clock was set by %+.0f s", "the API server's" if self.store.shared else "this machine's", step
+            )
             if not self.store.shared:
                 self.engine.clock_set(step, now)
             self.keys_changed()

@@ -163,7 +163,8 @@ class Others:
         lab = self._lab
         if not lab.store.shared:
             return
-        there = lab.view.presence.get(name)
+        there = lab.coming(("presence", name))
+        assert there is None or isinstance(there, Presence)
         here = lab.attending.get(name)
         if here is not None and not here.replica and name in lab.view.exporter:
             new = self._presence(name, here)

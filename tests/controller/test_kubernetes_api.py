@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from email.utils import formatdate
 from functools import partial
 
 import pytest
 import trio
+from trio.testing import MockClock
 
-from jmp.controller.kubernetes_api import Access, Api, Denied, Unreachable, Unserved, connect
+from jmp.controller.kubernetes_api import Access, Api, Denied, ServerClock, Unreachable, Unserved, connect
 
 OF_NO_KIND = "404 Not Found", "text/plain; charset=utf-8", "404 page not found\n"
 """What one that has just started says of objects whose kind it has not read yet: also of those that are there."""
@@ -111,3 +115,27 @@ async def test_a_list_may_be_what_the_server_remembers_and_comes_in_pages() -> N
     first, second, third, fourth = [text.removeprefix(f"{PATH}?").split("&") for text in asked]
     assert ("resourceVersion=0" in first, "resourceVersion=0" in third) == (True, False)
     assert second == fourth == ["limit=500", "continue=there"], "where a page begins says of which version it is"
+
+
+async def test_the_time_is_the_servers(autojump_clock: MockClock) -> None:
+    """From answers that tell whole seconds, on ways that take up to a third of one, whatever the machine's clock says."""
+    server, rng = 1_800_000_000.25, random.Random(1)
+    clock = ServerClock(lambda: 5000.0)
+    off = []
+    for _ in range(200):
+        await trio.sleep(rng.random() * 3)
+        asked = trio.current_time()
+        await trio.sleep(rng.random() / 3)
+        date = formatdate(int(server + trio.current_time()), usegmt=True)
+        await trio.sleep(rng.random() / 3)
+        clock.hear(date.encode(), asked, trio.current_time())
+        off.append(abs(clock() - trio.current_time() - server))
+    assert (off[0] < 0.9, off[-1] < 0.2) == (True, True), off
+    clock.hear(b"yesterday", 0.0, 0.0)
+    assert clock() == pytest.approx(server + trio.current_time(), abs=0.2)
+
+
+async def test_who_is_told_no_time_goes_by_the_machines() -> None:
+    async with answering(OBJECT) as (api, _):
+        assert (await api.request("GET", f"{PATH}/l1")).status == 200
+        assert api.clock() == pytest.approx(time.time(), abs=5)

@@ -398,6 +398,35 @@ async def test_what_an_exporter_does_is_known_from_its_lease_and_told_with_the_n
         await until(b, ("presence", "one"), lambda: b.lab.view.presence["one"].observed.phase is Phase.IDLE)
 
 
+async def test_what_is_told_late_does_not_outlive_what_is_so_by_then(
+    memory: list[MemoryLab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, _ = memory
+    commit, begun, goes_on = a.store.commit, trio.Event(), trio.Event()
+
+    async def commit_late(changes: Sequence[Change]) -> list[Any]:
+        if any(isinstance(change.new, records.Presence) and change.new.observed.lease for change in changes):
+            begun.set()
+            await goes_on.wait()
+        return await commit(changes)
+
+    monkeypatch.setattr("jmp.controller.replicas.BEAT", math.inf)
+    async with a.exporter("one"), b.client("alice") as alice:
+        await b.attended("one")
+        lease = await alice.acquire(WANT, 6000.0)
+        await b.wait(lease.id, State.READY)
+        monkeypatch.setattr(a.store, "commit", commit_late)
+        monkeypatch.setattr("jmp.controller.replicas.BEAT", 0.1)
+        a.lab.others.say()
+        await begun.wait()
+        monkeypatch.setattr("jmp.controller.replicas.BEAT", math.inf)
+        await alice.release(lease.id)
+        await a.wait(lease.id, State.ENDED)
+        goes_on.set()
+        await until(b, ("presence", "one"), lambda: b.lab.view.presence["one"].observed.lease == lease.id)
+        await until(b, ("presence", "one"), lambda: b.lab.view.presence["one"].observed.phase is Phase.IDLE)
+
+
 async def test_one_that_goes_is_gone_at_once(labs: list[MemoryLab]) -> None:
     a, b, _ = labs
     async with a.exporter("one", others=[b]):

@@ -1,7 +1,8 @@
-"""What every store has to do: the fake one, the embedded one, and the one in a cluster, on a real API server."""
+"""What every store has to do: the fake one, the embedded one, and the one in a cluster, on a fake API server and a real one."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 
+from jmp.controller.kubernetes import KubernetesStore, open_store
 from jmp.controller.sqlite import SqliteStore
 from jmp.controller.store import KINDS, Change, Record, Stale, Store
 from jmp.wire.records import (
@@ -28,6 +30,7 @@ from jmp.wire.records import (
     Token,
     Want,
 )
+from tests.fakes.apiserver import ApiServer
 from tests.fakes.memory_store import MemoryStore
 
 Opener = Callable[[], AbstractAsyncContextManager[Store]]
@@ -71,16 +74,25 @@ RECORDS: list[Record] = [
 KIND = {cls: kind for kind, cls in KINDS.items()}
 
 
-@pytest.fixture(params=["memory", "memory, shared", "sqlite", pytest.param("kubernetes", marks=pytest.mark.real)])
+@pytest.fixture(
+    params=[
+        "memory",
+        "memory, shared",
+        "sqlite",
+        "kubernetes, in memory",
+        pytest.param("kubernetes", marks=pytest.mark.real),
+    ]
+)
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """Opens the same store again and again."""
     if request.param == "sqlite":
         return lambda: aclosing(SqliteStore.open(tmp_path))
     if request.param == "kubernetes":
-        from jmp.controller.kubernetes import open_store
-
         access = request.getfixturevalue("cluster").namespace()
         return lambda: open_store(access)
+    if request.param == "kubernetes, in memory":
+        server = ApiServer(time.time)
+        return lambda: aclosing(KubernetesStore(server.api()))
     first = MemoryStore()
     return lambda: aclosing(first.share() if "shared" in request.param else first)
 

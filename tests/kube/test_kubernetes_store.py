@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,7 +12,8 @@ import pytest
 import trio
 
 from jmp.controller.kubernetes import KubernetesStore, open_store
-from jmp.controller.kubernetes_api import Access, Answer, Api
+from jmp.controller.kubernetes_api import Access, Answer, Api, ServerClock, connect
+from jmp.controller.kubernetes_objects import RESOURCES
 from jmp.controller.store import Change, Record, Stale
 from jmp.wire.records import (
     Client,
@@ -318,3 +320,11 @@ async def test_those_behind_one_that_cannot_be_granted_are_not(access: Access) -
 
 def locked(store: KubernetesStore) -> list[Exporter]:
     return [record for record in store._records.values() if isinstance(record, Exporter) and record.lease]
+
+
+async def test_its_time_is_the_servers(access: Access) -> None:
+    async with connect(access) as api:
+        api.clock = ServerClock(lambda: 0.0)
+        for resource in RESOURCES.values():
+            await api.list(resource.path(api.namespace))
+        assert api.clock() == pytest.approx(time.time(), abs=1.5)

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import count
 
 from tests.sim.bugs import BUGS, planted
-from tests.sim.lab import simulate
+from tests.sim.lab import Site, simulate
 
 
 def main() -> int:
@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--history", action="store_true", help="print all that happened")
     parser.add_argument("--digest", action="store_true", help="print a digest of each history")
     parser.add_argument("--bug", choices=BUGS, help="put this bug into the product, and see whether it is found")
+    parser.add_argument("--site", type=Site, choices=Site, help="labs of one kind only, instead of each seed's own")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first seed that fails")
     options = parser.parse_args()
     began = time.monotonic()
@@ -36,7 +37,7 @@ def main() -> int:
             break
         if options.schedules is None and time.monotonic() - began >= 60 * (options.minutes or 0.0):
             break
-        outcome = simulate(seed, partial(planted, options.bug) if options.bug else nullcontext)
+        outcome = simulate(seed, partial(planted, options.bug) if options.bug else nullcontext, options.site)
         done += 1
         events.update(event.what for event in outcome.history)
         if options.history:
@@ -47,6 +48,7 @@ def main() -> int:
             failed.append(seed)
             print(f"seed {seed} fails:", *outcome.findings[:5], sep="\n  ")
             more = f" --bug {options.bug}" if options.bug else ""
+            more += f" --site {options.site}" if options.site else ""
             print(f"replay it: python3 build.py soak --seed {seed} --schedules 1 --history{more}", flush=True)
             if not options.keep_going:
                 break

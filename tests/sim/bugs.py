@@ -5,6 +5,7 @@ The first ones are what could be got wrong; the others were there, and are in th
 
 from __future__ import annotations
 
+import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -13,6 +14,10 @@ from typing import Any, Final
 
 import trio
 
+from jmp.controller import kubernetes, leases, sqlite
+from jmp.controller.kubernetes import KubernetesStore
+from jmp.controller.kubernetes_api import Api, ServerClock
+from jmp.controller.sqlite import SqliteStore
 from jmp.controller.store import Change, Record
 from jmp.errors import Refused
 from jmp.exporter import session
@@ -20,7 +25,7 @@ from jmp.exporter.hold import Hold
 from jmp.exporter.lab import LabExporter
 from jmp.link.resume import Resume
 from jmp.router import serve as router
-from jmp.wire.records import Grant, Phase, changed
+from jmp.wire.records import Grant, Lease, Phase, changed
 from jmp.wire.tokens import SessionClaims, Verifier
 from tests.sim import roles
 from tests.sim.world import PROCESS, Process, replaced
@@ -79,6 +84,49 @@ def drop_one(self: Resume, original: Callable[..., Any], *, ack: bool = False) -
     return original(self, ack=ack)
 
 
+def unsynced(original: Callable[..., sqlite3.Connection], *arguments: Any) -> sqlite3.Connection:
+    """In place of ``sqlite._open``: what is committed reaches the disk some time."""
+    database = original(*arguments)
+    database.execute("PRAGMA synchronous = NORMAL")
+    return database
+
+
+def commit_later(self: SqliteStore, original: Callable[..., None], group: Any, statement: Any) -> None:
+    """In place of ``SqliteStore._write``: a transaction is open until there is enough in it."""
+    database = self._database
+    if not database.in_transaction:
+        database.execute("BEGIN IMMEDIATE")
+    if statement is None or not self._write_at_once(*statement):
+        database.execute("COMMIT")
+        original(self, group, statement)
+    elif self.commits % 4 == 3:
+        database.execute("COMMIT")
+
+
+# ---- what could be got wrong where several controllers share a store
+
+
+def put_whatever_is_there(api: Api, original: Any, method: str, path: str, body: Any = None, query: Any = None) -> Any:
+    """In place of :meth:`Api.request`: what is written replaces whatever is there."""
+    if method == "PUT":
+        metadata = {key: value for key, value in body["metadata"].items() if key != "resourceVersion"}
+        body = {**body, "metadata": metadata}
+    return original(api, method, path, body, query)
+
+
+def take_whatever_comes(
+    self: KubernetesStore, original: Callable[..., None], resource: Any, item: Any, **more: Any
+) -> None:
+    """In place of :meth:`KubernetesStore._take`: what the watch tells counts, also if it is older than what is known."""
+    self._objects.pop((resource.kind, item["metadata"]["name"]), None)
+    original(self, resource, item, **more)
+
+
+def in_any_order(lease: Lease) -> tuple[int, int, str]:
+    """In place of ``leases._place``: it does not matter who came first."""
+    return -lease.priority, 0, lease.id
+
+
 # ---- what was got wrong
 
 
@@ -106,9 +154,33 @@ def by_own_clock(keys: dict[str, Any]) -> Verifier:
     return Verifier(keys["jwks"], frozenset(keys["revoked"]), clock=PROCESS.get().clock)
 
 
+async def go_by_memory(self: KubernetesStore, name: str, lease: str) -> None:
+    """In place of :meth:`KubernetesStore._check_lock`: what is remembered decides, and nothing new is learned."""
+    if not self._may_lock(name, lease):
+        raise kubernetes._Lost(("exporter", name))
+
+
+def by_machine(self: ServerClock, date: bytes, asked: float, answered: float) -> None:
+    """In place of :meth:`ServerClock.hear`: each controller goes by the clock of its own machine."""
+    self._ahead = PROCESS.get().clock() - trio.current_time()
+
+
 Place = tuple[Any, str, Any]
 RESEND_DROPPED: Final[Place] = (Resume, "take", partialmethod(drop_one, Resume.take))
 """For tests/sim/test_resume.py, whose histories are of nothing else: in those of a whole lab few links break in mid-message."""
+IN_A_CLUSTER: Final[dict[str, tuple[Place, ...]]] = {
+    "write-unchecked": ((Api, "request", partialmethod(put_whatever_is_there, Api.request)),),
+    "stale-watch-trusted": ((KubernetesStore, "_take", partialmethod(take_whatever_comes, KubernetesStore._take)),),
+    "out-of-turn": ((leases, "_place", in_any_order),),
+    "by-own-clock": ((ServerClock, "hear", by_machine),),
+    "busy-for-ever": ((KubernetesStore, "_check_lock", go_by_memory),),
+}
+"""Those to be found in labs in a cluster."""
+ON_FILES: Final[dict[str, tuple[Place, ...]]] = {
+    "sqlite-unsynced": ((sqlite, "_open", partial(unsynced, sqlite._open)),),
+    "sqlite-uncommitted": ((SqliteStore, "_write", partialmethod(commit_later, SqliteStore._write)),),
+}
+"""Those to be found in labs with the embedded store."""
 BUGS: Final[dict[str, tuple[Place, ...]]] = {
     "epoch-unchecked": ((Hold, "check", check_lease_only),),
     "answer-before-commit": ((roles, "Disk", HastyDisk),),
@@ -117,6 +189,8 @@ BUGS: Final[dict[str, tuple[Place, ...]]] = {
     "hold-too-long": ((Hold, "renew", partialmethod(trust_the_remaining_time, Hold.renew)),),
     "early-holder-refused": ((LabExporter, "expect", turn_the_early_away),),
     "router-by-own-clock": ((router, "verifier_of", by_own_clock),),
+    **IN_A_CLUSTER,
+    **ON_FILES,
 }
 
 

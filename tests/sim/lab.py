@@ -6,21 +6,24 @@ import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import trio
 from trio.testing import MockClock
 
+from jmp.controller import sqlite
 from jmp.controller.lab import Lab
 from jmp.errors import JmpError
 from jmp.exporter.lab import LabExporter
 from jmp.router.serve import Router
 from jmp.wire.records import Phase, State, Want
-from tests.sim import roles
-from tests.sim.model import check
+from tests.sim import disk, roles
+from tests.sim.cluster import Cluster, SimulatedPool
+from tests.sim.model import Records, check
 from tests.sim.users import FAILURES, User, config_of
-from tests.sim.world import Event, Process, World
+from tests.sim.world import CLUSTER, Event, Main, Process, Turns, World, replaced
 
 FAULTS_FOR: Final = (5.0, 8.0, 12.0, 25.0)
 """Seconds for which users come and things break: one of these."""
@@ -51,61 +54,118 @@ class Outcome:
 Bug = Callable[[], AbstractContextManager[object]]
 
 
-def simulate(seed: int, bug: Bug = nullcontext) -> Outcome:
-    """Run one history to its end, and say what was wrong with it; with ``bug`` in the product meanwhile."""
+class Site(StrEnum):
+    """Where the controllers of a lab keep its records, and so how many there are."""
+
+    DISK = "disk"
+    """One, on a disk that is a dictionary."""
+    SQLITE = "sqlite"
+    """One, with the real store, on files."""
+    CLUSTER = "cluster"
+    """Several, in a Kubernetes cluster."""
+
+
+SITES: Final = (Site.DISK, Site.DISK, Site.DISK, Site.SQLITE, Site.CLUSTER)
+"""Those of the seeds, in turn."""
+
+
+def simulate(seed: int, bug: Bug = nullcontext, site: Site | None = None) -> Outcome:
+    """Run one history to its end, and say what was wrong with it; with ``bug`` in the product meanwhile.
+
+    ``site``: have it in a lab of that kind, and not in the one that is the seed's.
+    """
     world = World(seed)
-    with bug(), world.laws():
-        trio.run(_live, world, clock=MockClock(autojump_threshold=0))
-    records = world.machine("controller").disk["records"]
+    with bug(), world.laws(), replaced(sqlite, "Worker", disk.Inline):
+        clock = MockClock(autojump_threshold=0)
+        records = trio.run(_live, world, site or SITES[seed % len(SITES)], clock=clock, instruments=[Turns(world)])
     return Outcome(seed, [*world.findings, *check(world.history, records)], world.history)
 
 
-async def _live(world: World) -> None:
+@dataclass
+class Cast:
+    """Who is there, by the names of their machines."""
+
+    controllers: list[str]
+    exporters: list[str]
+    routers: list[str]
+    clients: list[str]
+    cluster: Cluster | None
+
+
+async def _live(world: World, site: Site) -> Records:
     rng = world.rng
     exporters = ["one", "two"][: rng.choice((1, 1, 2))]
     routers = ["here", "there"][: rng.choice((1, 2))]
-    clients = ["ada", "bob", "eve"][: rng.choice((2, 2, 3))]
+    clients = ["ada", "bob", "eve", "joe"][: rng.choice((2, 2, 3)) + (site is Site.CLUSTER)]
     seconds = rng.choice(FAULTS_FOR)
-    roles.format_disk(world, [*clients, AUDITOR], exporters, routers)
-    mains: dict[str, Callable[[Process], Any]] = {"controller": roles.controller}
+    records = roles.records_of([*clients, AUDITOR], exporters, routers)
+    if site is Site.CLUSTER:
+        cluster = Cluster(world)
+        cluster.format(records)
+        controllers = ["first", "second", "third"][: rng.choice((2, 2, 3))]
+        mains: dict[str, Main] = dict.fromkeys(controllers, partial(roles.replica, cluster=cluster))
+        cast = Cast(controllers, exporters, routers, clients, cluster)
+    elif site is Site.SQLITE:
+        world.machine("controller").disk["files"] = disk.format_files(records)
+        mains = {"controller": roles.embedded}
+        cast = Cast(["controller"], exporters, routers, clients, None)
+    else:
+        roles.format_disk(world, records)
+        mains = {"controller": roles.controller}
+        cast = Cast(["controller"], exporters, routers, clients, None)
     mains |= dict.fromkeys(routers, roles.router)
     mains |= {name: partial(roles.exporter, direct=rng.random() < 0.5) for name in exporters}
 
     async def use(process: Process) -> None:
         others = [name for name in clients if name != process.name]
-        await User(process, seconds, others, exporters).run()
+        await User(process, seconds, others, exporters, several=cast.cluster is not None).run()
         process.about = GONE
         await trio.sleep_forever()
 
     mains |= dict.fromkeys(clients, use)
     async with trio.open_nursery() as nursery:
+        world.nursery = nursery
         for name, main in mains.items():
             nursery.start_soon(world.keep, name, main, nursery)
-        await _break(world, list(mains), seconds)
+        await _break(world, cast, list(mains), seconds)
         world.mend_all()
-        await _settle(world, exporters, routers, clients)
+        if cast.cluster is not None:
+            cast.cluster.mend()
+        await _settle(world, cast)
         await _prove(world, exporters)
         await trio.sleep(1)  # disks come to rest
         for name in mains:
             if (process := world.alive(name)) is not None:
                 process.die()
         nursery.cancel_scope.cancel()
+    if cast.cluster is not None:
+        return cast.cluster.records
+    kept = world.machine("controller").disk
+    return disk.records_in(kept["files"]) if site is Site.SQLITE else kept["records"]
 
 
-async def _break(world: World, machines: list[str], seconds: float) -> None:
+async def _break(world: World, cast: Cast, machines: list[str], seconds: float) -> None:
     rng = world.rng
     async with trio.open_nursery() as nursery:
         for _ in range(rng.choice((0, 2, 4, 8))):
-            nursery.start_soon(_fault, world, machines, rng.random() * seconds)
+            nursery.start_soon(_fault, world, cast, machines, rng.random() * seconds)
         await trio.sleep(seconds)
         nursery.cancel_scope.cancel()
 
 
-async def _fault(world: World, machines: list[str], when: float) -> None:
+ANYWHERE: Final = ("kill", "kill", "kill", "power", "stop", "pause", "cut", "cut", "stall", "part", "slow", "clock")
+IN_ITS_CLUSTER: Final = ("restart", "far", "late", "late", "slow", "unanswered", "half-done", "half-done", "half-done")
+
+
+async def _fault(world: World, cast: Cast, machines: list[str], when: float) -> None:
     rng = world.rng
     await trio.sleep(when)
-    kind = rng.choice(("kill", "kill", "kill", "power", "stop", "cut", "cut", "stall", "part", "slow", "clock", "full"))
-    name = rng.choice([*machines, "controller", *(name for name in machines if name in ("one", "two"))])
+    cluster = cast.cluster
+    if cluster is not None and rng.random() < 0.4:
+        await _fault_in(cluster, rng.choice(cast.controllers))
+        return
+    kind = rng.choice((*ANYWHERE, *(("full",) if cluster is None else ())))
+    name = rng.choice([*machines, *cast.controllers, *cast.exporters])
     process = world.alive(name)
     if kind in ("kill", "power", "stop"):
         if process is None:
@@ -117,6 +177,14 @@ async def _fault(world: World, machines: list[str], when: float) -> None:
             if (process := world.alive(name)) is not None:
                 world.note(name, "killed", kind)
                 process.die()
+    elif kind == "pause":
+        if process is None or name in cast.exporters:  # what runs at an exporter would not end in time
+            return
+        world.note(name, "pauses")
+        process.pause()
+        await trio.sleep(rng.choice((0.5, 5.0, 20.0)))
+        world.note(name, "goes-on")
+        process.resume()
     elif kind in ("cut", "stall"):
         cables = [cable for cable in world.cables if not cable.over]
         if not cables:
@@ -152,34 +220,81 @@ async def _fault(world: World, machines: list[str], when: float) -> None:
         world.machine(name).offset += by
 
 
-async def _settle(world: World, exporters: list[str], routers: list[str], clients: list[str]) -> None:
+async def _fault_in(cluster: Cluster, name: str) -> None:
+    """Something between the API server and one of the controllers, or all."""
+    world, rng = cluster.world, cluster.world.rng
+    kind = rng.choice(IN_ITS_CLUSTER)
+    seconds = rng.choice((0.5, 8.0, 20.0))
+    world.note(name, kind, CLUSTER, seconds)
+    if kind == "restart":
+        if cluster.up:
+            await cluster.restart(min(seconds, 5.0))
+    elif kind == "far":
+        await _be_far(world, name, seconds)
+    elif kind == "half-done":
+        cluster.traps.append(partial(_trip, seconds))
+    elif (pool := cluster.pools.get(name)) is not None:
+        if kind == "late":
+            pool.late = rng.choice(("", "deviceleases", "exporters", "controllerreplicas"))
+            pool.late_until = trio.current_time() + seconds
+        elif kind == "slow":
+            pool.lag = rng.choice((0.2, 1.0, 5.0))
+        else:
+            pool.drops += rng.choice((1, 3))
+
+
+async def _be_far(world: World, name: str, seconds: float) -> None:
+    """Do not reach the API server for a while."""
+    world.part(name, CLUSTER)
+    await trio.sleep(seconds)
+    world.mend(name, CLUSTER)
+
+
+async def _trip(seconds: float, pool: SimulatedPool) -> None:
+    """Whoever has done half of a grant does not go on with it for a while, or never."""
+    process, world = pool.process, pool.process.world
+    kind = world.rng.choice(("far", "pause", "kill"))
+    world.note(process.name, "killed" if kind == "kill" else kind, "half-done", seconds)
+    if kind == "kill":
+        process.die()
+    elif kind == "far":
+        await _be_far(world, process.name, seconds)
+    else:
+        process.pause()
+        await trio.sleep(seconds)
+        process.resume()
+
+
+async def _settle(world: World, cast: Cast) -> None:
     """Wait until all is over that the users have begun."""
     with trio.move_on_after(RECOVERY):
-        while not _is_quiet(world, exporters, routers, clients):  # noqa: ASYNC110  # too many things to wait for
+        while not _is_quiet(world, cast):  # noqa: ASYNC110  # too many things to wait for
             await trio.sleep(5)
         return
     world.found(f"not all was over {RECOVERY:g} s after the last fault")
 
 
-def _is_quiet(world: World, exporters: list[str], routers: list[str], clients: list[str]) -> bool:
-    controller = world.alive("controller")
-    if controller is None or not isinstance(lab := controller.about, Lab):
+def _is_quiet(world: World, cast: Cast) -> bool:
+    labs: list[Lab] = []
+    for name in cast.controllers:
+        if (controller := world.alive(name)) is None or not isinstance(lab := controller.about, Lab):
+            return False
+        labs.append(lab)
+    if any((client := world.alive(name)) is None or client.about is not GONE for name in cast.clients):
         return False
-    if any((client := world.alive(name)) is None or client.about is not GONE for name in clients):
+    if any(lab.view.active for lab in labs) or {name for lab in labs for name in lab.routers} < set(cast.routers):
         return False
-    if lab.view.active or lab.routers.keys() < set(routers):
-        return False
-    for name in routers:
+    for name in cast.routers:
         process = world.alive(name)
         if process is None or not isinstance(role := process.about, Router) or not role.connected:
             return False
-    for name in exporters:
+    for name in cast.exporters:
         process = world.alive(name)
         if process is None or not isinstance(exporter := process.about, LabExporter):
             return False
         if exporter.hold is not None and exporter.hold.phase is not Phase.IDLE:
             return False
-        if name not in lab.engine._free:
+        if any(name not in lab.engine._free for lab in labs):
             return False
     return True
 

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from jmp.wire.records import Lease, State
-from tests.sim.world import Event
+from tests.sim.world import CLUSTER, START, Event
+
+EARLY: Final = 1.0
+"""Seconds by which a lease may end early: those by which two controllers in a cluster may differ on what time it is."""
 
 Records = Mapping[tuple[str, str], Any]
 
 
 def check(history: Sequence[Event], records: Records) -> list[str]:
     """What is wrong with a history that has come to its end, and with what the controller has kept then."""
-    rules = (one_holder, cleaned_up_once, at_most_once, streams_are_prefixes, told_is_kept)
+    rules = (one_holder, cleaned_up_once, at_most_once, streams_are_prefixes, told_is_kept, granted_once)
     return [
         *(found for rule in rules for found in rule(history)),
+        *order_is_kept(history, records),
         *nothing_is_lost(history, records),
         *all_ends(history, records),
+        *lasts(history, records),
     ]
 
 
@@ -118,14 +123,63 @@ def streams_are_prefixes(history: Sequence[Event]) -> Iterator[str]:
 
 
 def told_is_kept(history: Sequence[Event]) -> Iterator[str]:
-    """Nobody is shown a state of a lease that is older than what they, or others before, were shown."""
-    newest: dict[tuple[str, str], int] = defaultdict(int)
+    """Nobody is shown a state of a lease that is older than what was shown before, by the same one of several controllers."""
+    newest: dict[tuple[str, str, int], int] = defaultdict(int)
     for event in history:
         if event.what == "saw":
-            lease, version, _ = event.detail
-            if version < newest[event.who, lease]:
-                yield f"{event.who} was shown version {newest[event.who, lease]} of {lease} before: {event}"
-            newest[event.who, lease] = version
+            lease, version, _, visit = event.detail
+            if version < newest[event.who, lease, visit]:
+                yield f"{event.who} was shown version {newest[event.who, lease, visit]} of {lease} before: {event}"
+            newest[event.who, lease, visit] = version
+
+
+def order_is_kept(history: Sequence[Event], records: Records) -> Iterator[str]:
+    """Nobody is given a device that somebody ahead of them waits for, as far as those who gave it could know.
+
+    Of a lab in a cluster, whose history has what was written there and what the writer knew when that was decided.
+    """
+    waiting: dict[str, int] = {}
+    """Those in the queue, and the version at which they came into it."""
+    for event in history:
+        if event.who != CLUSTER or not event.detail:
+            continue
+        if event.what == "queued":
+            waiting[event.detail[0]] = event.detail[1]
+        elif event.what in ("preparing", "ended"):
+            waiting.pop(event.detail[0], None)
+        if event.what != "preparing":
+            continue
+        id, writer, decided, known = event.detail
+        given = records["lease", id]
+        for other, version in waiting.items():
+            ahead = records["lease", other]
+            if (
+                version <= known
+                and (-ahead.priority, ahead.number) < (-given.priority, given.number)
+                and len(ahead.wants) == 1
+                and not ahead.tied  # whose holder may be away
+                and ahead.wants[0].exporter in (None, *(held.exporter for held in given.devices))
+                and START + decided + 5.0 < ahead.give_up
+            ):
+                yield f"lease {id} was given a device by {writer} while {other} waited ahead of it: {event}"
+
+
+def granted_once(history: Sequence[Event]) -> Iterator[str]:
+    """No lease has an exporter that another one has, and its epoch rises each time. As :func:`order_is_kept`, of a cluster."""
+    holders: dict[str, str] = {}
+    epochs: dict[str, int] = {}
+    for event in history:
+        if event.who != CLUSTER:
+            continue
+        if event.what == "holds":
+            id, name, epoch = event.detail
+            if holders.get(name, id) != id:
+                yield f"{name} was given to lease {id}, and {holders[name]} has it: {event}"
+            if epoch <= epochs.get(name, 0):
+                yield f"{name} was given to lease {id} at epoch {epoch}, and has been at {epochs[name]}: {event}"
+            holders[name], epochs[name] = id, epoch
+        elif event.what == "lets-go" and holders.get(event.detail[1]) == event.detail[0]:
+            del holders[event.detail[1]]
 
 
 def nothing_is_lost(history: Sequence[Event], records: Records) -> Iterator[str]:
@@ -145,6 +199,28 @@ def nothing_is_lost(history: Sequence[Event], records: Records) -> Iterator[str]
             heirs[lease.id].add(event.detail[1])
             if max([held.epoch for held in lease.devices], default=0) < event.detail[2]:
                 yield f"lease {lease.id} is back at an epoch before {event.detail[2]}: {event}"
+
+
+def lasts(history: Sequence[Event], records: Records) -> Iterator[str]:
+    """Whose time was over had what was asked for, whatever any clock was set to.
+
+    An extension may come too late to count; and of several devices the one that was ready first ends first.
+    """
+    ready: dict[tuple[str, str], float] = {}
+    durations: dict[str, float] = {}
+    for event in history:
+        if event.what == "acquired":
+            durations[event.detail[0]] = event.detail[1]
+        elif event.what == "beforeLease-over":
+            ready[event.who, event.detail[0]] = event.time
+        elif event.what == "afterLease" and (began := ready.pop((event.who, event.detail[0]), None)) is not None:
+            lease = records.get(("lease", event.detail[0]))
+            if not isinstance(lease, Lease) or lease.reason != "its time was over" or lease.id not in durations:
+                continue
+            if len(lease.devices) == 1 and event.time < began + (duration := durations[lease.id]) - EARLY:
+                yield f"lease {lease.id} of {duration:g} s was over after {event.time - began:.3f} s: {event}"
+        elif event.what in ("killed", "stopped"):
+            ready = {key: began for key, began in ready.items() if key[0] != event.who}
 
 
 def all_ends(history: Sequence[Event], records: Records) -> Iterator[str]:

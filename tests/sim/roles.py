@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import hashlib
+import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -12,10 +15,11 @@ import trio
 
 from jmp.audit import Audit
 from jmp.controller.keys import Keys
+from jmp.controller.kubernetes import KubernetesStore
 from jmp.controller.lab import Lab
 from jmp.controller.leases import Engine
 from jmp.controller.serve import Door
-from jmp.controller.store import Change, Full, Record
+from jmp.controller.store import Change, Full, Record, Store
 from jmp.driver import Driver, Stream, export, exportstream
 from jmp.exporter import config as configuration
 from jmp.exporter.config import ExporterConfig
@@ -23,8 +27,11 @@ from jmp.exporter.lab import LabExporter, Memory
 from jmp.link import Link, websocket
 from jmp.router.serve import Router, attend
 from jmp.wire.records import Client, Exporter, Policy, Role, changed
+from tests.fakes.apiserver import api_through
 from tests.fakes.memory_store import MemoryStore
-from tests.sim.world import PROCESS, START, Process, World
+from tests.sim import disk
+from tests.sim.cluster import Cluster, SimulatedPool
+from tests.sim.world import PROCESS, START, Process, World, replaced
 
 CONTROLLER: Final = "wss://controller"
 YEARS: Final = 10 * 365 * 86400.0
@@ -66,11 +73,14 @@ def keys() -> Keys:
 
 @functools.cache
 def identity(role: Role, name: str) -> tuple[str, Any]:
-    """A token and the record of it."""
-    return keys().identity(name, role, YEARS)
+    """A token and the record of it, with the same id in all histories, whichever is the first to need it."""
+    with replaced(
+        secrets, "token_hex", lambda size=16: hashlib.sha256(f"{role}/{name}".encode()).hexdigest()[: 2 * size]
+    ):
+        return keys().identity(name, role, YEARS)
 
 
-def format_disk(world: World, clients: Sequence[str], exporters: Sequence[str], routers: Sequence[str]) -> None:
+def records_of(clients: Sequence[str], exporters: Sequence[str], routers: Sequence[str]) -> dict[tuple[str, str], Any]:
     """What an admin has set up before the history begins."""
     records: dict[tuple[str, str], Any] = {("policy", "default"): changed(Policy(name="default"), version=1)}
     for role, names in ((Role.CLIENT, clients), (Role.EXPORTER, exporters), (Role.ROUTER, routers)):
@@ -82,14 +92,46 @@ def format_disk(world: World, clients: Sequence[str], exporters: Sequence[str], 
             elif role is Role.EXPORTER:
                 labels = config_of(name).metadata.labels
                 records["exporter", name] = changed(Exporter(name=name, labels=labels), version=1)
+    return records
+
+
+def format_disk(world: World, records: dict[tuple[str, str], Any]) -> None:
+    """Have them on the controller's disk."""
     disk = world.machine("controller").disk
     disk["records"], disk["version"] = records, [1]
 
 
 async def controller(process: Process) -> None:
     """``jmp controller serve``."""
-    keys()._clock = process.clock
-    lab = Lab(Engine(), Disk(process), keys(), Audit(None), clock=process.clock)
+    await _serve(process, Disk(process), process.clock)
+
+
+async def embedded(process: Process) -> None:
+    """The same, with the real store, on files."""
+    store = disk.SqliteDisk(process).store
+    try:
+        await _serve(process, store, process.clock)
+    finally:
+        if process.alive:
+            await store.aclose()
+
+
+async def replica(process: Process, *, cluster: Cluster) -> None:
+    """``jmp controller serve --store kubernetes``, one of several."""
+    pool = cluster.pools[process.name] = SimulatedPool(cluster, process, cluster.lag)
+    api = api_through(pool, process.clock)
+    try:
+        await api.request("GET", "/api/v1/namespaces/lab/secrets/keys")  # as it begins: from then on it knows the time
+        await _serve(process, KubernetesStore(api, remembered=True), api.clock)
+    finally:
+        if process.stopping and isinstance(process.about, Lab):
+            await process.about.others.leave()
+
+
+async def _serve(process: Process, store: Store, clock: Callable[[], float]) -> None:
+    own = copy.copy(keys())
+    own._clock = clock
+    lab = Lab(Engine(), store, own, Audit(None), clock=clock, name=process.name)
     await lab.load()
     async with trio.open_nursery() as nursery:
         await nursery.start(lab.run)

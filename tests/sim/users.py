@@ -38,7 +38,10 @@ def config_of(name: str) -> ClientConfig:
 class User:
     """One client, who comes back for as long as the history goes on."""
 
-    def __init__(self, process: Process, until: float, others: list[str], exporters: list[str]) -> None:
+    def __init__(
+        self, process: Process, until: float, others: list[str], exporters: list[str], *, several: bool = False
+    ) -> None:
+        """``several``: there are several controllers, so that one of them may know less than another that was asked before."""
         self.process = process
         self.world: World = process.world
         self.rng = self.world.rng
@@ -46,6 +49,9 @@ class User:
         self.until = until
         self.others = others
         self.exporters = exporters
+        self.several = several
+        self.visit = 0
+        """Of which connection to the lab this is, where it matters."""
         self.dials: list[tuple[str, Dial]] = process.machine.disk.setdefault("dials", [])
         """Ways to devices that once were good, with the lease that they were for."""
 
@@ -61,11 +67,18 @@ class User:
                 self.process.note("gives-up", *sorted({repr(error) for error in _leaves(errors)}))
             await trio.sleep(self.rng.choice((0.1, 1.0, 3.0, 8.0)))
 
+    @asynccontextmanager
+    async def open_lab(self) -> AsyncIterator[Lab]:
+        """A connection to the lab, for the length of a block."""
+        self.visit += self.several
+        async with open_lab_trio(self.config) as lab:
+            yield lab
+
     # ---- what they come for
 
     async def as_shell(self) -> None:
         """As ``jmp shell``: a lease that is tied to its holder."""
-        async with open_lab_trio(self.config) as lab:
+        async with self.open_lab() as lab:
             lease = await self.acquire(lab, tied=True)
             try:
                 async with self.watching(lab, lease.id):
@@ -77,10 +90,10 @@ class User:
 
     async def as_script(self) -> None:
         """As a CI job of several commands."""
-        async with open_lab_trio(self.config) as lab:
+        async with self.open_lab() as lab:
             lease = await self.acquire(lab)
             await self.granted(lab, lease.id)
-        async with open_lab_trio(self.config) as lab:
+        async with self.open_lab() as lab:
             await self.use(lab, lease.id)
             fate = self.rng.random()
             if fate < 0.3:
@@ -93,7 +106,7 @@ class User:
 
     async def as_heir(self) -> None:
         """Use what one has, from oneself or others."""
-        async with open_lab_trio(self.config) as lab:
+        async with self.open_lab() as lab:
             found = [item for item in await lab.call("leases") if item["state"] in ("preparing", "ready")]
             for item in found:
                 self.saw(item["id"], item["version"], item["state"])
@@ -124,6 +137,8 @@ class User:
         more: dict[str, Any] = {}
         if self.rng.random() < 0.2:
             more["idle_limit"] = 2.0
+        if self.several and self.rng.random() < 0.3:
+            more["priority"] = -1
         lease = await lab.acquire(wants, duration, wait=self.rng.choice((5.0, 30.0)), tied=tied, **more)
         self.process.note("acquired", lease.id, duration)
         self.saw(lease.id, lease.version, lease.state)
@@ -171,7 +186,7 @@ class User:
 
     def saw(self, lease: str, version: int, state: State | str) -> None:
         """They were shown a lease of this version."""
-        self.process.note("saw", lease, version, str(state))
+        self.process.note("saw", lease, version, str(state), self.visit)
 
     # ---- what they do with a device
 

@@ -19,9 +19,9 @@ import secrets
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -37,8 +37,13 @@ from jmp.link.websocket import UpgradeRequest
 
 START: Final = 1_800_000_000.0
 """The time of the day at which each history begins."""
+CLUSTER: Final = "cluster"
+"""The machine of the API server, if there is one."""
 CONNECT_SECONDS: Final = 30.0
 """After which the system gives up to connect to a machine that does not answer."""
+
+BUSY: Final = 20_000
+"""Turns of the scheduler that never take place at one moment of time: most are below a hundred."""
 
 Main = Callable[["Process"], Awaitable[None]]
 Handler = Callable[[Any, Any], Awaitable[object]]
@@ -78,6 +83,10 @@ class Process:
         self.scope = trio.CancelScope()
         self.about: Any = None
         """The role's object, for those who look in from outside."""
+        self.held: list[trio.lowlevel.Task] | None = None
+        """While it is paused: what would run otherwise."""
+        self.dying: Callable[[bool], None] = lambda silently: None
+        """What its machine does when it is killed, or, ``silently``, loses its power."""
 
     @property
     def name(self) -> str:
@@ -113,6 +122,8 @@ class Process:
         if not self.alive:
             return
         self.alive = False
+        self.dying(silently)
+        self.resume()
         for cable in self.world.cables_of(self):
             if silently:
                 cable.stall()
@@ -126,8 +137,27 @@ class Process:
         self.stopping = True
         self.scope.cancel()
 
+    def pause(self) -> None:
+        """Do nothing more until :meth:`resume`, as after SIGSTOP: the time goes on, and what comes waits."""
+        if self.alive and self.held is None:
+            self.held = []
+
+    def resume(self) -> None:
+        """Go on, as after SIGCONT."""
+        held, self.held = self.held, None
+        trio._core._run.GLOBAL_RUN_CONTEXT.runner.runq.extend(held or ())
+        self.world.moved()
+
 
 PROCESS: Final[ContextVar[Process]] = ContextVar("PROCESS")
+
+
+def _hold_back(runner: Any, task: trio.lowlevel.Task, *arguments: Any, original: Callable[..., None]) -> None:
+    """In place of Trio's ``Runner.reschedule``: a task whose process is paused is not run yet."""
+    original(runner, task, *arguments)
+    process = task.context.get(PROCESS)
+    if process is not None and process.held is not None:
+        process.held.append(runner.runq.pop())
 
 
 @dataclass(eq=False)
@@ -157,6 +187,7 @@ class Cable:
 
 @dataclass(eq=False)
 class _Listener:
+    url: str
     process: Process
     authenticate: Callable[[UpgradeRequest], Awaitable[Any]]
     arrivals: trio.MemorySendChannel[tuple[Link, Any]]
@@ -176,7 +207,9 @@ class World:
         """Seconds that a message is under way at most, between two machines that are well."""
         self.faults = True
         """Whether anything may go wrong; in the end nothing does, and all has to come right."""
-        self._listeners: dict[str, _Listener] = {}
+        self.nursery: trio.Nursery
+        """Of what belongs to no process."""
+        self._listeners: list[_Listener] = []
         self._apart: set[frozenset[str]] = set()
         self._mended = trio.lowlevel.ParkingLot()
         self.downtime: tuple[float, ...] = (0.05, 1.0, 3.0, 12.0)
@@ -213,6 +246,10 @@ class World:
         process = self.machines[name].process if name in self.machines else None
         return process if process is not None and process.alive else None
 
+    def outside(self, function: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Start something that belongs to no process."""
+        Context().run(self.nursery.start_soon, function, *arguments)
+
     def cables_of(self, process: Process) -> list[Cable]:
         """The connections of a process."""
         return [cable for cable in self.cables if process in (cable.dialler, cable.listener)]
@@ -236,19 +273,30 @@ class World:
         for cable in self.cables:
             if {cable.dialler.name, cable.listener.name} == {one, other}:
                 cable.resume()
+        self.moved()
+
+    def moved(self) -> None:
+        """Who waits for somebody may get to them now."""
         self._mended.unpark_all()
+
+    async def reach(self, one: str, other: str) -> None:
+        """Wait until one machine can be reached from the other."""
+        while frozenset((one, other)) in self._apart:
+            await self._mended.park()
 
     def mend_all(self) -> None:
         """Let everything be well from now on."""
         self.faults = False
         for machine in self.machines.values():
             machine.disk.pop("full", None)
+            if machine.process is not None:
+                machine.process.resume()
         self._apart.clear()
         self.slowest = 0.01
         for cable in self.cables:
             cable.near.delay = cable.far.delay = self.latency()
             cable.resume()
-        self._mended.unpark_all()
+        self.moved()
 
     async def connect(
         self,
@@ -260,16 +308,18 @@ class World:
         headers: object = (),
         max_message: int = 0,
     ) -> Link:
-        """In place of :func:`jmp.link.websocket.connect`."""
+        """In place of :func:`jmp.link.websocket.connect`. Of several who listen there it is one or the other."""
         here = PROCESS.get()
         await trio.sleep(self.latency())
-        there = url.removeprefix("wss://")
+        found = [listener for listener in self._listeners if listener.url == url]
+        listener = self.rng.choice(found) if found else None
+        there = listener.process.name if listener is not None else url.removeprefix("wss://")
         with trio.move_on_after(CONNECT_SECONDS) as patience:
-            while frozenset((here.name, there)) in self._apart:
-                await self._mended.park()
-            listener = self._listeners.get(url)
+            await self.reach(here.name, there)
             if listener is None or not listener.process.alive or not here.alive:
                 raise LabError(f"cannot reach {url}: Connection refused")
+            while listener.process.held is not None:
+                await self._mended.park()
             identity = await self._let_in(listener, UpgradeRequest(here.name, token, {}))
             await trio.sleep(self.latency())
             if not listener.process.alive or not here.alive:
@@ -305,15 +355,15 @@ class World:
     ) -> None:
         """In place of :func:`jmp.link.websocket.serve`."""
         send, receive = trio.open_memory_channel[tuple[Link, Any]](1000)
-        listener = self._listeners[url] = _Listener(PROCESS.get(), authenticate, send)
+        listener = _Listener(url, PROCESS.get(), authenticate, send)
+        self._listeners.append(listener)
         try:
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 async for link, identity in receive:
                     nursery.start_soon(self._serve, handler, link, identity)
         finally:
-            if self._listeners.get(url) is listener:
-                del self._listeners[url]
+            self._listeners.remove(listener)
 
     async def _serve(self, handler: Handler, link: Link, identity: Any) -> None:
         try:
@@ -350,6 +400,7 @@ class World:
         """Let nothing but this world's seed decide, and nothing but this world be reached, for the length of a block."""
         draw = random.Random(self.seed + 1)
         trio._core._run._r.seed(self.seed)
+        reschedule = trio._core._run.Runner.reschedule
         before = random.getstate()
         random.seed(self.seed)
 
@@ -365,6 +416,7 @@ class World:
         with ExitStack() as stack:
             for place, name, value in (
                 (trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
+                (trio._core._run.Runner, "reschedule", partialmethod(_hold_back, original=reschedule)),
                 (secrets, "token_hex", token_hex),
                 (secrets, "token_bytes", draw.randbytes),
                 (secrets, "choice", draw.choice),
@@ -383,6 +435,23 @@ class World:
                 yield
             finally:
                 random.setstate(before)
+
+
+class Turns(trio.abc.Instrument):
+    """Ends a history in which somebody is busy for ever: the scheduler turns, and the time stands still."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._at, self._turns = 0.0, 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        """At the end of each turn."""
+        now = trio.current_time()
+        self._turns = self._turns + 1 if now == self._at else 0
+        self._at = now
+        if self._turns == BUSY:
+            self._world.found(f"somebody is busy for ever: {BUSY} turns of the scheduler, and it is still {now:.3f}")
+            self._world.nursery.cancel_scope.cancel()
 
 
 class _Findings(logging.Handler):
