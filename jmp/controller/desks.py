@@ -314,7 +314,7 @@ class ClientDesk(Desk):
     @export
     async def watch(self, lease: str) -> AsyncGenerator[dict[str, Any], None]:
         """A lease as it stands, and again whenever that has changed, until it has ended. Its holder is there while it watches."""
-        own = self._own(lease).client == self.who.name
+        own = (await self._own(lease)).client == self.who.name
         if own:
             self.lab.hold(lease, present=True)
         try:
@@ -345,7 +345,7 @@ class ClientDesk(Desk):
         self, lease: str, exporter: str | None = None, via: Literal["direct", "router"] = "direct"
     ) -> dict[str, Any]:
         """What it takes to use a device of a lease: a session token, and where to go with it."""
-        found = self._own(lease)
+        found = await self._own(lease)
         if found.client != self.who.name:
             raise Refused(f"lease {lease} is {found.client}'s: transfer it to use its devices")
         if found.state is State.QUEUED:
@@ -362,7 +362,7 @@ class ClientDesk(Desk):
     @export
     async def release(self, lease: str, reason: str = "") -> dict[str, Any] | Later[dict[str, Any]]:
         """End a lease now: its devices cannot be used from this moment on. ``released`` tells whether this did it."""
-        if (found := self._own(lease)).state in (State.ENDING, State.ENDED):
+        if (found := await self._own(lease)).state in (State.ENDING, State.ENDED):
             return {**self._shown(found), "released": False}
 
         def released(_: None) -> dict[str, Any]:
@@ -375,7 +375,7 @@ class ClientDesk(Desk):
     @export
     async def extend(self, lease: str, duration: float) -> dict[str, Any]:
         """Give a lease ``duration`` more seconds."""
-        self._own(lease)
+        await self._own(lease)
         await self.lab.do(lambda: self.lab.engine.extend(lease, duration, self._by, self.now))
         self.note("extend", f"lease/{lease}", seconds=duration)
         return self._shown(self.lab.view.lease[lease])
@@ -383,7 +383,7 @@ class ClientDesk(Desk):
     @export
     async def keep(self, lease: str) -> dict[str, Any]:
         """Let a lease that is tied to its holder go on without one."""
-        self._own(lease)
+        await self._own(lease)
         await self.lab.do(lambda: self.lab.engine.keep(lease, self._by))
         self.note("keep", f"lease/{lease}")
         return self._shown(self.lab.view.lease[lease])
@@ -391,7 +391,7 @@ class ClientDesk(Desk):
     @export
     async def transfer(self, lease: str, client: str) -> dict[str, Any]:
         """Hand a lease over to another client: who used its devices until now is cut off at once."""
-        self._own(lease)
+        await self._own(lease)
         await self.lab.do(lambda: self.lab.engine.transfer(lease, client, self._by, self.now))
         self.note("transfer", f"lease/{lease}", to=client)
         return self._shown(self.lab.view.lease[lease])
@@ -401,7 +401,7 @@ class ClientDesk(Desk):
     @export
     async def lease(self, lease: str) -> dict[str, Any]:
         """One lease."""
-        return self._shown(self._own(lease))
+        return self._shown(await self._own(lease))
 
     @export
     async def leases(self, *, everybody: bool = False, ended: bool = False, tag: str = "") -> list[dict[str, Any]]:
@@ -449,8 +449,10 @@ class ClientDesk(Desk):
         """Who asks, for the engine: None may do everything."""
         return None if self.is_admin else self.who.name
 
-    def _own(self, id: str) -> Lease:
+    async def _own(self, id: str) -> Lease:
         """A lease that one may deal with. That there are others' is nobody else's business."""
+        if id not in self.lab.view.lease:
+            await self.lab.look(("lease", id))
         lease = self.lab.view.lease.get(id)
         if lease is None or not (lease.client == self.who.name or self._may_see(lease)):
             mine = [lease.id for lease in self.lab.view.lease.values() if lease.client == self.who.name]

@@ -126,6 +126,10 @@ class KubernetesStore(Store):
             nursery.start_soon(self._mend)
             nursery.start_soon(self.events.run)
 
+    async def look(self, key: Key) -> bool:
+        """As in :class:`~jmp.controller.store.Store`."""
+        return await self._look(RESOURCES[key[0]], key[1]) is not None
+
     async def commit(self, changes: Sequence[Change]) -> list[Record | None]:
         """As in :class:`~jmp.controller.store.Store`."""
         started = monotonic()

@@ -70,6 +70,9 @@ CLOCK_STEP: Final = 5.0
 LINGER: Final = 0.02
 """Seconds for which what nobody waits for is left to the next commit of what somebody does wait for."""
 
+LOOK_SECONDS: Final = 2.0
+"""How long somebody may wait to be told of what he names and nobody here has heard of."""
+
 ABREAST: Final = 24
 """Commits under way at once, in a store that takes them one by one."""
 FIRST_PAUSE: Final = 1.0
@@ -529,6 +532,13 @@ class Lab:
         if key in self._pending:
             self._commit_by(-math.inf)
             self._work.unpark_all()
+
+    async def look(self, key: Key) -> None:
+        """Learn of a record that another controller may have made a moment ago, if there is such a one."""
+        with self.news.listen(key) as news, trio.move_on_after(LOOK_SECONDS):
+            if await self.store.look(key):
+                while self.view.find(key) is None:
+                    await news.wait()
 
     async def settle(self) -> None:
         """Wait until everything decided so far is durable."""

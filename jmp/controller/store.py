@@ -93,6 +93,10 @@ class Store(ABC):
         What this one commits may be told, too, and late. The version tells: of two, the larger one is the later one.
         """
 
+    async def look(self, key: Key) -> bool:
+        """Whether there is such a record at this moment; one that a watch has not told yet it has told when this returns."""
+        return False
+
     @abstractmethod
     async def commit(self, changes: Sequence[Change]) -> list[Record | None]:
         """Make ``changes`` (one for each record at most). They are durable when this returns the records as they are kept now.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -10,8 +11,10 @@ import trio
 
 from jmp.controller.kubernetes import KubernetesStore
 from jmp.controller.store import Change, Stale
+from jmp.errors import NotFound
 from jmp.wire.records import Exporter, Held, Lease, Phase, State, Want
 from tests.fakes.apiserver import ApiServer
+from tests.fakes.memory_lab import WANT, memory_labs
 
 
 def made(record: Exporter | Lease) -> Change:
@@ -57,3 +60,23 @@ async def test_who_decides_again_does_so_by_what_is_there_now() -> None:
         final, _ = await far.commit(granted(replace(known, client="eve"), seen))
         assert isinstance(final, Lease)
         assert (final.client, final.devices[0].epoch) == ("eve", 3)
+
+
+async def test_a_lease_that_another_controller_has_just_made_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ApiServer(lambda: 0.0)
+    near, far = KubernetesStore(server.api()), KubernetesStore(server.api())
+    with trio.fail_after(20):
+        async with (
+            memory_labs(tmp_path, {"near": near, "far": far}) as (a, b),
+            a.exporter("one", others=[b]),
+            a.client("alice") as alice,
+            b.client("alice") as again,
+        ):
+            monkeypatch.setattr(far, "_hear", lambda *told: None)  # its watch says nothing any more
+            lease = await alice.acquire(WANT, 6000.0)
+            assert (await again.call("lease", lease.id))["id"] == lease.id
+            assert (await again.release(lease.id)).reason == "released by alice"
+            with pytest.raises(NotFound, match="there is no lease 'nonsense' of yours"):
+                await again.call("lease", "nonsense")
