@@ -68,10 +68,14 @@ class ScpiOptions(Driver):
         await self._guarded(self._line.send, command, command)
 
     async def _guarded(self, function: Callable[..., Any], command: str, *arguments: Any) -> Any:
-        """The driver is lost if that fails or is given up: what comes later would be taken for another's answer."""
+        """The driver is lost if that fails: what comes later would be taken for another's answer.
+
+        Who is cancelled therefore waits for it all the same, ``timeout`` seconds at most.
+        """
         finished = False
         try:
-            with trio.fail_after(self.timeout):
+            with trio.fail_after(self.timeout) as patience:
+                patience.shield = True
                 result = await function(*arguments)
             finished = True
             return result

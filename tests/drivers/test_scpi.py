@@ -44,6 +44,8 @@ class Supply:
             text += data
             while b"\n" in text:
                 line, _, text = text.partition(b"\n")
+                if line.startswith(b"LATE?"):
+                    await trio.sleep(0.1)
                 answer = self.answer(line.decode().strip())
                 if answer is not None:
                     await stream.send_all(answer + b"\n")
@@ -64,6 +66,8 @@ class Supply:
                 return b"1.5E-01" if self.on else b"0"
             case ["HCOP:DATA?"]:
                 return b"#3%d" % len(SCREEN) + SCREEN
+            case ["LATE?"]:
+                return b"late"
             case ["SLOW?"]:
                 pass
             case ["SYST:ERR?"]:
@@ -102,13 +106,23 @@ async def test_a_conversation() -> None:
             await client.reading()
 
 
+def reached(way: str, port: int) -> dict[str, Any]:
+    return {"host": "127.0.0.1", "port": port} if way == "tcp" else {"resource": f"TCPIP0::127.0.0.1::{port}::SOCKET"}
+
+
+@pytest.mark.parametrize("way", ["tcp", "pyvisa"])
+async def test_who_does_not_wait_for_an_answer_leaves_it_to_nobody(way: str) -> None:
+    async with supply() as (_, port, _), serve(Scpi(**reached(way, port))) as client:
+        with trio.move_on_after(0.05) as scope:
+            await client.query("LATE?")
+        assert scope.cancelled_caught
+        assert await client.identify() == "JMP,supply,7,1.0"
+
+
 @pytest.mark.parametrize("way", ["tcp", "pyvisa"])
 async def test_an_output(way: str) -> None:
     async with supply() as (made, port, _):
-        if way == "tcp":
-            how: dict[str, Any] = {"host": "127.0.0.1", "port": port}
-        else:
-            how = {"resource": f"TCPIP0::127.0.0.1::{port}::SOCKET"}
+        how = reached(way, port)
         async with serve(ScpiPower(**how, setup=["VOLT 5"])) as power:
             assert await power.state() == "off"
             await power.on()
