@@ -54,7 +54,7 @@ def run(folder: Path, *arguments: str) -> str:
     limits = [f"--override-ini={name}" for name in ("faulthandler_timeout=4", "faulthandler_exit_on_timeout=true")]
     command = [sys.executable, "-m", "pytest", "-rA", "-p", "tests.fakes.hangs", *limits, *arguments]
     done = subprocess.run(
-        command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 1, done.stdout + done.stderr
     return done.stdout + done.stderr
