@@ -56,7 +56,7 @@ AT = {
     "out-of-turn": 4,
     "by-own-clock": 10,
     "stale-watch-trusted": 2,
-    "busy-for-ever": 50,
+    "busy-for-ever": 115,
 }
 """Seeds of the thousand that find what the first ones do not. When histories change others do; any that does is as good."""
 
