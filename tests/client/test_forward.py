@@ -10,7 +10,7 @@ import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -217,6 +217,34 @@ def test_a_refused_connection_ends_nothing_else(forwarding: Side, caplog: pytest
 
         forwarding(Tcp(host="127.0.0.1", port=port), ANY, use)
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+
+
+def test_why_is_said_before_the_program_can_notice(forwarding: Side, tmp_path: Path) -> None:
+    """Who looks for the reason when its program has ended finds it."""
+    said: list[str] = []
+    with socket.socket() as reserved, socket.socket(socket.AF_UNIX) as program:
+        reserved.bind(("127.0.0.1", 0))  # and does not listen
+
+        class Listening(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                program.send(b"x", socket.MSG_NOSIGNAL)
+                said.append(record.getMessage())
+
+        listening = Listening()
+        logging.getLogger("jmp.forward").addHandler(listening)
+
+        def use(bound: Any) -> None:
+            program.connect(bound.path)
+            program.settimeout(30)
+            with suppress(ConnectionResetError):
+                assert program.recv(1) == b""
+
+        try:
+            forwarding(Tcp(host="127.0.0.1", port=reserved.getsockname()[1]), f"unix:{tmp_path}/port", use)
+        finally:
+            logging.getLogger("jmp.forward").removeHandler(listening)
+    assert len(said) == 1
+    assert "a connection was closed: cannot connect to tcp:127.0.0.1" in said[0]
 
 
 class Faulty(Network):

@@ -281,7 +281,7 @@ class _Connection(threading.Thread):
         self._peer = peer
         self._woken = woken
         self._far: Any = None
-        self._cut = False
+        self._cut = self._has_told = False
         self._state = threading.Lock()
 
     def run(self) -> None:
@@ -293,8 +293,7 @@ class _Connection(threading.Thread):
                 self._join(far)
             whole = True
         except JmpError as error:
-            if not self._cut:
-                self._forward._told(self._peer, error)
+            self._tell(error)
         except OSError as error:
             log.debug("a program broke off its connection to %s: %s", self._forward._listen, error)
         except CutOff:
@@ -329,12 +328,22 @@ class _Connection(threading.Thread):
             upward.join()
             if self._cut:
                 raise CutOff
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, JmpError):
+                self._tell(error)  # before the program can notice anything
             far.reset()
             with suppress(OSError):
-                self._near.shutdown(socket.SHUT_RD)  # wakes the other thread, and tells the program nothing
+                self._near.shutdown(
+                    socket.SHUT_RD
+                )  # wakes the other thread; at a Unix socket the program can send no more
             upward.join()
             raise
+
+    def _tell(self, error: JmpError) -> None:
+        """Say why the connection ends, once."""
+        if not self._cut and not self._has_told:
+            self._has_told = True
+            self._forward._told(self._peer, error)
 
     def _send(self, data: bytes) -> None:
         rest = memoryview(data)
