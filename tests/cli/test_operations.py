@@ -65,7 +65,7 @@ def test_keys_and_tokens_are_replaced_while_a_device_is_in_use(lab: ServedLab, e
 
 def test_a_controller_that_is_stopped_says_so(lab: ServedLab, exporter: Program) -> None:
     os.kill(lab.pid, signal.SIGTERM)
-    exporter.until("no controller: .*1001 the controller is stopping; trying again")
+    exporter.until("no controller: .*1001 the controller is stopping.*; trying again")
 
 
 def test_a_new_ca_is_trusted_by_those_who_join_again_only(lab: ServedLab, exporter: Program) -> None:
