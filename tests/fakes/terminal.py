@@ -44,7 +44,7 @@ class Terminal:
             self.program.close(force=True)
         except (
             pexpect.ExceptionPexpect
-        ):  # it was killed; on a busy machine it takes longer than pexpect waits until it is gone
+        ):  # it was killed; until it is gone takes longer than pexpect waits on a busy machine
             self.program.ptyproc.wait()
 
     @property

@@ -333,9 +333,7 @@ class _Connection(threading.Thread):
                 self._tell(error)  # before the program can notice anything
             far.reset()
             with suppress(OSError):
-                self._near.shutdown(
-                    socket.SHUT_RD
-                )  # wakes the other thread; at a Unix socket the program can send no more
+                self._near.shutdown(socket.SHUT_RD)  # wakes the other thread; at a Unix socket it tells the program
             upward.join()
             raise
 
