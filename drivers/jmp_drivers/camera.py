@@ -25,7 +25,7 @@ from jmp_drivers.qemu.program import require
 
 _PIECE = 64 * 1024
 _WORDS = 300  # bytes of what a program says that an error quotes
-_START = 10.0  # seconds that ustreamer may take to listen
+_START = 30.0  # seconds that ustreamer may take to listen
 
 
 class Camera(Video):

@@ -74,6 +74,7 @@ async def test_a_lease_that_is_applied_is_granted_and_seen(kubectl: Kubectl) -> 
             "DeviceLease", "mine", client="alice", wants=[{"selector": "board=lamp"}], durationSeconds=600
         )
         await kubectl("wait", "--for=jsonpath={.status.state}=ready", "devicelease/mine", "--timeout=20s")
+        await kubectl("wait", "--for=jsonpath={.status.presence.observed.phase}=ready", "exporter/one", "--timeout=20s")
         listed = await kubectl("get", "jmp")
         [line] = [line for line in listed.splitlines() if "devicelease.jmp.dev/mine" in line]
         assert line.split()[1:4] == ["ready", "alice", "one"]
