@@ -97,7 +97,7 @@ TESTED = {
         "power, console, commands, pause; no image, no command, removed by others; nothing is left, of the dead neither",
     ),
     "doip": (
-        "a gateway of our own that speaks the protocol",
+        "a gateway and a unit whose DoIP and UDS are scapy's",
         "all services, refusals, sessions kept alive; no such unit, absence, loss and return",
     ),
     "dbus": ("dbus-daemon, dbus-send and busctl", "calls, as another user too; absence, loss and return"),
@@ -121,7 +121,7 @@ TESTED = {
         "requests, answers, readings, passwords that no message shows, refusal, silence, impostors",
     ),
     "http-server": ("curl", "content, ranges, several requests on a connection, refusals"),
-    "iso-tp": ("the kernel's ISO-TP, and can-isotp's", "messages both ways, silence, nobody there"),
+    "iso-tp": ("the kernel's ISO-TP, and scapy's", "messages both ways, silence, nobody there"),
     "mock-power": ("none: it is one", "state and cycles"),
     "i2c": (
         "the kernel's simulated bus, i2c-tools",
@@ -194,7 +194,7 @@ TESTED = {
         "a line that loses characters carries nothing out",
     ),
     "uds": (
-        "a unit of our own on python-can's and the kernel's bus",
+        "a unit whose ISO-TP and UDS are scapy's, on python-can's and the kernel's bus",
         "all services, refusals, sessions kept alive, silence",
     ),
     "udp": ("UDP sockets", "bounds of datagrams both ways, nobody there yet"),

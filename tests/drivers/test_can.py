@@ -136,7 +136,10 @@ async def test_a_bus_that_is_not_there() -> None:
 
 def test_messages_longer_than_a_frame(channel: str) -> None:
     how: dict[str, Any] = {"adapter": "virtual", "channel": channel}
-    with on_can(lambda: bus(channel), Ecu()), serve(IsoTp(**how, tx=0x7E0, rx=0x7E8, padding=0xCC)) as client:
+    with (
+        on_can(Ecu(), interface="virtual", channel=channel),
+        serve(IsoTp(**how, tx=0x7E0, rx=0x7E8, padding=0xCC)) as client,
+    ):
         assert client.request(b"\x22\xf1\x90") == b"\x62\xf1\x90" + VIN
         client.send(b"\x2e\x01\x00" + bytes(500))
         assert client.receive() == b"\x7f\x2e\x33"
@@ -163,7 +166,7 @@ def unit(request: pytest.FixtureRequest, channel: str) -> Iterator[tuple[Diagnos
     ecu = Ecu()
     with ExitStack() as stack:
         if request.param == "can":
-            stack.enter_context(on_can(lambda: bus(channel), ecu))
+            stack.enter_context(on_can(ecu, interface="virtual", channel=channel))
             yield Uds(adapter="virtual", channel=channel, tx=0x7E0, rx=0x7E8), ecu
         else:
             port = stack.enter_context(behind_gateway(ecu))

@@ -49,7 +49,7 @@ def test_the_kernels_iso_tp_is_at_the_other_end() -> None:
 
 
 def test_diagnosis() -> None:
-    unit = on_can(lambda: can.Bus(interface="socketcan", channel="vcan0"), Ecu())
+    unit = on_can(Ecu(), interface="socketcan", channel="vcan0")
     with unit, serve(Uds(channel="vcan0", tx=0x7E0, rx=0x7E8)) as client:
         assert client.read(0xF190) == VIN
 
@@ -68,7 +68,7 @@ async def test_an_interface_that_is_absent_goes_down_and_comes_back() -> None:
 
 async def test_conversations_outlive_an_interface_that_goes_down() -> None:
     def unit() -> AbstractContextManager[None]:
-        return on_can(lambda: can.Bus(interface="socketcan", channel="vcan0"), Ecu())
+        return on_can(Ecu(), interface="socketcan", channel="vcan0")
 
     with trio.fail_after(60):
         async with (
