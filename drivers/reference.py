@@ -52,8 +52,8 @@ TESTED = {
         "an image written, verified and started; a flash that is worn out, or not there; the chain, resets, another chip",
     ),
     "pyocd": (
-        "none: what the program is told",
-        "arguments, progress, errors",
+        "pyocd with its own algorithm, and the same chip behind a probe of the test's that pyocd reaches by its network protocol",
+        "an image written and started, progress, erasing; no probe",
     ),
     "probe-rs": (
         "none: what the program is told",

@@ -53,11 +53,16 @@ class ProgramFlasher(Flasher):
     program: ClassVar[str]
     package: ClassVar[str] = ""
     """Where the program comes from, as a message says it."""
+    has_commands: ClassVar[bool] = False
+    """Its first word is a command, and options are that command's."""
     advice: ClassVar[Mapping[str, str]] = {}
     """What to do about what the program says, where it does not say so itself."""
 
     timeout: float = field(default=600.0, metadata={"doc": "seconds that the program may take"})
-    arguments: list[str] = field(default_factory=list, metadata={"doc": "more arguments, before all others"})
+    arguments: list[str] = field(
+        default_factory=list,
+        metadata={"doc": "more arguments, before all others; of pyocd and probe-rs, behind the command"},
+    )
 
     _busy: bool = field(init=False, default=False)
 
@@ -93,7 +98,7 @@ class ProgramFlasher(Flasher):
     async def _run(
         self, words: Sequence[str], sink: Callable[[bytes], Awaitable[None]] | None, seconds: float | None = None
     ) -> str:
-        said = _Said()
+        said, shown = _Said(), self._shown()
         seconds = self.timeout if seconds is None else seconds
         until = trio.current_time() + seconds
 
@@ -101,10 +106,11 @@ class ProgramFlasher(Flasher):
             said.feed(data)
             scope.deadline = min(until, trio.current_time() + self._patience(said.last()))
             if sink is not None:
-                await sink(data)
+                await sink(shown(data))
 
         with trio.move_on_at(until) as scope:
-            argv = [self.program, *self.arguments, *words]
+            verb = 1 if self.has_commands else 0
+            argv = [self.program, *words[:verb], *self.arguments, *words[verb:]]
             async with leashed(argv, env=self.environment(), stdout=PIPE, stderr=STDOUT) as process:
                 status = await relay(process, take)
         if scope.cancelled_caught and self._patience(said.last()) < math.inf:
@@ -123,6 +129,10 @@ class ProgramFlasher(Flasher):
     def _patience(self, line: str) -> float:
         """Seconds that the program may take when it has said this last: those of a device's coming if it waits for one."""
         return math.inf
+
+    def _shown(self) -> Callable[[bytes], bytes]:
+        """What makes what the program says into what a user is shown. Progress is a figure before a %."""
+        return bytes
 
     def environment(self) -> Mapping[str, str]:
         """In which the program runs. Some are where only root looks for programs."""
@@ -185,6 +195,27 @@ async def _received(stream: Stream, name: str) -> AsyncIterator[Path]:
             async for data in stream:
                 await file.write(data)
         yield path
+
+
+class _Bars:
+    """Bars that pyOCD draws character by character where it has no terminal, as it draws them on one: with a figure."""
+
+    WIDTH = 40
+
+    def __init__(self) -> None:
+        self._drawing, self._done = False, 0
+
+    def __call__(self, data: bytes) -> bytes:
+        shown = b""
+        for run in re.findall(rb"=+|[^=]+", data):
+            if self._drawing and run.startswith(b"="):
+                self._done += len(run)
+                percent = 100 * self._done // self.WIDTH
+                shown += b"\r[" + (b"=" * self._done).ljust(self.WIDTH) + b"] %d%%" % percent
+            else:
+                shown += run.removeprefix(b"]") if self._drawing else run
+                self._drawing, self._done = run.endswith(b"["), 0
+        return shown
 
 
 class CommandFlasher(ProgramFlasher):
@@ -443,6 +474,7 @@ class PyOcd(ProgramFlasher):
 
     program = "pyocd"
     package = "PyPI's pyocd"
+    has_commands = True
 
     target: str = field(
         default="", metadata={"doc": "as pyocd names it, such as stm32f407vg; default: as the probe says"}
@@ -464,6 +496,9 @@ class PyOcd(ProgramFlasher):
         """Reset the target."""
         await self.call("reset", *self._device(), seconds=60)
 
+    def _shown(self) -> Callable[[bytes], bytes]:
+        return _Bars()
+
     def _device(self) -> list[str]:
         return [
             "--no-wait",
@@ -477,6 +512,7 @@ class ProbeRs(ProgramFlasher):
 
     program = "probe-rs"
     package = "the probe-rs project"
+    has_commands = True
 
     chip: str = field(metadata={"doc": "as probe-rs names it, such as STM32F407VGTx"})
     probe: str = field(default="", metadata={"doc": "VENDOR:PRODUCT[:SERIAL] of the probe, where there are several"})

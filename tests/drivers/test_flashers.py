@@ -32,7 +32,7 @@ from jmp_drivers.flashers import (
     PyOcd,
     Uf2,
 )
-from tests.fakes.stm32 import Jtag
+from tests.fakes.stm32 import Jtag, Probe
 
 pytestmark = pytest.mark.real
 
@@ -329,6 +329,30 @@ async def test_openocd_says_what_it_finds(jtag: Jtag, tmp_path: Path) -> None:
         assert "UNEXPECTED" in await client.run()
 
 
+# ---- pyOCD
+
+
+async def test_pyocd_flashes_a_chip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By ST's algorithm, which pyOCD loads into the chip's memory, and which is executed there."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    image, probe = tmp_path / "firmware.bin", Probe()
+    image.write_bytes(os.urandom(5000))
+    async with device(probe.serve) as port:
+        how = PyOcd(target="stm32f103rc", probe=f"remote:127.0.0.1:{port}", arguments=["-O", "smart_flash=false"])
+        async with served(how) as client:
+            shown: list[tuple[int, int | None]] = []
+            await client.flash(image, progress=lambda *at: shown.append(at))
+            assert len(shown) > 2, shown  # of erasing, and of writing
+            assert shown[-1] == (5000, 5000)
+            assert probe.chip.flash[:5000] == image.read_bytes()
+            assert probe.chip.running
+            await client.erase()
+            assert probe.chip.flash == b"\xff" * len(probe.chip.flash)
+    async with served(how) as client:
+        with pytest.raises(DeviceError, match=r"pyocd ended with status 1: .*[Cc]onnection refused"):
+            await client.reset()
+
+
 # ---- UF2
 
 
@@ -384,15 +408,15 @@ async def test_dfu_util_without_a_device(image: Path) -> None:
             id="dfu",
         ),
         pytest.param(
-            PyOcd(target="stm32f407vg", probe="066D"),
+            PyOcd(target="stm32f407vg", probe="066D", arguments=["--frequency", "1M"]),
             "0x8000000",
-            "flash --no-wait --target stm32f407vg --uid 066D --base-address 0x8000000 FILE.bin",
+            "flash --frequency 1M --no-wait --target stm32f407vg --uid 066D --base-address 0x8000000 FILE.bin",
             id="pyocd",
         ),
         pytest.param(
-            ProbeRs(chip="STM32F407VGTx"),
+            ProbeRs(chip="STM32F407VGTx", arguments=["--connect-under-reset"]),
             "",
-            "download --non-interactive --chip STM32F407VGTx --binary-format bin FILE.bin",
+            "download --connect-under-reset --non-interactive --chip STM32F407VGTx --binary-format bin FILE.bin",
             id="probe-rs",
         ),
         pytest.param(

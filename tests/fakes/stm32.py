@@ -1,26 +1,39 @@
-"""An STM32F103 behind a JTAG port, as OpenOCD meets it: debug port, memory access port, Cortex-M3 debug registers, flash.
+"""An STM32F103 behind a JTAG port, as OpenOCD meets it, or behind a probe that pyOCD reaches over the network.
 
-It executes nothing: no working area is to be given to it, so OpenOCD writes the flash through its registers. What it is taken
-from: ARM's "Debug Interface v5" and "ARMv7-M", ST's RM0008 and PM0075.
+It has a debug port, a memory access port, the Cortex-M3's debug registers, and its flash, which is written through its
+registers: by OpenOCD itself, to which no working area is to be given, and by a program that pyOCD loads into its memory. It
+executes that, but nothing in its flash. What it is taken from: ARM's "Debug Interface v5" and "ARMv7-M", ST's RM0008 and PM0075.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+import json
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import trio
 
-FLASH, FLASH_SIZE, PAGE = 0x08000000, 0x10000, 0x400
+from tests.fakes.thumb import PC, execute
+
+FLASH, FLASH_SIZE = 0x08000000, 0x10000
 RAM, RAM_SIZE = 0x20000000, 0x5000
 REGISTERS = 0x40022000  # of the flash
 KEYS = [0x45670123, 0xCDEF89AB]
 DHCSR, DCRSR, DCRDR, DEMCR, AIRCR, CPUID = 0xE000EDF0, 0xE000EDF4, 0xE000EDF8, 0xE000EDFC, 0xE000ED0C, 0xE000ED00
+ROM_TABLE, PARTS = 0xE00FF000, {0xE000E000: 0x000, 0xE0001000: 0x002, 0xE0002000: 0x003}  # what it lists: ARM's numbers
+
+
+def _identity(base: int, part: int, *, table: bool = False) -> dict[int, int]:
+    """Registers by which a debugger knows a component: PIDR4, PIDR0 to 3, CIDR0 to 3."""
+    maker = [4, part & 0xFF, 0xB0 | part >> 8, 0x0B, 0]  # ARM
+    words = [maker[0], 0, 0, 0, *maker[1:], 0x0D, 0x10 if table else 0xE0, 0x05, 0xB1]
+    return {base + 0xFD0 + 4 * number: word for number, word in enumerate(words)}
 
 
 class Stm32:
     """What a debugger reads and writes in it, word by word and less."""
 
-    def __init__(self) -> None:
+    def __init__(self, page: int = 0x400) -> None:
         self.flash = bytearray(b"\xff" * FLASH_SIZE)
         self.ram = bytearray(RAM_SIZE)
         self.running = True
@@ -29,7 +42,12 @@ class Stm32:
         """Its flash does not take what is written."""
         self._words = {CPUID: 0x411FC231, 0xE0042000: 0x20036410, 0x1FFFF7E0: FLASH_SIZE // 1024, 0xE0002000: 0x260}
         self._words[0x4002201C] = 0x03FFFFFC  # option bytes: nothing is protected
+        self._words |= _identity(ROM_TABLE, 0x410, table=True)
+        for number, (base, part) in enumerate(PARTS.items()):
+            self._words |= _identity(base, part) | {ROM_TABLE + 4 * number: base - ROM_TABLE & 0xFFFFF000 | 3}
+        self._size_of_page = page
         self._core = [0] * 128
+        self._core[16] = 1 << 24  # it executes Thumb instructions
         self._keys: list[int] = []
         self._control = 0x80  # of the flash; locked
         self._page = 0
@@ -39,6 +57,7 @@ class Stm32:
         self.resets += 1
         self._was_reset = True
         self._control = 0x80
+        self._core[PC] = FLASH
         self.running = not (self._words.get(DEMCR, 0) & 1 and self._words.get(DHCSR, 0) & 1)
 
     def read(self, address: int, size: int) -> int:
@@ -74,6 +93,9 @@ class Stm32:
             case 0xE000EDF0 if value >> 16 == 0xA05F:
                 self._words[DHCSR] = value & 0xF
                 self.running = not value & 2
+                if self.running and RAM <= self._core[PC] < RAM + RAM_SIZE:  # it is done, up to a breakpoint, at once
+                    execute(self, self._core)
+                    self.running = False
             case 0xE000EDF4:
                 number = value & 0x7F
                 if value & 1 << 16:
@@ -92,8 +114,9 @@ class Stm32:
             case 0x40022010 if not self._control & 0x80 or value & 0x80:
                 self._control = value & ~0x40
                 if value & 0x42 == 0x42:
-                    at = (self._page - FLASH) // PAGE * PAGE
-                    self.flash[at : at + PAGE] = b"\xff" * PAGE
+                    size = self._size_of_page
+                    at = (self._page - FLASH) // size * size
+                    self.flash[at : at + size] = b"\xff" * size
                 elif value & 0x44 == 0x44:
                     self.flash[:] = b"\xff" * FLASH_SIZE
             case 0xE0002000:  # breakpoints: on or off
@@ -143,6 +166,22 @@ class _Debug(_Bypassed):
             self._debug_port(register, value, reading=bool(reading))
         elif self.instruction == 0xB:
             self._access_port(self._select & 0xF0 | register, value, reading=bool(reading))
+
+    def read_debug_port(self, register: int) -> int:
+        if register == 0:
+            return 0x2BA01477  # that of the wires' other protocol
+        self._debug_port(register, 0, reading=True)
+        return self._read
+
+    def write_debug_port(self, register: int, value: int) -> None:
+        self._debug_port(register, value, reading=False)
+
+    def read_access_port(self, register: int) -> int:
+        self._access_port(register & 0xFF, 0, reading=True)
+        return self._read
+
+    def write_access_port(self, register: int, value: int) -> None:
+        self._access_port(register & 0xFF, value, reading=False)
 
     def _debug_port(self, register: int, value: int, *, reading: bool) -> None:
         if reading:
@@ -252,3 +291,56 @@ class Jtag:
                 out = port.shift & 1
                 port.shift = port.shift >> 1 | bit << port.length - 1
                 bit = out
+
+
+class Probe:
+    """A probe at the chip, as pyOCD speaks to one over the network: a request and an answer a line, in JSON."""
+
+    PROPERTIES: ClassVar[dict[str, Any]] = {
+        "vendor_name": "Lab",
+        "product_name": "Probe",
+        "supported_wire_protocols": ["SWD", "DEFAULT"],
+        "wire_protocol": "SWD",
+        "capabilities": [],
+    }
+
+    def __init__(self) -> None:
+        self.chip = Stm32(page=0x800)
+        self._port = _Debug(self.chip)
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        received = b""
+        async for data in stream:
+            *lines, received = (received + data).split(b"\n")
+            for line in lines:
+                asked = json.loads(line)
+                answer: dict[str, Any] = {"id": asked["id"], "status": 0}
+                try:
+                    answer["result"] = self._do(asked["request"], *asked.get("arguments", []))
+                except KeyError as error:
+                    answer |= {"status": 1, "error": f"unknown: {error}"}
+                await stream.send_all(json.dumps(answer).encode() + b"\n")
+
+    def _do(self, request: str, *arguments: Any) -> Any:
+        done: dict[str, Callable[..., Any]] = {
+            "readprop": self.PROPERTIES.__getitem__,
+            "read_dp": self._port.read_debug_port,
+            "write_dp": self._port.write_debug_port,
+            "read_ap": self._port.read_access_port,
+            "write_ap": self._port.write_access_port,
+            "read_ap_multiple": lambda address, count: [self._port.read_access_port(address) for _ in range(count)],
+            "write_ap_multiple": self._write_several,
+            "reset": self.chip.reset,
+            "assert_reset": lambda held: None if held else self.chip.reset(),
+            "is_reset_asserted": lambda: False,
+            "get_memory_interface_for_ap": lambda *_: None,
+        }
+        done |= dict.fromkeys(
+            ("hello", "open", "close", "lock", "unlock", "connect", "disconnect", "flush", "set_clock", "swj_sequence"),
+            lambda *_: None,
+        )
+        return done[request](*arguments)
+
+    def _write_several(self, register: int, values: list[int]) -> None:
+        for value in values:
+            self._port.write_access_port(register, value)
