@@ -54,7 +54,7 @@ def acquire(
     selectors: Selectors = None,
     names: Names = None,
     length: Annotated[
-        str, typer.Option("--for", "--duration", metavar="DURATION", help="How long, from when it is ready: 30m, 2h.")
+        str, typer.Option("--for", "--duration", metavar="DURATION", help="How long, from when all is ready: 30m, 2h.")
     ] = DEFAULT_FOR,
     at: Annotated[str | None, typer.Option(metavar="TIME", help="Not before: +2h, 14:30, 2026-11-24T14:30.")] = None,
     wait: Annotated[

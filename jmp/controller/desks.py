@@ -213,7 +213,8 @@ def _steady(wish: Desired) -> Desired:
     duration), nor why there is nothing more to be done of what is over already."""
     if wish.grant is None:
         return replace(wish, reason="")
-    return replace(wish, grant=replace(wish.grant, remaining=0.0))
+    running = None if wish.grant.running is None else 0.0
+    return replace(wish, grant=replace(wish.grant, remaining=0.0, running=running))
 
 
 # ---- routers

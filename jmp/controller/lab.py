@@ -377,7 +377,9 @@ class Lab:
         new = change.new
         if change.kind != "lease" or self.news.has_listener(change.key):
             return False
-        return not isinstance(new, Lease) or new.state in (State.READY, State.ENDED)
+        if not isinstance(new, Lease) or new.state is State.ENDED:
+            return True
+        return new.state is State.READY and len(new.devices) == 1
 
     def _ask(self, wish: Wish[Any]) -> bool:
         """Whether what is wished for was granted, and is to be committed."""
@@ -594,12 +596,19 @@ class Lab:
         if lease.state not in (State.PREPARING, State.READY):
             return Desired(epoch=held.epoch, reason=lease.reason)
         access = self.engine.access(lease.client, name)
-        ends = lease.ends if lease.state is State.READY else (lease.granted or 0.0) + PREPARE_LIMIT
+        now = self.clock()
+        # If that was set just now, the engine knows of it, and what is durable does not say so yet.
+        times = self.engine.leases.get(lease.id, lease)
+        ready = lease.state is State.READY
+        alone = len(lease.devices) == 1
+        ends = times.ends if ready else (times.granted or 0.0) + PREPARE_LIMIT
         grant = Grant(
             lease=lease.id,
             client=lease.client,
             duration=lease.duration,
-            remaining=max((ends or 0.0) - self.clock(), 0.0),
+            remaining=max((ends or 0.0) - now, 0.0),
+            alone=alone,
+            running=max(now - (times.ready or now), 0.0) if ready and not alone else None,
             allow=access.allow,
             deny=access.deny,
             packages=access.packages,
@@ -735,7 +744,8 @@ def _course(lease: Lease | None) -> object:
     if lease is None:
         return None
     epochs = tuple((held.exporter, held.epoch) for held in lease.devices)
-    return lease.state in (State.PREPARING, State.READY), lease.client, lease.duration, epochs
+    runs = lease.state is State.READY and len(epochs) > 1
+    return lease.state in (State.PREPARING, State.READY), runs, lease.client, lease.duration, epochs
 
 
 def _forgotten(token: Token) -> float:

@@ -24,6 +24,7 @@ from jmp.driver.service import method_of
 from jmp.errors import Cancelled, JmpError, Refused
 from jmp.exporter.config import ExporterConfig
 from jmp.exporter.session import TARGET, Session, open_session
+from jmp.exporter.term import Term
 from jmp.link import Link
 from jmp.mux.connection import Connection, multiplex
 from jmp.mux.protocol import Role
@@ -32,7 +33,6 @@ from jmp.rpc import messages
 from jmp.rpc.messages import Request
 from jmp.rpc.serve import Method, serve
 from jmp.wire.actions import allowed
-from jmp.wire.duration import text
 from jmp.wire.frames import Reset
 from jmp.wire.records import Grant, Phase
 from jmp.wire.tokens import SessionClaims
@@ -69,10 +69,8 @@ class Hold:
         """Set when it is ready to be used, and when it never will be."""
         self.over = trio.Event()
         self._changed = changed
-        self._deadline = trio.current_time() + grant.remaining
-        self._began = math.inf
-        """When it got ready."""
-        self._used = trio.current_time()
+        self._term = Term(grant, trio.current_time())
+        self._used = -math.inf
         self._scope = trio.CancelScope()
         self._news = trio.lowlevel.ParkingLot()
 
@@ -100,8 +98,7 @@ class Hold:
             ) as session:
                 self.session = session
                 self.phase = Phase.READY
-                self._began = self._used = trio.current_time()
-                self._deadline = self._began + self.grant.duration
+                self._term.ready(trio.current_time())
                 self.ready.set()
                 self._changed()
                 self._news.unpark_all()
@@ -149,15 +146,11 @@ class Hold:
         self._changed()
 
     def renew(self, grant: Grant, epoch: int) -> None:
-        """What the controller says of the same lease now: another end, or another holder."""
+        """What the controller says of the same lease now: that its time runs, another end, or another holder."""
         handed_over = epoch > self.epoch
         self.grant, self.epoch = grant, epoch
         self._tell_subject()
-        if self.phase is Phase.PREPARING:
-            self._deadline = trio.current_time() + grant.remaining
-        elif self.phase is Phase.READY:
-            # What remains by the controller's clock says less: that may have been set, or its word came late.
-            self._deadline = self._began + grant.duration
+        self._term.renew(grant, trio.current_time())
         self._news.unpark_all()
         if handed_over:
             log.info("lease %s was handed over to %s", grant.lease, grant.client)
@@ -174,22 +167,12 @@ class Hold:
     async def _keep_time(self) -> None:
         """End it when its time is over, by this machine's own monotonic clock."""
         while not self.reason:
-            due, reason = self._due()
+            due, reason = self._term.due(max([self._used, *(visit.used for visit in self.visits)]))
             if due <= trio.current_time():
                 self.end(reason)
                 return
             with trio.move_on_at(due):
                 await self._news.park()
-
-    def _due(self) -> tuple[float, str]:
-        if self.phase is Phase.PREPARING:
-            return self._deadline, "its exporter did not get ready in time"
-        limit = self.grant.idle_limit
-        if limit is not None:
-            used = max([self._used, *(visit.used for visit in self.visits)])
-            if used + limit < self._deadline:
-                return used + limit, f"nobody used it for {text(limit)}"
-        return self._deadline, "its time was over"
 
     # ---- who uses it
 

@@ -75,7 +75,7 @@ class Lease:
     client: str
     wants: tuple[Want, ...]
     duration: float
-    """Seconds from when it gets ready."""
+    """Seconds from when it gets ready: all of its devices."""
     created: float
     number: int
     """Rises with each request of a lab: the order of the queue within a priority. 0: not checked and queued yet; -1: nor is it
@@ -205,6 +205,10 @@ class Grant:
     """Seconds from when it gets ready."""
     remaining: float
     """Seconds from now: until it must be ready, or, when the controller knows that it is, until its end."""
+    alone: bool = True
+    """It is the lease's only device, so that the lease's time begins when this one is ready."""
+    running: float | None = None
+    """Seconds for which the lease's time has run, where there are others: since all were ready. None: not all are."""
     allow: tuple[str, ...] = ("*",)
     deny: tuple[str, ...] = ()
     packages: tuple[str, ...] | None = None

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,28 @@ def test_several_devices_are_granted_together(lab: ServedLab) -> None:
         assert waiting.finish()[:2] == (0, f"{detached}\n")
     held = {device["exporter"] for device in shown(lab, "bob", detached)["devices"]}
     assert held == {"red", "blue"}
+
+
+UNEVEN = """\
+apiVersion: jmp/v1
+kind: Exporter
+metadata: {{name: {name}, labels: {{board: {board}}}}}
+export: {{power: {{type: mock-power}}}}
+hooks: {{beforeLease: {{script: 'test {name} = quick || sleep 1'}}}}
+"""
+
+
+def test_the_time_of_several_devices_begins_when_all_are_ready(lab: ServedLab) -> None:
+    exporters = [lab.add_exporter(name, board="uneven", config=UNEVEN) for name in ("quick", "slow")]
+    id = acquire(lab, "alice", "-l", "board=uneven", "-l", "board=uneven", "--for", "1s")
+    ends = []
+    for exporter in exporters:
+        said = exporter.until(r"(\S+ [\d:]+,\d+) .*lease \w+ of alice ends: its time was over")
+        ends.append(datetime.fromisoformat(said[1].replace(",", ".")).astimezone())
+    ready = datetime.fromisoformat(shown(lab, "alice", id)["ready"])
+    assert min(ends) >= ready + timedelta(seconds=0.95)
+    for name in ("quick", "slow"):
+        lab.ok("admin", "admin", "delete", "exporter", name)
 
 
 def test_one_selector_and_one_name_are_one_device(lab: ServedLab) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ import trio.testing
 
 from jmp.client.connect import TARGET
 from jmp.client.lab import Lab as ClientLab
+from jmp.controller import lab as controller
 from jmp.errors import Cancelled, JmpError, LabError, LinkLost, NotFound, Refused
-from jmp.exporter.lab import Memory
+from jmp.exporter import session
+from jmp.exporter.lab import LabExporter, Memory
+from jmp.rpc import reconnect
 from jmp.rpc.call import Caller
 from jmp.wire import records
 from jmp.wire.records import State
@@ -103,7 +106,7 @@ async def test_the_exporter_says_who_did_what_to_the_device_under_which_lease(la
             async with device.lamp.echo() as stream:
                 await stream.send_all(b"secret")
                 await stream.receive_some()
-            with trio.move_on_after(0.01):
+            with trio.move_on_after(0.2):
                 await device.lamp.wait()
     said = [json.loads(line) for line in lab.audit_of("one").read_text().splitlines()]
     assert [(line["action"], line["result"].partition(":")[0]) for line in said] == [
@@ -204,6 +207,92 @@ async def test_a_lease_is_no_longer_than_its_duration_though_the_controllers_clo
         assert exporter.hold is not None
         await exporter.hold.over.wait()
         assert trio.current_time() - began == pytest.approx(30.0, abs=0.1)
+
+
+LIMIT = 100.0
+"""Seconds that exporters may take to get ready, in this test."""
+
+
+@dataclass
+class Gang:
+    """A lease of two devices, one of which is ready at once, and the other one 20 s later."""
+
+    lab: MemoryLab
+    lease: str
+
+    async def extend(self) -> None:
+        await self.lab.lab.do(lambda: self.lab.lab.engine.extend(self.lease, 20.0, None, self.lab.clock()))
+
+    async def transfer(self) -> None:
+        await self.lab.lab.do(lambda: self.lab.lab.engine.transfer(self.lease, "bob", None, self.lab.clock()))
+
+    async def kill(self) -> None:
+        self.lab.kill_controller()
+
+    async def start(self) -> None:
+        await self.lab.start_controller()
+
+    async def an_hour_forth(self) -> None:
+        self.lab.offset += 3600
+
+    async def an_hour_back(self) -> None:
+        self.lab.offset -= 3600
+
+
+@pytest.mark.parametrize(
+    ("events", "after"),
+    [
+        ({}, 50.0),
+        ({10: Gang.extend}, 70.0),
+        ({30: Gang.extend}, 70.0),
+        ({30: Gang.transfer}, 50.0),
+        ({30: Gang.kill}, 50.0),
+        ({30: Gang.kill, 35: Gang.start, 45: Gang.extend}, 70.0),
+        ({10: Gang.kill, 15: Gang.start}, 50.0),
+        ({10: Gang.kill, 25: Gang.start, 45: Gang.kill}, 55.0),
+        ({10: Gang.an_hour_forth, 30: Gang.an_hour_back}, 50.0),
+        ({10: Gang.an_hour_back, 30: Gang.kill, 31: Gang.an_hour_back, 35: Gang.start}, 50.0),
+        ({10: Gang.kill}, LIMIT + 30),
+    ],
+    ids=lambda value: "-".join(f"{at}-{do.__name__}" for at, do in value.items()) if isinstance(value, dict) else "",
+)
+async def test_a_lease_of_several_devices_lasts_from_when_all_are_ready_and_ends_for_all_at_once(
+    lab: MemoryLab,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    events: dict[int, Callable[[Gang], Awaitable[None]]],
+    after: float,
+) -> None:
+    """Also while the controller is away, was started anew, or has its clock set; cut off before all were ready, each ends it."""
+
+    async def hook(*_: object) -> None:
+        await trio.sleep(20)
+
+    async def note_end(exporter: LabExporter) -> None:
+        assert exporter.hold is not None
+        await exporter.hold.over.wait()
+        ends.append((trio.current_time() - began, exporter.hold.reason))
+
+    monkeypatch.setattr(session, "run_hook", hook)
+    monkeypatch.setattr(controller, "PREPARE_LIMIT", LIMIT)
+    ends: list[tuple[float, str]] = []
+    slow = "hooks: {beforeLease: {script: takes a while}}"
+    async with lab.exporter("one") as one, lab.exporter("two", slow) as two, lab.client("alice") as alice:
+        await lab.add(records.Client(name="bob"))
+        lease = await alice.acquire(WANT * 2, 30.0, idle_limit=52.0)
+        began = trio.current_time()
+        with lab.lab.news.listen(("observed", "one"), ("observed", "two")) as listener:
+            while one.hold is None or two.hold is None:
+                await listener.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(note_end, one)
+            nursery.start_soon(note_end, two)
+            for at, event in events.items():
+                await trio.sleep_until(began + at)
+                await event(Gang(lab, lease.id))
+    assert [reason for _, reason in ends] == ["its time was over"] * 2
+    assert [time for time, _ in ends] == pytest.approx([after] * 2, abs=reconnect.LONGEST + 0.5)
+    assert ends[1][0] - ends[0][0] < 0.1
 
 
 async def test_what_is_over_does_not_begin_again_though_the_controller_has_not_heard_of_it(
@@ -454,7 +543,6 @@ async def test_an_exporter_that_does_not_get_ready_in_time(lab: MemoryLab, tmp_p
 async def test_a_client_that_is_killed_during_a_hook(
     lab: MemoryLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str
 ) -> None:
-    monkeypatch.setattr(lab.lab.engine, "_holder_grace", 0.2)
     scripts = {"beforeLease": "true", "afterLease": "true", hook: "echo begun; sleep 0.6"}
     hooks = f"""
     hooks:
@@ -467,6 +555,7 @@ async def test_a_client_that_is_killed_during_a_hook(
             following = await bob.acquire(WANT, 60.0)
             async with aclosing(alice.watch(lease.id)) as watching, lab.listen(alice, exporter, lease.id) as output:
                 await anext(watching)
+                monkeypatch.setattr(lab.lab.engine, "_holder_grace", 0.2)
                 if hook == "afterLease":
                     await lab.wait(lease.id, State.READY)
                     await alice.release(lease.id)

@@ -23,9 +23,10 @@ from jmp.errors import Refused
 from jmp.exporter import session
 from jmp.exporter.hold import Hold
 from jmp.exporter.lab import LabExporter
+from jmp.exporter.term import Term
 from jmp.link.resume import Resume
 from jmp.router import serve as router
-from jmp.wire.records import Grant, Lease, Phase, changed
+from jmp.wire.records import Grant, Lease, changed
 from jmp.wire.tokens import SessionClaims, Verifier
 from tests.sim import roles
 from tests.sim.world import PROCESS, Process, replaced
@@ -137,11 +138,17 @@ def forget_what_is_over(self: LabExporter, hold: Hold) -> None:
     self._hold_changed()
 
 
-def trust_the_remaining_time(self: Hold, original: Callable[..., None], grant: Grant, epoch: int) -> None:
-    """In place of :meth:`Hold.renew`: the end is when the controller says, however late it does."""
-    original(self, grant, epoch)
-    if self.phase in (Phase.PREPARING, Phase.READY):
-        self._deadline = trio.current_time() + grant.remaining
+def trust_the_remaining_time(self: Term, original: Callable[..., None], grant: Grant, now: float) -> None:
+    """In place of :meth:`Term.renew`: the end is when the controller says, however late it does."""
+    original(self, grant, now)
+    if self._is_ready:
+        self._began = now + grant.remaining - grant.duration
+
+
+def count_alone(self: Term, original: Callable[..., None], now: float) -> None:
+    """In place of :meth:`Term.ready`: each device's time begins when it is ready, whatever else its lease has."""
+    self._grant = changed(self._grant, alone=True)
+    original(self, now)
 
 
 async def turn_the_early_away(self: LabExporter, claims: SessionClaims) -> Hold:
@@ -186,7 +193,8 @@ BUGS: Final[dict[str, tuple[Place, ...]]] = {
     "answer-before-commit": ((roles, "Disk", HastyDisk),),
     "cleanup-twice": ((session, "_hook", partial(twice, session._hook)),),
     "lease-begins-again": ((LabExporter, "_settled", forget_what_is_over),),
-    "hold-too-long": ((Hold, "renew", partialmethod(trust_the_remaining_time, Hold.renew)),),
+    "hold-too-long": ((Term, "renew", partialmethod(trust_the_remaining_time, Term.renew)),),
+    "ends-with-the-first": ((Term, "ready", partialmethod(count_alone, Term.ready)),),
     "early-holder-refused": ((LabExporter, "expect", turn_the_early_away),),
     "router-by-own-clock": ((router, "verifier_of", by_own_clock),),
     **IN_A_CLUSTER,

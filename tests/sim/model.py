@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from jmp.controller.leases import PREPARE_LIMIT
 from jmp.wire.records import Lease, State
 from tests.sim.world import CLUSTER, START, Event
 
@@ -202,39 +203,52 @@ def nothing_is_lost(history: Sequence[Event], records: Records) -> Iterator[str]
 
 
 def lasts(history: Sequence[Event], records: Records) -> Iterator[str]:
-    """Whose time was over had what was asked for, whatever any clock was set to.
+    """Whose time was over had what was asked for with all of its devices at once, whatever any clock was set to.
 
-    An extension may come too late to count; and of several devices the one that was ready first ends first.
+    An extension may come too late to count.
     """
-    ready: dict[tuple[str, str], float] = {}
+    ready: dict[str, dict[str, float]] = defaultdict(dict)
     durations: dict[str, float] = {}
+    gone: set[tuple[str, str]] = set()
     for event in history:
+        id = event.detail[0] if event.detail else ""
         if event.what == "acquired":
-            durations[event.detail[0]] = event.detail[1]
+            durations[id] = event.detail[1]
         elif event.what == "beforeLease-over":
-            ready[event.who, event.detail[0]] = event.time
-        elif event.what == "afterLease" and (began := ready.pop((event.who, event.detail[0]), None)) is not None:
-            lease = records.get(("lease", event.detail[0]))
-            if not isinstance(lease, Lease) or lease.reason != "its time was over" or lease.id not in durations:
+            ready[id][event.who] = event.time
+        elif event.what == "afterLease" and event.who in ready[id] and (event.who, id) not in gone:
+            lease = records.get(("lease", id))
+            if not isinstance(lease, Lease) or lease.reason != "its time was over" or id not in durations:
                 continue
-            if len(lease.devices) == 1 and event.time < began + (duration := durations[lease.id]) - EARLY:
-                yield f"lease {lease.id} of {duration:g} s was over after {event.time - began:.3f} s: {event}"
+            for held in lease.devices:
+                began, duration = ready[id].get(held.exporter, event.time), durations[id]
+                if event.time < began + duration - EARLY:
+                    yield f"lease {id} of {duration:g} s had {held.exporter} for {event.time - began:.3f} s: {event}"
         elif event.what in ("killed", "stopped"):
-            ready = {key: began for key, began in ready.items() if key[0] != event.who}
+            gone.update((event.who, lease) for lease in ready)
 
 
 def all_ends(history: Sequence[Event], records: Records) -> Iterator[str]:
-    """Every hold has ended by itself, and at its exporter no later than its duration says, whatever the clocks were set to."""
-    ready: dict[tuple[str, str], float] = {}
+    """Every hold has ended by itself, and at its exporter no later than its duration says, whatever the clocks were set to.
+
+    The time of several devices runs at an exporter from when it is told so, at the latest.
+    """
+    latest: dict[tuple[str, str], float] = {}
+    """Until when its time begins at an exporter."""
     for event in history:
+        key = event.who, event.detail[0] if event.detail else ""
         if event.what == "beforeLease-over":
-            ready[event.who, event.detail[0]] = event.time
-        elif event.what == "afterLease" and (began := ready.pop((event.who, event.detail[0]), None)) is not None:
-            lease = records.get(("lease", event.detail[0]))
+            lease = records.get(("lease", key[1]))
+            alone = not isinstance(lease, Lease) or len(lease.devices) == 1
+            latest[key] = event.time if alone else event.time + PREPARE_LIMIT
+        elif event.what == "runs" and key in latest:
+            latest[key] = min(latest[key], event.time)
+        elif event.what == "afterLease" and (began := latest.pop(key, None)) is not None:
+            lease = records.get(("lease", key[1]))
             if isinstance(lease, Lease) and event.time > began + lease.duration + 0.01:
                 yield f"lease {lease.id} of {lease.duration:g} s lasted {event.time - began:.3f} s: {event}"
         elif event.what == "killed":
-            ready = {key: began for key, began in ready.items() if key[0] != event.who}
+            latest = {key: began for key, began in latest.items() if key[0] != event.who}
     for record in records.values():
         if isinstance(record, Lease) and record.state is not State.ENDED:
             yield f"lease {record.id} of {record.client} is {record.state} for ever: {record}"

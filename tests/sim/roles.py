@@ -26,7 +26,7 @@ from jmp.exporter.config import ExporterConfig
 from jmp.exporter.lab import LabExporter, Memory
 from jmp.link import Link, websocket
 from jmp.router.serve import Router, attend
-from jmp.wire.records import Client, Exporter, Policy, Role, changed
+from jmp.wire.records import Client, Desired, Exporter, Policy, Role, changed
 from tests.fakes.apiserver import api_through
 from tests.fakes.memory_store import MemoryStore
 from tests.sim import disk
@@ -224,6 +224,16 @@ class Flash(Memory):
             self.process.machine.disk["memory"] = kept
 
 
+class NotedExporter(LabExporter):
+    """One that notes when it is told that a lease's time runs."""
+
+    def _wish(self, desired: Desired) -> None:
+        grant = desired.grant
+        if grant is not None and grant.running is not None:
+            PROCESS.get().note("runs", grant.lease, round(grant.running, 3))
+        super()._wish(desired)
+
+
 async def exporter(process: Process, *, direct: bool = True) -> None:
     """``jmp exporter serve`` in a lab; ``direct``: clients reach it without a router, too."""
     url = f"wss://{process.name}"
@@ -232,7 +242,7 @@ async def exporter(process: Process, *, direct: bool = True) -> None:
     async def dial() -> Link:
         return await websocket.connect(CONTROLLER, token=token)
 
-    role = LabExporter(
+    role = NotedExporter(
         config_of(process.name),
         Flash.of(process),
         dial,
