@@ -36,6 +36,9 @@ PATIENCE: Final = 60.0
 RETRIES: Final = 5
 """How often a download that breaks off is taken up again before anything more has come."""
 
+_ERROR: Final = 4096
+"""Bytes of an answer in which an S3 says what is the matter."""
+
 MAGIC: Final = {b"\x1f\x8b": "gz", b"\xfd7zXZ\0": "xz", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zst"}
 _LONGEST: Final = max(map(len, MAGIC))
 
@@ -253,12 +256,14 @@ class Download:
         except (self._http.InvalidURL, self._http.HTTPError, ValueError) as error:
             raise UsageError(f"{name} cannot be fetched: {_why(error)}") from error
         if response.status_code != (206 if self._place else 200):
+            told = _s3_error(response) if self._url.startswith("s3://") else ""
             response.close()
             if self._place and response.status_code == 200:
                 raise UsageError(f"{name} has changed, or its server cannot continue at byte {self._place}")
-            said = f"{name} cannot be fetched: {response.status_code} {response.reason_phrase}".rstrip()
+            said = f"{name} cannot be fetched: {told or f'{response.status_code} {response.reason_phrase}'}".rstrip()
             if response.status_code in (401, 403):
-                said += "; --bearer and --header say who asks"
+                how = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if told else "--bearer and --header"
+                said += f"; {how} say who asks"
             raise (LabError if response.status_code >= 500 else UsageError)(said)
         self._response = response
         self._pieces: Iterator[bytes] = response.iter_raw(PIECE)
@@ -357,6 +362,15 @@ def bare(url: str) -> str:
     """A URL as messages show it: without what may be a secret in it."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _s3_error(response: Any) -> str:
+    """What an S3 says is the matter: NoSuchKey, AccessDenied … with its sentence; empty if it says nothing of the kind."""
+    with suppress(OSError, import_module("httpx2").HTTPError):
+        text = next(response.iter_bytes(_ERROR), b"").decode(errors="replace")
+        code, message = (re.search(rf"<{name}>([^<]+)</{name}>", text) for name in ("Code", "Message"))
+        return ": ".join(" ".join(found[1].split()) for found in (code, message) if found)
+    return ""
 
 
 def _why(error: Exception) -> str:

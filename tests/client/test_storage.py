@@ -19,8 +19,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import trio
+from moto.core import set_initial_no_auth_action_count
+from moto.server import ThreadedMotoServer
 
 from jmp.client.bmap import BlockMap, Part, joined, parse_bmap
 from jmp.client.interfaces import client_class
@@ -360,28 +363,58 @@ def test_what_does_not_go_with_fetch(using: Side, card: Card, tmp_path: Path) ->
     assert (tmp_path / "card").read_bytes() == bytes(SIZE)
 
 
-def test_an_object_of_an_s3(using: Side, card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server checks the signature as Amazon's does."""
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        given = request.headers["Authorization"]
-        names = given.partition("SignedHeaders=")[2].partition(",")[0].split(";")
-        headers = {name: request.headers[name] for name in names}
-        if given != s3_signature("/lab/images/a%20b.img", headers, "me", "hush", "eu-north-1"):
-            request.send_error(403)
-        else:
-            serving(IMAGE)(request)
-
-    with web(answer) as (url, _):
-        for name, value in {
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    """moto's S3, with an object that only a role may read; the environment in which one is that role."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        url = "http://{}:{}".format(*server.get_host_and_port())
+        client = partial(
+            boto3.client,
+            endpoint_url=url,
+            region_name="eu-north-1",
+            aws_access_key_id="anybody",
+            aws_secret_access_key="anything",
+        )
+        allow = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::lab/*"}
+        client("iam").create_role(RoleName="bench", AssumeRolePolicyDocument="{}")
+        client("iam").put_role_policy(
+            RoleName="bench",
+            PolicyName="images",
+            PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [allow]}),
+        )
+        client("s3").create_bucket(Bucket="lab", CreateBucketConfiguration={"LocationConstraint": "eu-north-1"})
+        client("s3").put_object(Bucket="lab", Key="images/a b.img", Body=IMAGE)
+        role = client("sts").assume_role(RoleArn="arn:aws:iam::123456789012:role/bench", RoleSessionName="test")
+        yield {
             "AWS_ENDPOINT_URL": url,
-            "AWS_ACCESS_KEY_ID": "me",
-            "AWS_SECRET_ACCESS_KEY": "hush",
             "AWS_REGION": "eu-north-1",
-            "AWS_SESSION_TOKEN": "token",
-        }.items():
-            monkeypatch.setenv(name, value)
-        assert using(card, lambda client: client.flash("s3://lab/images/a b.img"))["sha256"] == sha256(IMAGE)
+            "AWS_ACCESS_KEY_ID": role["Credentials"]["AccessKeyId"],
+            "AWS_SECRET_ACCESS_KEY": role["Credentials"]["SecretAccessKey"],
+            "AWS_SESSION_TOKEN": role["Credentials"]["SessionToken"],
+        }
+    finally:
+        server.stop()
+
+
+@pytest.mark.real
+@set_initial_no_auth_action_count(0)
+def test_an_object_of_an_s3(using: Side, card: Card, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+
+    def use(client: Any) -> None:
+        assert client.flash("s3://lab/images/a b.img")["sha256"] == sha256(IMAGE)
+        with pytest.raises(UsageError, match=r"s3://lab/no\.img cannot be fetched: NoSuchKey: The specified key"):
+            client.flash("s3://lab/no.img")
+        with pytest.raises(UsageError, match="AccessDenied: Access Denied; AWS_ACCESS_KEY_ID and AWS_SECRET"):
+            client.flash("s3://vault/images/a b.img")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        with pytest.raises(UsageError, match=r"cannot be fetched: SignatureDoesNotMatch: .* signing method"):
+            client.flash("s3://lab/images/a b.img")
+
+    using(card, use)
 
 
 def test_signature_of_amazon_s_own_example() -> None:
