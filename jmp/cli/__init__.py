@@ -92,8 +92,7 @@ def _run(arguments: list[str], *, own: bool) -> int:
 
         raise UsageError(f"there is no command {name!r}{did_you_mean(name, COMMANDS)}; see jmp --help")
     if name == "version":
-        sys.stdout.write(f"jmp {jmp.__version__}\n")
-        return 0
+        return _version(rest)
     if own:
         gc.disable()
     from jmp.cli.typed import run_app
@@ -102,6 +101,18 @@ def _run(arguments: list[str], *, own: bool) -> int:
     if own:
         keep_imported()
     return run_app(app, f"jmp {name}", rest)
+
+
+def _version(arguments: list[str]) -> int:
+    if not arguments:
+        sys.stdout.write(f"jmp {jmp.__version__}\n")
+    elif arguments[0] in ("--help", "-h"):
+        sys.stdout.write(f"Usage: jmp version\n\n  {COMMANDS['version'].help}\n")
+    else:
+        from jmp.errors import UsageError
+
+        raise UsageError(f"jmp version takes no argument {arguments[0]!r}; see jmp version --help")
+    return 0
 
 
 def keep_imported() -> None:

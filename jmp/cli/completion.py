@@ -71,7 +71,7 @@ complete -c j -f -a "({jmp} completion fish --line (commandline -cp) 2>/dev/null
 }
 
 
-@app.command(no_args_is_help=True)
+@app.command()
 def completion(
     shell: Annotated[Shell, typer.Argument(metavar="bash|zsh|fish", help="Your shell.")],
     typed: Annotated[str | None, typer.Option("--line", metavar="TEXT", hidden=True)] = None,

@@ -18,7 +18,7 @@ update_app = new_app("Change a lease, a client, an exporter, a policy.")
 delete_app = new_app("Release leases; or remove clients, exporters, policies.")
 
 
-@get_app.command(no_args_is_help=True)
+@get_app.command()
 def get(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="leases, exporters, clients, policies or tokens.")],
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...]")] = None,

@@ -413,9 +413,11 @@ def name_or_path(text: str) -> Path:
 
     Raises NotFound if there is none.
     """
-    if "/" in text or text.endswith((".yaml", ".yml")):
+    if "/" in text or text in (".", "..") or text.endswith((".yaml", ".yml")):
         path = Path(text)
-        if not path.is_file():
+        if path.is_dir():
+            raise NotFound(f"{text} is a folder, not a configuration")
+        if not path.exists():  # a pipe is as good: <(sed … board.yaml)
             raise NotFound(f"there is no file {text}")
         return path
     return find(text)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import field
@@ -362,6 +363,18 @@ def test_a_slash_or_suffix_makes_it_a_path(places: tuple[Path, Path]) -> None:
     for text in ("gone.yaml", "./gone"):
         with pytest.raises(NotFound, match=f"there is no file {text}"):
             config.name_or_path(text)
+    for text in (".", str(places[0])):
+        with pytest.raises(NotFound, match=f"^{re.escape(text)} is a folder, not a configuration"):
+            config.name_or_path(text)
+
+
+def test_a_pipe_is_as_good_as_a_file() -> None:
+    """As bash gives it: jmp shell --exporter-config <(sed … board.yaml)."""
+    end, other = os.pipe()
+    with open(end, "rb"), open(other, "w") as pipe:
+        pipe.write(HEAD + "export:\n  power: {type: power, config: {port: 1}}\n")
+        pipe.close()
+        assert load(config.name_or_path(f"/dev/fd/{end}"), DRIVERS.__getitem__).metadata.name == "bench1"
 
 
 def test_without_xdg_the_users_files_are_below_home(monkeypatch: pytest.MonkeyPatch) -> None:
