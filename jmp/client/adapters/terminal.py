@@ -131,6 +131,22 @@ class Stamps:
         return bytes(out)
 
 
+class Role(Enum):
+    """How one takes part in a console."""
+
+    WRITE = "write, unless somebody else does"
+    TAKE_OVER = "write, in place of who does"
+    WATCH = "watch"
+
+
+_TURNS: Final = {
+    (Role.WRITE, Busy): Role.WATCH,
+    (Role.TAKE_OVER, Busy): Role.WATCH,
+    (Role.WATCH, Command.WRITE): Role.TAKE_OVER,
+}
+"""Role at a terminal, and how its connection ended → the role in which one goes on; whatever is not here ends the console."""
+
+
 def interact(
     client: ConsoleClient, *, watch: bool, take_over: bool, replay: bool, escape: str, idle: float, timestamps: bool
 ) -> None:
@@ -142,40 +158,41 @@ def interact(
     attended = os.isatty(0)
     path = client._node.path
     stamps = Stamps(timestamps)
+    role = Role.WATCH if watch else Role.TAKE_OVER if take_over else Role.WRITE
     replay = replay and (attended or watch)
+    said = {
+        Role.TAKE_OVER: "you write to this console now",
+        Role.WATCH: f"another client writes to this console, you watch; {keys.name} w writes in its place",
+    }
     try:
         with ExitStack() as terminal:
             suspend: Callable[[], None] | None = None
             while True:
-                with Blocking(client.connect(replay=replay, write=not watch, take_over=take_over)) as stream:
+                writes, over = role is not Role.WATCH, role is Role.TAKE_OVER
+                with Blocking(client.connect(replay=replay, write=writes, take_over=over)) as stream:
                     if attended and suspend is None:  # before one sees what one may answer
                         suspend = terminal.enter_context(_attended())
-                        only = f"; read-only, {keys.name} w writes" if watch else ""
+                        only = "" if writes else f"; read-only, {keys.name} w writes"
                         _say(f"{path or 'console'}: {keys.name} q quits, {keys.name} ? helps{only}\r\n")
                     shown = _Shown(stream, stamps)
                     left = None
                     try:
                         if suspend is not None:
-                            left = _at_terminal(client, stream, shown, keys, watch, suspend)
-                        elif watch:
-                            shown.join()
-                        else:
+                            left = _at_terminal(client, stream, shown, keys, writes, suspend)
+                        elif writes:
                             _in_pipe(stream, shown, idle)
+                        else:
+                            shown.join()
                     finally:
                         stream.aclose()
                         shown.join(LAST_WORDS)
-                if left is Command.WRITE:
-                    _say("\r\n[you write to this console now]\r\n")
-                    watch, take_over, replay = False, True, False
-                elif attended and not watch and isinstance(shown.error, Busy):
-                    _say(
-                        f"\r\n[another client writes to this console, you watch; {keys.name} w writes in its place]\r\n"
-                    )
-                    watch, take_over, replay = True, False, replay and not shown.began
-                elif shown.error is not None:
-                    raise shown.error
-                else:
+                turn = _TURNS.get((role, left or type(shown.error))) if attended else None
+                if turn is None:
+                    if shown.error is not None:
+                        raise shown.error
                     return
+                role, replay = turn, replay and not shown.began
+                _say(f"\r\n[{said[role]}]\r\n")
     except Busy:
         words = path.replace(".", " ")
         raise Busy(
@@ -254,11 +271,11 @@ def _attended() -> Iterator[Callable[[], None]]:
 
 
 def _at_terminal(
-    client: ConsoleClient, stream: Any, shown: _Shown, keys: Keys, watch: bool, suspend: Callable[[], None]
+    client: ConsoleClient, stream: Any, shown: _Shown, keys: Keys, writes: bool, suspend: Callable[[], None]
 ) -> Command | None:
     """Do what the keys say, until the console ends (None), or the command that leaves this."""
-    can_break = "send_break" in client._node.methods and not watch
-    power = None if watch else client._power()
+    can_break = "send_break" in client._node.methods and writes
+    power = client._power() if writes else None
     typed = _Typed(stream, shown)
     try:
         while shown.woken not in (ready := select.select([0, shown.woken], [], [])[0]):
@@ -267,9 +284,9 @@ def _at_terminal(
                 return Command.QUIT  # the terminal has gone away
             for each in keys.feed(data):
                 if isinstance(each, bytes):
-                    if not watch:
+                    if writes:
                         typed.put(partial(stream.send_all, each))
-                elif each is Command.QUIT or (each is Command.WRITE and watch):
+                elif each is Command.QUIT or (each is Command.WRITE and not writes):
                     return each
                 elif each is Command.BREAK and can_break:
                     typed.put(partial(_asked, "break", client.send_break))
@@ -281,7 +298,7 @@ def _at_terminal(
                 elif each is Command.SUSPEND:
                     suspend()
                 else:
-                    told = keys.help(can_break=can_break, has_power=power is not None, watch=watch)
+                    told = keys.help(can_break=can_break, has_power=power is not None, watch=not writes)
                     _say(f"\r\n{told}\n".replace("\n", "\r\n"))
     finally:
         typed.finish()
