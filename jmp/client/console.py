@@ -101,15 +101,18 @@ class ConsoleClient(DriverClient):
     ) -> Web:
         """The console in a browser of this machine, at an address that is printed and that nobody can guess.
 
-        LISTEN is PORT or HOST:PORT of this machine, 0 one that is free. Each page is a client of its own, so a second one only
-        looks if watch is set. In Python: with dut.console.web() as page (async with under Trio); page.url.
+        LISTEN is PORT or HOST:PORT of this machine, 0 one that is free. Each page is a client of its own. While another client
+        writes, a page only looks, and has a button with which it writes in its place. In Python: with dut.console.web() as page
+        (async with under Trio); page.url.
         """
         from jmp.client.web.page import Web
         from jmp.client.web.server import Page
 
         page = Page("console", self._node.path or "console", watch)
-        opened = partial(self.connect, write=not watch, take_over=take_over)
-        return Web(self._backend, self._node.path, page, opened, listen, browser)
+        ways = {"": partial(self.connect, write=not watch, take_over=take_over)}
+        if not watch:
+            ways |= {"watch": partial(self.connect, write=False), "write": partial(self.connect, take_over=True)}
+        return Web(self._backend, self._node.path, page, ways, listen, browser)
 
     @verb
     async def interact(

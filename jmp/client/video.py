@@ -111,7 +111,7 @@ class VncClient(VideoClient, NetworkClient):
         method = "view" if "view" in self._node.methods else "connect"
         opened = partial(self._backend.open, self._node.path, method, (), {})
         page = Page("screen", self._node.path or "screen", watch)
-        return Web(self._backend, self._node.path, page, opened, listen, browser)
+        return Web(self._backend, self._node.path, page, {"": opened}, listen, browser)
 
 
 class _Look:

@@ -55,6 +55,29 @@ def test_a_console_in_the_browser(chromium: Browser, tmp_path: Path) -> None:
     assert chromium.complaints == []
 
 
+def test_whose_place_is_taken_watches_and_can_write_again(chromium: Browser) -> None:
+    state = "document.getElementById('state').textContent"
+    with on(CommandConsole(command=CONSOLE)) as console, console.web() as page:
+        with console.connect() as writer:
+            chromium.open(page.url)  # it may not write, and looks on
+            chromium.until(f"{state} == 'connected, another client writes'")
+            writer.send_all(b"first ")
+            chromium.until(f"{LINES}.includes('$ first ')")
+            chromium.type("lost")
+            chromium.run("document.getElementById('write').click()")
+            chromium.until(f"{state} == 'connected' && document.getElementById('write').hidden")
+            chromium.type("second ")
+            chromium.until(f"{LINES}.includes('$ first second ')")
+        with console.connect(take_over=True) as writer:
+            writer.send_all(b"third ")
+            chromium.until(f"{LINES}.includes('you go on reading]')")
+            chromium.type("l")  # it learns of it so
+            chromium.until(f"{state} == 'connected, another client writes'")
+            chromium.until(f"{LINES}.includes('$ first second third ')")
+    chromium.until("document.getElementById('state').className == 'bad'")
+    assert chromium.complaints == []
+
+
 def test_a_console_that_is_only_watched(chromium: Browser) -> None:
     with on(CommandConsole(command=CONSOLE)) as console, console.connect(), console.web(watch=True) as page:
         chromium.open(page.url)

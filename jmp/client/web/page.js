@@ -10,8 +10,9 @@ export function show(text, kind) {
   state.className = kind;
 }
 
-export function address() {
-  const url = new URL("stream", location.href);
+// Of the stream; "way" is one of settings.ways.
+export function address(way = "") {
+  const url = new URL(way ? `stream/${way}` : "stream", location.href);
   url.protocol = "ws:";
   return url.href;
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -34,14 +34,19 @@ class At:
 
 
 class Web(Forward):
-    """A page for the block: ``with dut.console.web() as page: open(page.url)``, ``async with`` under Trio."""
+    """A page for the block: ``with dut.console.web() as page: open(page.url)``, ``async with`` under Trio.
 
-    def __init__(self, backend: Backend, path: str, page: Page, open_stream: Open, listen: str, browser: bool) -> None:
+    ``ways``: how the page may open its stream, "" as the user has asked for it.
+    """
+
+    def __init__(
+        self, backend: Backend, path: str, page: Page, ways: Mapping[str, Open], listen: str, browser: bool
+    ) -> None:
         if parse(listen).host not in _LOOPBACK:
             raise UsageError(
                 f"cannot serve a page at {listen}: only this machine may reach it; write PORT, or 127.0.0.1:PORT"
             )
-        common = _Common(page, open_stream, listen, browser)
+        common = _Common(page, ways, listen, browser)
         super().__init__(backend, path, _ByThreads(common), _ByTasks(common))
 
     def describe(self, bound: Any) -> str:
@@ -51,21 +56,20 @@ class Web(Forward):
 @dataclass
 class _Common:
     page: Page
-    open_stream: Open
+    ways: Mapping[str, Open]
     listen: str
     browser: bool
-    last: JmpError | None = None
+    errors: dict[object, JmpError] = field(default_factory=dict)
+    """What has ended connections, by the address of the server's end of each."""
 
-    def told(self, _: object, error: JmpError) -> None:
-        self.last = error
+    def told(self, peer: object, error: JmpError) -> None:
+        self.errors[peer] = error
 
-    def why(self) -> str:
-        return "" if self.last is None else self.last.message
-
-    def server(self, bound: Bound, port: str) -> Server:
+    def server(self, bound: Bound, folder: str) -> Server:
         from jmp.client.web.server import Server
 
-        return Server(self.page, bound, port, self.why)
+        ports = {way: f"{folder}/{way or 'stream'}" for way in self.ways}
+        return Server(self.page, bound, ports, lambda peer: self.errors.pop(peer, None))
 
     def show(self, server: Server) -> At:
         if self.browser:
@@ -86,10 +90,11 @@ class _ByThreads:
         common = self._common
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="jmp-web-"))
-            forward = ThreadForward(common.open_stream, f"unix:{folder}/port", told=common.told)
-            stack.enter_context(forward.running())
+            for way, open_stream in common.ways.items():
+                forward = ThreadForward(open_stream, f"unix:{folder}/{way or 'stream'}", told=common.told)
+                stack.enter_context(forward.running())
             sock, bound = stack.enter_context(listening(common.listen))
-            server = common.server(bound, f"{folder}/port")
+            server = common.server(bound, folder)
             stack.enter_context(_in_thread(server, sock))
             yield common.show(server)
 
@@ -125,12 +130,14 @@ class _ByTasks:
         import trio
 
         common = self._common
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="jmp-web-"))
-            forward = TaskForward(common.open_stream, f"unix:{folder}/port", told=common.told)
+            for way, open_stream in common.ways.items():
+                forward = TaskForward(open_stream, f"unix:{folder}/{way or 'stream'}", told=common.told)
+                await stack.enter_async_context(forward.running())
             sock, bound = await trio.to_thread.run_sync(stack.enter_context, listening(common.listen))
-            async with forward.running(), trio.open_nursery() as nursery:
-                server = common.server(bound, f"{folder}/port")
+            async with trio.open_nursery() as nursery:
+                server = common.server(bound, folder)
                 nursery.start_soon(server.serve, sock.dup())
                 yield common.show(server)
                 nursery.cancel_scope.cancel()

@@ -11,7 +11,9 @@ import json
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from importlib.resources import files
+from itertools import count
 from typing import Final, NamedTuple
 
 import h11
@@ -20,6 +22,7 @@ import wsproto
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, TextMessage
 
 from jmp.client.adapters.listen import Bound
+from jmp.errors import JmpError
 
 _Say = Callable[[wsproto.events.Event], Awaitable[None]]
 SECONDS: Final = 15.0
@@ -28,6 +31,8 @@ _PIECE: Final = 64 * 1024
 _MAX_HEAD: Final = 16 * 1024
 _LONGEST_REASON: Final = 123
 """Bytes that fit into a WebSocket's last word."""
+_FAILED: Final = 4000
+"""Code of a WebSocket's end by an error: this, and the error's exit code. 4075 is a console that another client writes to."""
 _TYPES: Final[Mapping[str, str]] = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -59,16 +64,23 @@ class Page(NamedTuple):
 
 
 class Server:
-    """One page, whose stream is at the Unix socket ``port``; ``why`` tells what ended a connection to that."""
+    """One page, and its stream; ``why`` tells what error ended the connection to that from an address.
 
-    def __init__(self, page: Page, bound: Bound, port: str, why: Callable[[], str]) -> None:
+    ``ports`` are the ways to have the stream, with the Unix socket of each: "" is how the user has asked for it.
+    """
+
+    def __init__(
+        self, page: Page, bound: Bound, ports: Mapping[str, str], why: Callable[[str], JmpError | None]
+    ) -> None:
         host = f"[{bound.host}]" if ":" in bound.host else bound.host
         self._hosts = {f"{host}:{bound.port}", f"localhost:{bound.port}"}
         self._root = f"/{secrets.token_urlsafe(24)}/"
         self.url = f"http://{host}:{bound.port}{self._root}"
         self._page = page
-        self._port = port
+        self._ports = {f"{self._root}stream/{way}".rstrip("/"): port for way, port in ports.items()}
+        self._settings = {"name": page.title, "watch": page.watch, "ways": list(ports)}
         self._why = why
+        self._connections = count()
 
     async def serve(self, sock: socket.socket) -> None:
         """Until cancelled."""
@@ -113,7 +125,7 @@ class Server:
             return 404, "html", b"there is nothing here"
         path = target[len(self._root) :] or f"{self._page.name}.html"
         if path == "settings.json":
-            return 200, "json", json.dumps({"name": self._page.title, "watch": self._page.watch}).encode()
+            return 200, "json", json.dumps(self._settings).encode()
         kind = path.rpartition(".")[2]
         if kind not in _TYPES or any(part in ("", ".", "..") for part in path.split("/")):
             return 404, "html", b"there is nothing here"
@@ -128,13 +140,19 @@ class Server:
         """Why the stream is not for this one; None if it is."""
         if headers.get("host") not in self._hosts:
             return 421, "html", b"this is another server"
-        if not _same(request.target.decode("ascii"), f"{self._root}stream"):
+        if self._port(request) is None:
             return 404, "html", b"there is nothing here"
         if headers.get("origin") != f"http://{headers['host']}":
             return 403, "html", b"this is for this server's own page"
         return None
 
+    def _port(self, request: h11.Request) -> str | None:
+        target = request.target.decode("ascii")
+        return next((port for path, port in self._ports.items() if _same(target, path)), None)
+
     async def _join(self, near: trio.SocketStream, request: h11.Request, early: bytes) -> None:
+        port = self._port(request)
+        assert port is not None  # nobody who asked for another was let in
         web = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
         try:
             web.initiate_upgrade_connection(list(request.headers), request.target)
@@ -149,11 +167,15 @@ class Server:
 
         try:
             await near.send_all(out)
-            far = await trio.open_unix_socket(self._port)
-            async with far, trio.open_nursery() as nursery:
-                nursery.start_soon(self._upward, web, near, far, say, early, nursery.cancel_scope)
-                await self._downward(far, say)
-                nursery.cancel_scope.cancel()
+            here = f"{port}-{next(self._connections)}"
+            with trio.socket.socket(socket.AF_UNIX) as sock:
+                await sock.bind(here)  # so that this connection's error can be told from others'
+                await sock.connect(port)
+                far = trio.SocketStream(sock)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._upward, web, near, far, say, early, nursery.cancel_scope)
+                    await self._downward(far, say, partial(self._why, here))
+                    nursery.cancel_scope.cancel()
         except* (OSError, trio.BrokenResourceError, wsproto.utilities.LocalProtocolError):
             pass  # whoever looked is gone
 
@@ -186,17 +208,18 @@ class Server:
                 scope.cancel()
                 return
 
-    async def _downward(self, far: trio.SocketStream, say: _Say) -> None:
+    async def _downward(self, far: trio.SocketStream, say: _Say, why: Callable[[], JmpError | None]) -> None:
         """What the device sends, and at last why it sends no more."""
         try:
             async for data in far:
                 await say(BytesMessage(data=bytes(data)))
         except trio.BrokenResourceError:
             pass
-        why = self._why() or "the device has ended it"
-        while len(why.encode()) > _LONGEST_REASON:
-            why = why[:-2].rstrip("…") + "…"
-        await say(CloseConnection(code=1000, reason=why))
+        error = why()
+        told = "the device has ended it" if error is None else error.message
+        while len(told.encode()) > _LONGEST_REASON:
+            told = told[:-2].rstrip("…") + "…"
+        await say(CloseConnection(code=1000 if error is None else _FAILED + error.exit_code, reason=told))
 
 
 def _same(one: str, other: str) -> bool:
