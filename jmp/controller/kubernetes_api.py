@@ -15,8 +15,8 @@ import random
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -335,22 +335,24 @@ class Api:
                 raise Unserved(refused) if answer.is_of_no_kind else Denied(refused)
             if response.status != 200:
                 raise Unreachable(f"a watch of {path} was answered with {response.status}")
-            async for line in _lines(response.aiter_stream()):
-                event = _object(line)
-                if event.get("type") == "ERROR":
-                    raise Gone  # too old, most often; listing again is right in any case
-                if "object" in event:
-                    yield event["type"], event["object"]
+            async with aclosing(_lines(response.aiter_stream())) as lines:
+                async for line in lines:
+                    event = _object(line)
+                    if event.get("type") == "ERROR":
+                        raise Gone  # too old, most often; listing again is right in any case
+                    if "object" in event:
+                        yield event["type"], event["object"]
 
 
-async def _lines(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+async def _lines(stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     rest = bytearray()
-    async for chunk in chunks:
-        rest += chunk
-        *lines, last = rest.split(b"\n")
-        rest = last
-        for line in lines:
-            yield bytes(line)
+    async with aclosing(stream) as chunks:  # type: ignore[type-var]
+        async for chunk in chunks:
+            rest += chunk
+            *lines, last = rest.split(b"\n")
+            rest = last
+            for line in lines:
+                yield bytes(line)
 
 
 GROUP: Final = "jmp.dev"
@@ -366,10 +368,31 @@ def _object(text: bytes | str) -> Object:
     return value if isinstance(value, dict) else {"message": said.strip()}
 
 
+class _Network(httpcore2.TrioBackend):
+    """Trio's, which closes a connection, too, when somebody is cancelled while TLS begins on it."""
+
+    async def connect_tcp(self, *arguments: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
+        plain = await super().connect_tcp(*arguments, **options)
+        begin = plain.start_tls
+
+        async def start_tls(*arguments: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
+            try:
+                return await begin(*arguments, **options)
+            except trio.Cancelled:
+                with trio.CancelScope(shield=True):
+                    await plain.aclose()
+                raise
+
+        plain.start_tls = start_tls  # type: ignore[method-assign]
+        return plain
+
+
 @asynccontextmanager
 async def connect(access: Access) -> AsyncIterator[Api]:
     """The API, for the length of a block."""
     logging.getLogger("httpcore2").setLevel(logging.WARNING)  # it would tell of every request
-    pool = httpcore2.AsyncConnectionPool(ssl_context=access.tls, max_connections=40, max_keepalive_connections=20)
+    pool = httpcore2.AsyncConnectionPool(
+        ssl_context=access.tls, max_connections=40, max_keepalive_connections=20, network_backend=_Network()
+    )
     async with pool:
         yield Api(pool, access)

@@ -47,7 +47,7 @@ async def answering(*answers: tuple[str, str, str]) -> AsyncIterator[tuple[Api, 
                 said = f"HTTP/1.1 {status}\r\nContent-Type: {type}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
                 await stream.send_all(said.encode())
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             [listener] = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
             port = listener.socket.getsockname()[1]
@@ -62,6 +62,30 @@ async def test_a_kind_that_is_not_known_yet_is_waited_for() -> None:
         answer = await api.request("GET", f"{PATH}/l1")
         assert (answer.status, answer.body["metadata"]["name"]) == (200, "l1")
     assert asked == [f"{PATH}/l1"] * 3
+
+
+async def test_one_who_gives_up_while_tls_begins_leaves_no_connection_behind() -> None:
+    """Such a socket would be told of by a test that runs later."""
+    greeted, over = trio.Event(), trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        assert await stream.receive_some()
+        greeted.set()
+        while await stream.receive_some():
+            pass
+        over.set()
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            [listener] = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+            port = listener.socket.getsockname()[1]
+            access = Access(f"https://127.0.0.1:{port}", "lab", ssl.create_default_context())
+            async with connect(access) as api, trio.open_nursery() as asking:
+                asking.start_soon(api.request, "GET", f"{PATH}/l1")
+                await greeted.wait()
+                asking.cancel_scope.cancel()
+            await over.wait()
+            nursery.cancel_scope.cancel()
 
 
 async def test_rights_that_are_not_known_yet_are_waited_for() -> None:
