@@ -33,7 +33,7 @@ _RESOLVED = (
 )
 _ROUTE, _LINKS = 0, 1  # linux/netlink.h, linux/rtnetlink.h: what to be told of
 _INDEX = 0x8933  # linux/sockios.h: SIOCGIFINDEX
-_START = 10.0  # seconds that dnsmasq may take to begin
+_START = 30.0  # seconds that dnsmasq may take to begin
 _WORDS = 5  # lines of what it says that are kept for its end
 
 

@@ -15,6 +15,10 @@ from jmp.driver import BadValue, ConfigError, DeviceError, check_seconds, export
 from jmp_drivers._hex import Data, to_bytes
 from jmp_drivers.can.bus import CanOptions
 
+_SILENCE = (
+    1.0  # seconds for which the other one may pause within a message (ISO 15765-2), if it has no more for an answer
+)
+
 
 class _Stack(isotp.CanStack):
     """One whose threads outlive a bus that fails: it is told, once, and reads and writes nothing any more."""
@@ -75,7 +79,14 @@ class IsoTpOptions(CanOptions):
         self._bus = self._open_bus()
         wide = max(self.tx, self.rx) > 0x7FF
         mode = isotp.AddressingMode.Normal_29bits if wide else isotp.AddressingMode.Normal_11bits
-        parameters = {"tx_padding": self.padding, "can_fd": self.fd, "tx_data_length": 64 if self.fd else 8}
+        silence = round(1000 * max(self.timeout, _SILENCE))
+        parameters = {
+            "tx_padding": self.padding,
+            "can_fd": self.fd,
+            "tx_data_length": 64 if self.fd else 8,
+            "rx_flowcontrol_timeout": silence,
+            "rx_consecutive_frame_timeout": silence,
+        }
         return _Stack(
             self._bus,
             self._bus_failed,
