@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
+from trio.testing import MockClock
 
-from tests.fakes import hangs
+from tests.fakes import hangs, ports
+from tests.fakes.clocks import leaping
 
 if TYPE_CHECKING:
     from tests.fakes.kube import Cluster
@@ -50,6 +52,14 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, signal.default_int_handler if number is signal.SIGINT else lambda *_: None)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, object, object]:
+    try:
+        return (yield)
+    finally:
+        ports.release()
+
+
 LONG = ("bench", "e2e", "kube", "lab", "real", "sim")
 """Folders of tests that take seconds each: of clusters, machines and whole labs."""
 
@@ -78,6 +88,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         count = max((worker + 1) * each - len(items), 0) if worker + 1 < workers else len(short)
         items += short[:count]
         del short[:count]
+
+
+@pytest.fixture
+def autojump_clock() -> MockClock:
+    """In place of pytest-trio's."""
+    return leaping()
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,18 @@ def test_after(hangs_after):
 def test_others(server):
     assert server.poll() is None
 """
-LOCK = "import threading\ndef test_lock(): threading.Event().wait()\ndef test_more(): pass\n"
+WAITS = """\
+import trio
+
+async def wait():
+    await trio.sleep_forever()
+
+def test_waits():
+    trio.run(wait)
+
+def test_more():
+    pass
+"""
 
 
 def run(folder: Path, *arguments: str) -> str:
@@ -72,8 +83,9 @@ def test_who_waits_for_a_program_fails_and_is_taken_down(tmp_path: Path) -> None
 
 
 def test_who_waits_for_something_else_is_named_and_others_go_on(tmp_path: Path) -> None:
-    (tmp_path / "test_lock.py").write_text(LOCK)
+    (tmp_path / "test_waits.py").write_text(WAITS)
     out = run(tmp_path, "-n", "1", "--dist", "worksteal")
-    assert "crashed while running 'test_lock.py::test_lock'" in out
-    assert "line 2 in test_lock\n" in out
-    assert "PASSED test_lock.py::test_more" in out
+    assert "crashed while running 'test_waits.py::test_waits'" in out
+    assert "test_waits.py:4 in wait\n" in out
+    assert "line 7 in test_waits\n" in out
+    assert "PASSED test_waits.py::test_more" in out

@@ -166,7 +166,7 @@ def loaded(directory: Path) -> configuration.ExporterConfig:
 
 
 async def test_keys_of_the_report(tmp_path: Path) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with session.open_session(loaded(tmp_path), "me") as running:
             report = await running.report()
     tree = report["tree"]
@@ -183,7 +183,7 @@ async def test_keys_of_the_report(tmp_path: Path) -> None:
 async def test_the_example_talks_to_a_real_exporter(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n([\s\S]*?)```", TEXT)
     (tmp_path / "client.py").write_text(code)
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         listeners = await serve.listen("127.0.0.1:0")
         url = f"ws://{serve.address_of(listeners[0])}"
         async with trio.open_nursery() as nursery:

@@ -73,7 +73,7 @@ async def test_an_exporter_that_is_not_back_yet_is_asked_for_again(tmp_path: Pat
         async with multiplex(link, Role.LISTENER, serve=serve(resolve)) as connection:
             await connection.wait_over()
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serving("unix", tmp_path, handler) as url:
             config = ClientConfig(metadata=Metadata(name="x"), endpoint=url, token="x")
             tenancy = Tenancy(config, "abc", lambda standing: None)
@@ -98,7 +98,7 @@ async def test_a_place_is_reached_again_while_the_controller_is_away() -> None:
         with suppress(LinkLost):
             await link.receive()
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             url = f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
@@ -147,7 +147,7 @@ async def test_a_command_that_failed_as_its_lease_ended_is_told_of_that_by_the_e
     async def report() -> dict[str, object]:
         return {}
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         near, far = memory_links()
         async with (
             multiplex(near, Role.DIALLER) as connection,

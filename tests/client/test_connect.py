@@ -97,7 +97,7 @@ def test_the_session_around_is_found(bench: Path, session: str, monkeypatch: pyt
 
 async def test_the_session_around_is_found_under_trio(session: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JMP_HOST", session)
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with jmp.connect() as dut:
             await dut.spare_power.on()
             assert await dut.spare_power.state() == "on"
@@ -208,7 +208,7 @@ def test_threads_share_a_connection(session: str) -> None:
         slow.start()
         assert [dut.power.state() for _ in range(20)]
         assert slow.is_alive()
-        slow.join(30)
+        slow.join(60)
         assert dut.spare_power.state() == "on"
 
 
@@ -305,7 +305,7 @@ def test_deadlines(session: str) -> None:
 
 
 async def test_deadlines_under_trio(session: str) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with jmp.connect(session) as dut:
             with trio.move_on_after(0.05) as scope:
                 await dut.spare_power.cycle(wait=60)
@@ -347,7 +347,7 @@ def test_resetting_and_states(session: str) -> None:
 
 
 async def test_what_goes_wrong_comes_without_groups(session: str) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         with pytest.raises(LabError, match="cannot reach unix:/nowhere"):
             async with jmp.connect("unix:/nowhere"):
                 pass
@@ -364,14 +364,14 @@ async def test_what_goes_wrong_comes_without_groups(session: str) -> None:
 
 async def test_groups_of_the_block_stay_as_they_are(session: str) -> None:
     group = ExceptionGroup("mine", [ValueError()])
-    with trio.fail_after(30), pytest.raises(ExceptionGroup) as caught:
+    with trio.fail_after(60), pytest.raises(ExceptionGroup) as caught:
         async with jmp.connect(session):
             raise group
     assert caught.value is group
 
 
 async def test_leaving_early_by_cancellation(session: str) -> None:
-    with trio.fail_after(30), trio.move_on_after(0.05) as scope:
+    with trio.fail_after(60), trio.move_on_after(0.05) as scope:
         async with jmp.connect(session) as dut, aclosing(dut.states()) as states:
             async for _ in states:
                 pass

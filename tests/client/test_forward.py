@@ -46,12 +46,12 @@ def tcp_server(handler: Handler, *, rcvbuf: int | None = None) -> Iterator[int]:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        listener.settimeout(30)
+        listener.settimeout(60)
         connections: list[threading.Thread] = []
 
         def one(sock: socket.socket) -> None:
             with sock:
-                sock.settimeout(30)
+                sock.settimeout(60)
                 handler(sock)
 
         def accept() -> None:
@@ -80,7 +80,7 @@ def dial(bound: Any) -> socket.socket:
         sock.connect(bound.path)
     else:
         sock = socket.create_connection((bound.host, bound.port))
-    sock.settimeout(30)
+    sock.settimeout(60)
     return sock
 
 
@@ -160,7 +160,7 @@ def test_the_port_may_end_first(forwarding: Side) -> None:
         with dial(bound) as sock:
             assert receive_all(sock) == b"welcome"
             sock.sendall(b"thanks")
-        assert heard.get(timeout=30) == b"thanks"
+        assert heard.get(timeout=60) == b"thanks"
 
     with tcp_server(greet) as port:
         forwarding(Tcp(host="127.0.0.1", port=port), ANY, use)
@@ -235,7 +235,7 @@ def test_why_is_said_before_the_program_can_notice(forwarding: Side, tmp_path: P
 
         def use(bound: Any) -> None:
             program.connect(bound.path)
-            program.settimeout(30)
+            program.settimeout(60)
             with suppress(ConnectionResetError):
                 assert program.recv(1) == b""
 
@@ -288,7 +288,7 @@ def test_a_program_that_breaks_off_is_passed_on(forwarding: Side, caplog: pytest
         assert sock.recv(100) == b"hello"
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         sock.close()
-        ended.get(timeout=30)
+        ended.get(timeout=60)
 
     with tcp_server(until_broken) as port:
         forwarding(Tcp(host="127.0.0.1", port=port), ANY, use)
@@ -391,7 +391,7 @@ def test_a_browser_on_the_virtual_board(tmp_path: Path) -> None:
             seen = b""
             while b"login:" not in seen:
                 seen += console.receive_some()
-        with board.network.forward() as bound, urllib.request.urlopen(f"http://{bound}/", timeout=30) as answer:
+        with board.network.forward() as bound, urllib.request.urlopen(f"http://{bound}/", timeout=60) as answer:
             assert b"virtual" in answer.read()
         with board.network.forward(f"unix:{tmp_path}/http"):
             socat = ["socat", "-t30", "-", f"UNIX-CONNECT:{tmp_path}/http"]

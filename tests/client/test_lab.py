@@ -23,7 +23,7 @@ async def test_what_goes_wrong_with_a_lab_is_raised_as_it_is() -> None:
     async def anybody(_: object) -> None:
         return None
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             port = listeners[0].socket.getsockname()[1]

@@ -45,7 +45,7 @@ async def device() -> AsyncIterator[Any]:
 
 
 def exchange(path: str, data: bytes) -> bytes:
-    with serial.Serial(path, 115200, timeout=5) as port:
+    with serial.Serial(path, 115200, timeout=60) as port:
         port.write(data)
         return bytes(port.read(len(data)))
 
@@ -60,7 +60,7 @@ def test_programs_come_and_go() -> None:
 
 
 async def test_programs_come_and_go_under_trio(device: Any) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with device.pty() as path:
             for _ in range(3):
                 assert await trio.to_thread.run_sync(exchange, path, ALL_BYTES) == ALL_BYTES
@@ -75,7 +75,7 @@ def through_socat(path: str) -> bytes:
         ["socat", "-t", "20", "STDIO", f"{path},raw,echo=0,readbytes={len(MUCH)}"],
         input=MUCH,
         capture_output=True,
-        timeout=30,
+        timeout=60,
         check=True,
     ).stdout
 
@@ -86,7 +86,7 @@ def test_a_megabyte_both_ways_through_socat() -> None:
 
 
 async def test_a_megabyte_both_ways_through_socat_under_trio(device: Any) -> None:
-    with trio.fail_after(40):
+    with trio.fail_after(60):
         async with device.pty() as path:
             assert await trio.to_thread.run_sync(through_socat, path) == MUCH
 
@@ -119,7 +119,7 @@ def test_what_ended_the_console_is_told() -> None:
 
 
 async def test_what_ended_the_console_is_told_under_trio(device: Any) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         held = device.pty()
         with pytest.raises(DeviceError, match="unplugged"):
             async with held as path:

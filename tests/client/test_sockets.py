@@ -17,6 +17,7 @@ from jmp.errors import Busy
 from jmp_drivers.command_console import CommandConsole
 from jmp_drivers.network import Echo, Tcp
 from jmp_drivers.serial import Serial
+from tests.fakes.ports import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def test_a_socket_of_the_system() -> None:
     with serve(Echo(), class_of=client_class) as net, net.socket() as sock:
         assert isinstance(sock, socket.socket)
-        sock.settimeout(10)
+        sock.settimeout(60)
         with sock.makefile("rwb") as file:
             file.write(b"line\n")
             file.flush()
@@ -39,11 +40,10 @@ def test_a_socket_of_the_system() -> None:
 
 
 def test_what_ends_it_is_raised() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     refused = pytest.raises(DeviceError, match="Connection refused")
     with serve(Tcp(host="127.0.0.1", port=port), class_of=client_class) as net, refused, net.socket() as sock:
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.recv(10)
 
 
@@ -56,7 +56,7 @@ async def test_not_under_trio() -> None:
 def test_a_port_of_pyserial() -> None:
     with (
         serve(CommandConsole(command="exec cat"), class_of=client_class) as console,
-        console.serial(timeout=10) as port,
+        console.serial(timeout=60) as port,
     ):
         assert isinstance(port, serial.SerialBase)
         port.write(b"one\ntwo")
@@ -66,9 +66,9 @@ def test_a_port_of_pyserial() -> None:
         assert port.read(1) == b""
         with pytest.raises(serial.SerialException, match="cannot send a break"):
             port.send_break()
-        with pytest.raises(Busy), console.serial(timeout=10) as second:
+        with pytest.raises(Busy), console.serial(timeout=60) as second:
             second.read(1)
-        with console.serial(timeout=10, take_over=True) as second:
+        with console.serial(timeout=60, take_over=True) as second:
             second.write(b"mine")
             assert second.read(4) == b"mine"
 
@@ -77,14 +77,14 @@ def test_its_line_is_the_devices() -> None:
     master, slave = os.openpty()
     try:
         with serve(Serial(url=os.ttyname(slave)), class_of=client_class) as console:
-            with console.serial(baudrate=57600, timeout=10) as port:
+            with console.serial(baudrate=57600, timeout=60) as port:
                 assert console.baudrate() == 57600
                 port.baudrate = 9600
                 assert console.baudrate() == 9600
                 port.send_break(0.01)
                 os.write(master, b"hello")
                 assert port.read(5) == b"hello"
-            with console.serial(timeout=10):
+            with console.serial(timeout=60):
                 assert console.baudrate() == 9600, "a port that names no rate leaves it alone"
     finally:
         os.close(master)

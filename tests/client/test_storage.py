@@ -643,7 +643,7 @@ def test_a_dump_that_fails_leaves_what_was_there(using: Side, tmp_path: Path) ->
 async def test_a_cancelled_flash_ends_the_write_and_leaves_what_was_written(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(IMAGE)
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with serve(Card(capacity=SIZE, image=tmp_path / "card"), class_of=client_class) as client:
             with trio.CancelScope() as scope:
                 await client.flash(image, progress=lambda done, total: scope.cancel())

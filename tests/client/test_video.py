@@ -118,7 +118,7 @@ def test_it_is_waited_for(folder: Path) -> None:
 
 
 async def test_it_is_waited_for_under_trio(folder: Path) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serve(Slides(slides=BOOT), class_of=client_class) as screen:
             await screen.expect_image("end.png")
             (folder / "other.png").write_bytes(picture("##", "##").png())

@@ -62,7 +62,7 @@ def kept(lab: MemoryLab, id: str) -> State:
 
 async def is_kept(lab: MemoryLab, id: str, state: State) -> None:
     """Wait until it is. A moment is over soon, but the mocked clock does not wait for the thread that writes then."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while kept(lab, id) is not state:
         assert time.monotonic() < deadline, f"it is {kept(lab, id)}"
         await trio.sleep(LINGER)

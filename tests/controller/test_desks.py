@@ -18,7 +18,7 @@ from tests.fakes.memory_lab import WANT, MemoryLab, memory_lab
 
 @pytest.fixture
 async def lab(tmp_path: Path) -> AsyncIterator[MemoryLab]:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with memory_lab(tmp_path) as made:
             yield made
 

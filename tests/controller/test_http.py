@@ -38,7 +38,7 @@ class Answer:
 
 
 def request(port: int, method: str, path: str, body: bytes | None = None) -> Answer:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, path, body)
         return Answer(connection.getresponse())
@@ -54,7 +54,7 @@ async def watched(directory: Path) -> AsyncIterator[tuple[Lab, int]]:
         lab = Lab(Engine(), store, Keys.open(directory, []), Audit(None), clock=lambda: NOW)
         await lab.load()
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 await nursery.start(lab.run)
                 await nursery.start(partial(serve_http, listeners, lab, Door(lab)))

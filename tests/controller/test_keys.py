@@ -304,7 +304,7 @@ async def lab(keys: Keys, pages: dict[str, tuple[str, bytes]] | None = None) -> 
         return request.token
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(websocket.serve, listeners, let_in, greet, tls=keys.tls(), pages=pages))
             yield listeners[0].socket.getsockname()[1]
@@ -381,7 +381,7 @@ async def test_renewed_certificate_is_used_at_once(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text(keys.ca_pem)
 
     def shown(port: int) -> bytes:
-        return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port), timeout=10))
+        return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port), timeout=60))
 
     async with lab(keys) as port:
         before = await trio.to_thread.run_sync(shown, port)

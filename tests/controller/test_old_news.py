@@ -36,7 +36,7 @@ async def test_who_decides_again_does_so_by_what_is_there_now() -> None:
     """It was told, as the reason of a conflict, that a lease has a device, and not yet that the lease before it is over."""
     server = ApiServer(lambda: 0.0)
     near, far = KubernetesStore(server.api()), KubernetesStore(server.api())
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await near.load()
         wants = (Want(exporter="board"),)
         first = Lease(id="l1", client="bo", wants=wants, duration=9.0, created=1.0, number=1)
@@ -67,7 +67,7 @@ async def test_a_lease_that_another_controller_has_just_made_is_known(
 ) -> None:
     server = ApiServer(lambda: 0.0)
     near, far = KubernetesStore(server.api()), KubernetesStore(server.api())
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with (
             memory_labs(tmp_path, {"near": near, "far": far}) as (a, b),
             a.exporter("one", others=[b]),

@@ -21,14 +21,15 @@ from jmp.mux.protocol import Role
 from jmp.rpc.call import Caller
 from jmp.wire import records
 from jmp.wire.records import Phase, State, Want
+from tests.fakes.clocks import leaping
 from tests.fakes.memory_lab import WANT, Lamp, MemoryLab, memory_labs
 from tests.fakes.memory_store import MemoryStore
 
 
 @pytest.fixture
 def autojump_clock() -> MockClock:
-    """Leaps when all have waited for 10 ms: until then they may wait for threads, which open drivers and keep files."""
-    return MockClock(autojump_threshold=0.01)
+    """Leaps when all have waited for 10 ms: until then they may wait for programs and sockets."""
+    return leaping(0.01)
 
 
 @pytest.fixture
@@ -321,7 +322,7 @@ async def test_an_exporter_with_nothing_new_to_say_does_not_wait_for_the_store(m
         await trio.sleep_forever()
         raise AssertionError
 
-    with trio.fail_after(10), pytest.MonkeyPatch.context() as patch:
+    with trio.fail_after(60), pytest.MonkeyPatch.context() as patch:
         patch.setattr(a.store, "commit", away)
         a.lab.engine.put(records.Client(name="alice"), a.clock())
         a.lab.changed()
@@ -378,6 +379,7 @@ async def test_what_an_exporter_does_is_known_from_its_lease_and_told_with_the_n
     store = a.store
     assert isinstance(store, MemoryStore)
     monkeypatch.setattr("jmp.controller.replicas.BEAT", math.inf)
+    monkeypatch.setattr("jmp.controller.replicas.LOST", math.inf)
     async with a.exporter("one"), b.client("alice") as alice:
         await b.attended("one")
         written = store.tried.count(("presence", "one"))
@@ -411,6 +413,7 @@ async def test_what_is_told_late_does_not_outlive_what_is_so_by_then(
         return await commit(changes)
 
     monkeypatch.setattr("jmp.controller.replicas.BEAT", math.inf)
+    monkeypatch.setattr("jmp.controller.replicas.LOST", math.inf)
     async with a.exporter("one"), b.client("alice") as alice:
         await b.attended("one")
         lease = await alice.acquire(WANT, 6000.0)

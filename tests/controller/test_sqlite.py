@@ -53,7 +53,7 @@ RECORDS: list[tuple[str, str, Record]] = [
 async def opened(directory: Path) -> AsyncIterator[SqliteStore]:
     store = SqliteStore.open(directory)
     try:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             yield store
     finally:
         await store.aclose()

@@ -27,7 +27,7 @@ from tests.fakes.memory_lab import WANT, MemoryLab, memory_lab
 
 @pytest.fixture(autouse=True)
 async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         yield
 
 

@@ -97,7 +97,7 @@ def test_for_threads() -> None:
 
 async def test_for_trio() -> None:
     board = Board()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         await use_under_trio(board)
     assert board._journal == ["open", "close"]
 
@@ -174,7 +174,7 @@ async def test_under_trio_it_comes_out_as_it_was_raised() -> None:
 
 async def test_for_trio_cancelled() -> None:
     board = Board()
-    with trio.fail_after(20), trio.CancelScope() as scope:
+    with trio.fail_after(60), trio.CancelScope() as scope:
         async with serve(board):
             scope.cancel()
             await trio.sleep_forever()

@@ -515,7 +515,7 @@ class Plain(Driver):
     def block(self) -> str:
         """Until the test lets it go."""
         self._inside.set()
-        assert self._go.wait(20)
+        assert self._go.wait(60)
         self._journal.append("blocked")
         return "done"
 
@@ -544,7 +544,7 @@ class Plain(Driver):
                 yield number
                 self._inside.set()
                 if number == 1:
-                    assert self._go.wait(20)
+                    assert self._go.wait(60)
         finally:
             self._journal.append("generator closed")
 
@@ -576,7 +576,7 @@ async def test_a_plain_method_that_blocks_stalls_no_other_driver(name: str) -> N
 
         nursery.start_soon(use)
         await wait_for(one._inside)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await call(tree, "two", "quick") == "quick"
             assert await call(tree, "one", "agile") == "agile"
         assert done == []
@@ -670,7 +670,7 @@ class Opening(Driver):
 
     def open(self) -> None:
         self._inside.set()
-        assert self._go.wait(20)
+        assert self._go.wait(60)
         if self._problem is not None:
             raise self._problem
         self._journal.append("opened")

@@ -58,7 +58,8 @@ from tests.drivers.test_scpi import Supply
 from tests.drivers.test_telnet import listening, until
 from tests.drivers.test_websocket import echo, server
 from tests.fakes.ecu import VIN, Ecu, behind_gateway
-from tests.fakes.mqtt import free_port, mosquitto
+from tests.fakes.mqtt import mosquitto
+from tests.fakes.ports import free_port
 from tests.fakes.sshd import sshd
 
 
@@ -234,7 +235,7 @@ async def _(_: str, folder: Path) -> AsyncIterator[Loss]:
         assert await client.read(0xF190) == VIN
 
     async with plugged(lambda: plain(behind_gateway(ecu, port=port))) as plug:
-        driver = Doip(host="127.0.0.1", port=port, unit=0x0E00, timeout=0.5)
+        driver = Doip(host="127.0.0.1", port=port, unit=0x0E00, timeout=10)
         says = "unit 0x0e00 behind 127|DoIP gateway 127.*Connection refused"
         yield Loss(driver, read, says, plug.pull_out, plug.put_in)
 
@@ -250,7 +251,7 @@ def state(client: Any) -> Any:
 async def _(_: str, folder: Path) -> AsyncIterator[Loss]:
     port = free_port()
     async with plugged(lambda: sushy(folder, port)) as plug:
-        driver = RedfishPower(url=f"http://127.0.0.1:{port}", timeout=10)
+        driver = RedfishPower(url=f"http://127.0.0.1:{port}", timeout=60)
         says = rf"GET /redfish/.* at http://127\.0\.0\.1:{port}: Connection refused"
         yield Loss(driver, state, says, plug.pull_out, plug.put_in)
 
@@ -268,7 +269,7 @@ async def _(_: str, folder: Path) -> AsyncIterator[Loss]:
 async def _(_: str, folder: Path) -> AsyncIterator[Loss]:
     port = free_port()
     async with plugged(lambda: mosquitto(folder, port, "allow_anonymous true")) as plug:
-        driver = MqttPower(broker=f"127.0.0.1:{port}", command="relay", timeout=5)
+        driver = MqttPower(broker=f"127.0.0.1:{port}", command="relay", timeout=60)
         says = rf"MQTT broker 127\.0\.0\.1:{port}: (the connection is gone|Connection refused)"
         yield Loss(driver, lambda client: client.on(), says, plug.pull_out, plug.put_in)
 
@@ -375,7 +376,7 @@ async def _(_: str, folder: Path) -> AsyncIterator[Loss]:
             yield
 
     async with plugged(ustreamer) as plug:
-        driver = HttpCamera(snapshot=f"http://127.0.0.1:{port}/snapshot")
+        driver = HttpCamera(snapshot=f"http://127.0.0.1:{port}/snapshot", timeout=60)
         says = rf"the camera at 127\.0\.0\.1:{port}: Connection refused"
         yield Loss(driver, lambda client: client.screenshot(), says, plug.pull_out, plug.put_in)
 
@@ -394,7 +395,7 @@ async def _(_: str, folder: Path) -> AsyncIterator[Loss]:
     async def give() -> None:
         await trio.lowlevel.checkpoint()
 
-    driver = Ustreamer(device=absent, no_signal="picture")
+    driver = Ustreamer(device=absent, no_signal="picture", timeout=60)
     yield Loss(driver, lambda client: client.screenshot(), "ustreamer ended with|Connection re(fused|set)", take, give)
 
 

@@ -15,7 +15,7 @@ import trio
 
 from jmp.driver import ConfigError, DeviceError, serve
 from jmp_drivers.bmc import IpmiPower, RedfishPower
-from tests.fakes.mqtt import free_port
+from tests.fakes.ports import free_port
 
 BMC = """\
 name "bmc"
@@ -91,9 +91,9 @@ async def ipmi_sim(folder: Path, port: int) -> AsyncIterator[Path]:
 
 
 async def test_redfish(tmp_path: Path) -> None:
-    with trio.fail_after(100):
+    with trio.fail_after(600):
         port = free_port()
-        bmc: dict[str, Any] = {"url": f"http://127.0.0.1:{port}", "timeout": 20}
+        bmc: dict[str, Any] = {"url": f"http://127.0.0.1:{port}", "timeout": 60}
         async with serve(RedfishPower(**bmc)) as power:
             with pytest.raises(DeviceError, match=r"GET /redfish/v1/Systems at http://.*: Connection refused"):
                 await power.on()
@@ -114,14 +114,14 @@ async def test_redfish(tmp_path: Path) -> None:
 
 
 async def test_ipmi(tmp_path: Path) -> None:
-    with trio.fail_after(100):
+    with trio.fail_after(600):
         port = free_port()
         bmc: dict[str, Any] = {"host": "127.0.0.1", "port": port, "username": "lab"}
         async with serve(IpmiPower(**bmc, password="s3cret", timeout=1)) as power:
             with pytest.raises(DeviceError, match=r"status at 127\.0\.0\.1 did not end within 1 s"):
                 await power.on()
         async with ipmi_sim(tmp_path, port) as state:
-            async with serve(IpmiPower(**bmc, password="s3cret")) as power:
+            async with serve(IpmiPower(**bmc, password="s3cret", timeout=60)) as power:
                 assert await power.state() == "off"
                 await power.on()
                 assert state.read_text() == "1\n"
@@ -130,7 +130,7 @@ async def test_ipmi(tmp_path: Path) -> None:
                 assert state.read_text() == "0\n"
                 with pytest.raises(DeviceError, match=r"BMC 127\.0\.0\.1: .*DCMI"):
                     await power.reading()
-            async with serve(IpmiPower(**bmc, password="wr0ng")) as power:
+            async with serve(IpmiPower(**bmc, password="wr0ng", timeout=60)) as power:
                 with pytest.raises(DeviceError, match="does not take this username and password") as failure:
                     await power.on()
                 assert "wr0ng" not in failure.value.message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -26,6 +25,7 @@ from jmp_drivers.camera import CommandCamera, HttpCamera, Ustreamer
 from jmp_drivers.v4l2 import V4l2Camera
 from tests.drivers.test_telnet import listening
 from tests.fakes.bundled import problems_in
+from tests.fakes.ports import free_port
 
 
 def jpeg(colour: str, size: tuple[int, int] = (32, 24), **options: Any) -> bytes:
@@ -80,37 +80,36 @@ def test_sizes() -> None:
 
 async def test_ustreamer_without_a_camera(tmp_path: Path) -> None:
     absent = tmp_path / "video0"
-    with trio.fail_after(30):
-        async with serve(Ustreamer(device=absent)) as camera:
+    with trio.fail_after(60):
+        async with serve(Ustreamer(device=absent, timeout=60)) as camera:
             with pytest.raises(DeviceError, match=r"the camera .*video0 has no signal: there is no such device"):
                 await camera.screenshot()
-        async with serve(Ustreamer(device=absent, no_signal="picture"), class_of=client_class) as camera:
+        async with serve(Ustreamer(device=absent, no_signal="picture", timeout=60), class_of=client_class) as camera:
             assert await camera.size() == [640, 480]
             seen = read(await camera.screenshot(), "it")
             assert (seen.width, seen.height) == (640, 480)
             (tmp_path / "no-signal.jpg").write_bytes(await camera.screenshot())
-            await camera.expect_image(tmp_path / "no-signal.jpg", timeout=10)
-        async with serve(Ustreamer(device=absent, args=["--no-such-option"])) as camera:
+            await camera.expect_image(tmp_path / "no-signal.jpg", timeout=60)
+        async with serve(Ustreamer(device=absent, args=["--no-such-option"], timeout=60)) as camera:
             with pytest.raises(DeviceError, match=r"ustreamer ended with status 1: .*no-such-option"):
                 await camera.screenshot()
 
 
 async def test_a_camera_over_http_that_is_ustreamer() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     command = ["ustreamer", "--device", "/dev/no-such", "--host", "127.0.0.1", "--port", str(port)]
     login = ["--user", "u", "--passwd", "geheim"]
     base = f"http://127.0.0.1:{port}"
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with leashed([*command, *login]):
             await listening(port)
             places: list[dict[str, Any]] = [{"snapshot": f"{base}/snapshot"}, {"stream": f"{base}/stream"}]
             for urls in places:
-                async with serve(HttpCamera(**urls, user="u", password="geheim")) as camera:
+                async with serve(HttpCamera(**urls, user="u", password="geheim", timeout=60)) as camera:
                     assert await camera.size() == [640, 480]
                     async with aclosing(camera.frames()) as frames:
                         assert _jpeg.size(await anext(frames)) == (640, 480)
-                async with serve(HttpCamera(**urls, user="u", password="guess")) as camera:
+                async with serve(HttpCamera(**urls, user="u", password="guess", timeout=60)) as camera:
                     with pytest.raises(DeviceError, match="answers 401") as caught:
                         await camera.screenshot()
                     assert "guess" not in str(caught.value)
@@ -140,16 +139,16 @@ async def streaming(frames: list[bytes], *, forever: bool) -> AsyncIterator[str]
 
 async def test_frames_are_those_that_differ() -> None:
     red, blue = jpeg("red"), jpeg("blue")
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with (
             streaming([red, red, blue, blue, red], forever=True) as url,
-            serve(HttpCamera(stream=url)) as camera,
+            serve(HttpCamera(stream=url, timeout=60)) as camera,
             aclosing(camera.frames(interval=0)) as frames,
         ):
             assert [await anext(frames) for _ in range(3)] == [red, blue, red]
         async with (
             streaming([red], forever=False) as url,
-            serve(HttpCamera(stream=url)) as camera,
+            serve(HttpCamera(stream=url, timeout=60)) as camera,
             aclosing(camera.frames(interval=0)) as frames,
         ):
             assert await anext(frames) == red
@@ -163,13 +162,15 @@ async def test_frames_are_those_that_differ() -> None:
 async def test_a_command(tmp_path: Path) -> None:
     (tmp_path / "one.jpg").write_bytes(jpeg("red"))
     (tmp_path / "two.jpg").write_bytes(jpeg("blue"))
-    with trio.fail_after(20):
-        async with serve(CommandCamera(command="cat one.jpg two.jpg; exec sleep 1000", cwd=tmp_path)) as camera:
+    with trio.fail_after(60):
+        async with serve(
+            CommandCamera(command="cat one.jpg two.jpg; exec sleep 1000", cwd=tmp_path, timeout=60)
+        ) as camera:
             assert await camera.size() == [32, 24]
             async with aclosing(camera.frames(interval=0)) as frames:
                 assert [await anext(frames) for _ in range(2)] == [jpeg("red"), jpeg("blue")]
         fails = [sys.executable, "-c", "import sys; sys.exit('no such camera')"]
-        async with serve(CommandCamera(command=fails)) as camera:
+        async with serve(CommandCamera(command=fails, timeout=60)) as camera:
             with pytest.raises(DeviceError, match="ended with status 1: no such camera"):
                 await camera.screenshot()
 

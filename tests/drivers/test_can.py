@@ -17,8 +17,8 @@ from jmp_drivers.can.bus import Can
 from jmp_drivers.can.isotp import IsoTp
 from jmp_drivers.can.uds import Diagnosis, Doip, Uds
 from tests.fakes.ecu import KEY, SEED, VIN, Ecu, behind_gateway, on_can
-from tests.fakes.mqtt import free_port
 from tests.fakes.patience import works
+from tests.fakes.ports import free_port
 
 
 @pytest.fixture
@@ -51,12 +51,12 @@ async def watched(client: Any, count: int, send: Callable[[], None], *arguments:
 
 async def test_frames(channel: str) -> None:
     other = bus(channel)
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with serve(Can(adapter="virtual", channel=channel, fd=True)) as client:
             await client.send(0x123, "61 62:63")  # as on a command line
             await client.send(0x18DAF110, bytes(64), fd=True)
             await client.send(0x7, remote=True)
-            frames = [other.recv(5) for _ in range(3)]
+            frames = [other.recv(60) for _ in range(3)]
             assert [
                 (each.arbitration_id, each.is_extended_id, each.is_fd, len(each.data)) for each in frames if each
             ] == [
@@ -75,11 +75,13 @@ async def test_frames(channel: str) -> None:
             ]
             assert (await watched(client, 1, send))[0]["id"] in (0x200, 0x301, 0x302)
             await client.repeat(0x55, b"1", period=0.005)
-            while (frame := other.recv(5)) is not None and frame.data != b"1":
+            while (frame := other.recv(60)) and frame.data != b"1":
                 pass
+            assert frame
             await client.repeat(0x55, b"2", period=0.005)
-            while (frame := other.recv(5)) is not None and frame.data != b"2":
+            while (frame := other.recv(60)) and frame.data != b"2":
                 pass
+            assert frame
             await client.stop()
             with pytest.raises(DeviceError, match=r"nothing with the id 0x99 came within 0\.05 s"):
                 await client.request(0x12, b"", 0x99, seconds=0.05)
@@ -99,9 +101,9 @@ async def test_a_question_has_its_answer(channel: str) -> None:
             other.send(can.Message(arbitration_id=0x99, data=bytes(frame.data)[::-1], is_extended_id=False))
 
     notifier = can.Notifier(other, [answer], timeout=0.05)
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with serve(Can(adapter="virtual", channel=channel)) as client:
-            assert await client.request(0x12, b"abc", 0x99) == b"cba"
+            assert await client.request(0x12, b"abc", 0x99, seconds=60) == b"cba"
     notifier.stop()
     other.shutdown()
 
@@ -109,7 +111,7 @@ async def test_a_question_has_its_answer(channel: str) -> None:
 async def test_between_two_processes_by_multicast() -> None:
     options: dict[str, str | int | float | bool] = {"port": free_port(), "hop_limit": 0}
     how: dict[str, Any] = {"adapter": "udp_multicast", "channel": "239.74.163.2", "options": options}
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with serve(Can(**how)) as one, serve(Can(**how)) as two:
             seen = []
             async with trio.open_nursery() as nursery:
@@ -138,7 +140,7 @@ def test_messages_longer_than_a_frame(channel: str) -> None:
     how: dict[str, Any] = {"adapter": "virtual", "channel": channel}
     with (
         on_can(Ecu(), interface="virtual", channel=channel),
-        serve(IsoTp(**how, tx=0x7E0, rx=0x7E8, padding=0xCC)) as client,
+        serve(IsoTp(**how, tx=0x7E0, rx=0x7E8, padding=0xCC, timeout=60)) as client,
     ):
         assert client.request(b"\x22\xf1\x90") == b"\x62\xf1\x90" + VIN
         client.send(b"\x2e\x01\x00" + bytes(500))
@@ -167,10 +169,10 @@ def unit(request: pytest.FixtureRequest, channel: str) -> Iterator[tuple[Diagnos
     with ExitStack() as stack:
         if request.param == "can":
             stack.enter_context(on_can(ecu, interface="virtual", channel=channel))
-            yield Uds(adapter="virtual", channel=channel, tx=0x7E0, rx=0x7E8), ecu
+            yield Uds(adapter="virtual", channel=channel, tx=0x7E0, rx=0x7E8, timeout=60), ecu
         else:
             port = stack.enter_context(behind_gateway(ecu))
-            yield Doip(host="127.0.0.1", port=port, unit=0x0E00), ecu
+            yield Doip(host="127.0.0.1", port=port, unit=0x0E00, timeout=60), ecu
 
 
 def test_diagnosis(unit: tuple[Diagnosis, Ecu]) -> None:
@@ -208,7 +210,7 @@ async def test_a_session_is_kept_alive(unit: tuple[Diagnosis, Ecu]) -> None:
         if not ecu.alive:
             raise DeviceError("no sign yet")
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with serve(driver) as client:
             await client.session("extended")
             await works(lives)

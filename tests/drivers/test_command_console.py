@@ -14,14 +14,14 @@ from jmp.driver import ConfigError, DeviceError, serve
 from jmp_drivers._process import leashed
 from jmp_drivers.command_console import CommandConsole, Conserver, SshConsole
 from tests.drivers.test_telnet import listening, until
-from tests.fakes.mqtt import free_port
+from tests.fakes.ports import free_port
 from tests.fakes.sshd import sshd
 
 EVERYTHING = bytes(range(256)) * 4
 
 
 async def test_a_commands_terminal_is_the_console_and_passes_every_byte() -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with (
             serve(CommandConsole(command=["sh", "-c", "test -t 0 && printf ready; exec cat"])) as console,
             console.connect() as stream,
@@ -36,7 +36,7 @@ async def test_a_commands_terminal_is_the_console_and_passes_every_byte() -> Non
 
 async def test_its_end_is_told_with_its_last_words_and_it_is_started_again(tmp_path: Path) -> None:
     command = f"echo x >> {tmp_path}/starts; printf 'no such console\\n'; read line; exit 3"
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serve(CommandConsole(command=command)) as console:
             async with console.connect() as stream:
                 await until(stream, b"console\n")
@@ -52,7 +52,7 @@ async def test_its_end_is_told_with_its_last_words_and_it_is_started_again(tmp_p
 
 async def test_its_environment_and_that_nothing_of_it_is_left(tmp_path: Path) -> None:
     command = "echo $TOKEN $(pwd) $$; exec sleep 1000"
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with (
             serve(CommandConsole(command=command, env={"TOKEN": "t"}, cwd=tmp_path)) as console,
             console.connect() as stream,
@@ -90,7 +90,7 @@ async def test_ssh(tmp_path: Path) -> None:
 
 
 async def test_ssh_with_a_password(tmp_path: Path) -> None:
-    with sshd(tmp_path, password="geheim") as server, trio.fail_after(30):
+    with sshd(tmp_path, password="geheim") as server, trio.fail_after(60):
         there: dict[str, Any] = {"host": "127.0.0.1", "port": server.port, "password": "geheim"}
         async with serve(SshConsole(**there, command="echo in; cat")) as console, console.connect() as stream:
             await until(stream, b"in")

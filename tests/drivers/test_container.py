@@ -55,7 +55,7 @@ def docker(folder: Path) -> Iterator[list[str]]:
             yield ["/usr/bin/docker", f"--host={address}"]  # Debian's, beside its daemon
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
             draining.join()
 
 
@@ -94,7 +94,7 @@ def containers(engine: list[str]) -> list[str]:
 
 
 async def test_power_console_and_commands(engine: list[str]) -> None:
-    with trio.fail_after(100):
+    with trio.fail_after(600):
         async with serve(board(engine)) as dut:
             assert await dut.power.state() == "off"
             with pytest.raises(DeviceError, match="is not running: switch it on"):
@@ -130,7 +130,7 @@ async def test_power_console_and_commands(engine: list[str]) -> None:
 
 
 async def test_what_cannot_be(engine: list[str]) -> None:
-    with trio.fail_after(100):
+    with trio.fail_after(600):
         async with serve(board(engine, image="localhost/none")) as dut:
             with pytest.raises(DeviceError, match="the container cannot be made of localhost/none: "):
                 await dut.run(["true"])
@@ -145,7 +145,7 @@ async def test_what_cannot_be(engine: list[str]) -> None:
 
 
 async def test_one_that_is_removed_and_those_of_the_dead(engine: list[str]) -> None:
-    with trio.fail_after(100):
+    with trio.fail_after(600):
         async with serve(board(engine)) as dut:
             await dut.power.on()
             await trio.to_thread.run_sync(remove_all, engine)

@@ -36,7 +36,7 @@ def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def ask(command: list[str], **options: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)  # type: ignore[call-overload, no-any-return]
 
 
 def test_programs_of_this_machine_use_it(bus: Path, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from jmp.driver.schema import config_schema
 from jmp.exporter import config
 from tests.drivers.losses import LOSSES
 from tests.fakes.bundled import ROOT, driver_class
-from tests.fakes.mqtt import free_port
 from tests.fakes.patience import fails, works
+from tests.fakes.ports import free_port
 
 TYPES = sorted(tomllib.loads((ROOT / "drivers/pyproject.toml").read_text())["project"]["entry-points"]["jmp.drivers"])
 
@@ -200,7 +200,7 @@ async def test_an_absent_device_is_told_in_one_line(type_: str) -> None:
 @pytest.mark.real
 @pytest.mark.parametrize("type_", sorted(LOSSES))
 async def test_a_device_that_goes_is_told_and_its_return_suffices(type_: str, tmp_path: Path) -> None:
-    with trio.fail_after(100):
+    with trio.fail_after(600):
         async with LOSSES[type_](tmp_path) as loss, serve(loss.driver, class_of=client_class) as client:
 
             async def use() -> None:

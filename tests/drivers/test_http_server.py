@@ -19,7 +19,7 @@ from jmp_drivers.http_server import HttpServer
 
 @asynccontextmanager
 async def server(**config: Any) -> AsyncIterator[Any]:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serve(HttpServer(**{"host": "127.0.0.1", "port": 0, **config}), class_of=client_class) as client:
             yield client
 

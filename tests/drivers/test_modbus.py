@@ -14,13 +14,14 @@ import trio
 
 from jmp.driver import BadValue, ConfigError, DeviceError, serve
 from jmp_drivers.modbus import Modbus, Register
-from tests.fakes.mqtt import free_port
 from tests.fakes.patience import fails, works
+from tests.fakes.ports import free_port
 
 SERVER = """
 import asyncio, sys
 from pymodbus.server import ModbusTcpServer, ModbusSerialServer
 from pymodbus.simulator import DataType, SimData, SimDevice
+from tests.fakes.ports import free_port
 
 async def main(where):
     device = SimDevice(1, [SimData(0, count=32, values=0, datatype=DataType.REGISTERS)])
@@ -57,7 +58,10 @@ def test_registers_by_address_and_by_name() -> None:
         "energy": Register(2, form="u32", order="little"),
         "level": Register(4, form="f32"),
     }
-    with device(port := free_port()), serve(Modbus(host="127.0.0.1", port=port, registers=registers)) as client:
+    with (
+        device(port := free_port()),
+        serve(Modbus(host="127.0.0.1", port=port, registers=registers, timeout=60)) as client,
+    ):
         client.write(10, [1, 2, 65535])
         assert client.read(10, 3) == [1, 2, 65535]
         client.set("voltage", 230.4)
@@ -88,7 +92,7 @@ def test_on_a_line(tmp_path: Path) -> None:
             assert line.stderr is not None
             while "starting data transfer" not in line.stderr.readline():
                 pass
-            with device(str(ends[0])), serve(Modbus(serial=str(ends[1]))) as client:
+            with device(str(ends[0])), serve(Modbus(serial=str(ends[1]), timeout=60)) as client:
                 client.write(3, [7])
                 assert client.read(3) == [7]
         finally:
@@ -102,7 +106,7 @@ def test_absent_and_lost() -> None:
         pytest.raises(DeviceError, match="cannot be connected to"),
     ):
         client.read(0)
-    with device(port) as process, serve(Modbus(host="127.0.0.1", port=port, timeout=0.5)) as client:
+    with device(port) as process, serve(Modbus(host="127.0.0.1", port=port, timeout=60)) as client:
         assert client.read(0) == [0]
         process.kill()
         process.wait()
@@ -113,7 +117,7 @@ def test_absent_and_lost() -> None:
 async def test_one_that_goes_comes_back() -> None:
     port = free_port()
     with trio.fail_after(60):
-        async with serve(Modbus(host="127.0.0.1", port=port, timeout=0.5)) as client:
+        async with serve(Modbus(host="127.0.0.1", port=port, timeout=60)) as client:
             with device(port):
                 assert await works(lambda: client.read(0)) == [0]
             await fails(lambda: client.read(0), r"Modbus device 127\.0\.0\.1:\d+ \(unit 1\)")

@@ -12,8 +12,9 @@ import trio
 
 from jmp.driver import BadValue, ConfigError, DeviceError, serve
 from jmp_drivers.mqtt import Measure, MqttPower, Tasmota
-from tests.fakes.mqtt import Plug, free_port, mosquitto
+from tests.fakes.mqtt import Plug, mosquitto
 from tests.fakes.patience import fails, works
+from tests.fakes.ports import free_port
 
 OPEN = "allow_anonymous true"
 
@@ -26,7 +27,7 @@ async def broker(folder: Path) -> AsyncIterator[int]:
 
 
 def tasmota(port: int, **more: Any) -> Tasmota:
-    return Tasmota(broker=f"127.0.0.1:{port}", topic="plug1", **more)
+    return Tasmota(broker=f"127.0.0.1:{port}", topic="plug1", **{"timeout": 60, **more})
 
 
 async def test_a_tasmota_plug_is_switched_and_measures(tmp_path: Path) -> None:
@@ -64,8 +65,8 @@ async def test_a_plug_without_a_meter_says_so(tmp_path: Path) -> None:
 
 async def test_a_plug_that_is_not_there_goes_and_comes_back(tmp_path: Path) -> None:
     async with broker(tmp_path) as port:
-        async with serve(tasmota(port, timeout=0.2)) as power:
-            with pytest.raises(DeviceError, match=r"MQTT broker .*: plug1 does not answer within 0\.2 s"):
+        async with serve(tasmota(port, timeout=2)) as power:
+            with pytest.raises(DeviceError, match=r"MQTT broker .*: plug1 does not answer within 2 s"):
                 await power.state()
         plug = Plug(port)
         async with serve(tasmota(port)) as power:
@@ -92,7 +93,7 @@ async def test_a_relay_as_it_is_described(tmp_path: Path) -> None:
     }
     async with broker(tmp_path) as port:
         plug = Plug(port)
-        async with serve(MqttPower(broker=f"127.0.0.1:{port}", timeout=5, **words)) as power:
+        async with serve(MqttPower(broker=f"127.0.0.1:{port}", timeout=60, **words)) as power:
             await power.on()
             assert (plug.on, await power.state()) == (True, "on")
             async with trio.open_nursery() as nursery:
@@ -105,15 +106,15 @@ async def test_a_relay_as_it_is_described(tmp_path: Path) -> None:
                 async with serve(tasmota(port)) as other:  # somebody else makes it tell
                     await other.reading()
             assert measured == [{"watts": 0.046}]
-        async with serve(MqttPower(broker=f"127.0.0.1:{port}", command="cmnd/plug1/POWER")) as power:
+        async with serve(MqttPower(broker=f"127.0.0.1:{port}", command="cmnd/plug1/POWER", timeout=60)) as power:
             assert await power.state() == "unknown"
             await power.off()
             assert await power.state() == "off", "the last order, since nothing is told"
             with pytest.raises(DeviceError, match="name it in the configuration"):
                 await power.reading()
-        deaf = MqttPower(broker=f"127.0.0.1:{port}", command="x", state_topic="y", timeout=0.1)
+        deaf = MqttPower(broker=f"127.0.0.1:{port}", command="x", state_topic="y", timeout=2)
         async with serve(deaf) as power:
-            with pytest.raises(DeviceError, match=r"x does not say that it is on within 0\.1 s"):
+            with pytest.raises(DeviceError, match=r"x does not say that it is on within 2 s"):
                 await power.on()
             assert await power.state() == "unknown"
         plug.unplug()
@@ -126,7 +127,7 @@ async def test_broker_that_wants_a_password_and_one_that_goes(tmp_path: Path) ->
     lines = ("allow_anonymous false", f"password_file {passwords}")
     with trio.fail_after(60):
         port = free_port()
-        relay: dict[str, Any] = {"broker": f"127.0.0.1:{port}", "command": "a", "username": "lab", "timeout": 5}
+        relay: dict[str, Any] = {"broker": f"127.0.0.1:{port}", "command": "a", "username": "lab", "timeout": 60}
         async with serve(MqttPower(**relay)) as power:
             with pytest.raises(DeviceError, match=f"MQTT broker 127.0.0.1:{port}: Connection refused"):
                 await power.on()

@@ -15,6 +15,7 @@ import trio
 from jmp.driver import BadValue, ConfigError, DeviceError, UsageError, serve
 from jmp_drivers.network import Echo, Tcp, Udp, Unix
 from tests.fakes.bundled import problems_in
+from tests.fakes.ports import free_port
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -52,7 +53,7 @@ async def answer_after_the_end(stream: trio.SocketStream) -> None:
 
 
 async def test_tcp_carries_bytes_and_half_close_both_ways() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with tcp_server(answer_after_the_end) as port, serve(Tcp(host="127.0.0.1", port=port)) as client:
             assert await client.address() == f"tcp:127.0.0.1:{port}"
             for question in (b"first", b"second connection"):
@@ -67,7 +68,7 @@ async def test_tcp_target_that_ends_first_still_listens() -> None:
         await stream.send_eof()
         await heard.send(await read_all(stream))
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with (
             tcp_server(say_then_listen) as port,
             serve(Tcp(host="127.0.0.1", port=port)) as client,
@@ -81,7 +82,7 @@ async def test_tcp_target_that_ends_first_still_listens() -> None:
 
 async def test_a_name_leads_to_any_of_its_addresses() -> None:
     """The server is on 127.0.0.1 only; localhost may well be ::1 first."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with tcp_server(answer_after_the_end) as port, serve(Tcp(host="localhost", port=port)) as client:
             assert await converse(client, b"abc", end=True) == b"cba"
 
@@ -93,7 +94,7 @@ async def test_megabytes_pass_unchanged_while_the_reader_is_slow() -> None:
         async for chunk in stream:
             await stream.send_all(chunk)
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with (
             tcp_server(mirror) as port,
             serve(Tcp(host="127.0.0.1", port=port)) as client,
@@ -112,7 +113,7 @@ async def test_client_that_leaves_closes_the_connection() -> None:
             await read_all(stream)
         closed.set()
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with tcp_server(watch) as port, serve(Tcp(host="127.0.0.1", port=port)) as client:
             async with client.connect() as stream:
                 await stream.send_all(b"hello")
@@ -120,16 +121,15 @@ async def test_client_that_leaves_closes_the_connection() -> None:
 
 
 async def test_refused_connection_names_the_target() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with trio.fail_after(10):
+    port = free_port()
+    with trio.fail_after(60):
         async with serve(Tcp(host="127.0.0.1", port=port)) as client:
             with pytest.raises(DeviceError, match=rf"^cannot connect to tcp:127\.0\.0\.1:{port}: Connection refused$"):
                 await converse(client)
 
 
 async def test_unknown_name_is_told() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with serve(Tcp(host="no-such-host.invalid", port=1)) as client:
             with pytest.raises(DeviceError, match=r"^cannot connect to tcp:no-such-host\.invalid:1: .*[nN]ame"):
                 await converse(client)
@@ -141,7 +141,7 @@ async def test_reset_by_the_target_is_told() -> None:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         await stream.aclose()
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with tcp_server(slam) as port, serve(Tcp(host="127.0.0.1", port=port)) as client:
             with pytest.raises(DeviceError, match=r"^tcp:.* broke the connection: Connection reset by peer$"):
                 await converse(client, b"x")
@@ -152,7 +152,7 @@ async def test_unix(tmp_path: Path) -> None:
     listening = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     await listening.bind(str(path))
     listening.listen()
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, answer_after_the_end, [trio.SocketListener(listening)])
             async with serve(Unix(path=path)) as client:
@@ -162,7 +162,7 @@ async def test_unix(tmp_path: Path) -> None:
 
 
 async def test_missing_unix_socket_is_told(tmp_path: Path) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with serve(Unix(path=tmp_path / "gone")) as client:
             with pytest.raises(DeviceError, match=r"cannot connect to unix:.*/gone: No such file or directory"):
                 await converse(client)
@@ -200,7 +200,7 @@ async def udp_echo(address: str = "127.0.0.1") -> AsyncIterator[int]:
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 async def test_udp_keeps_the_bounds_of_datagrams(address: str) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with udp_echo(address) as port, serve(Udp(host=address, port=port)) as client:
             assert await client.address() == f"udp:{f'[{address}]' if ':' in address else address}:{port}"
             async with client.connect() as stream:
@@ -216,7 +216,7 @@ async def test_udp_keeps_the_bounds_of_datagrams(address: str) -> None:
 
 
 async def test_udp_survives_that_nobody_listens_yet() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as target:
             await target.bind(("127.0.0.1", 0))
             port = target.getsockname()[1]
@@ -235,7 +235,7 @@ async def test_udp_survives_that_nobody_listens_yet() -> None:
 
 
 async def test_udp_errors_are_the_callers_own() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with udp_echo() as port, serve(Udp(host="127.0.0.1", port=port)) as client:
             with pytest.raises(BadValue, match="a datagram of 65535 bytes is too long"):
                 await converse(client, framed(b"x" * 65535))
@@ -244,7 +244,7 @@ async def test_udp_errors_are_the_callers_own() -> None:
 
 
 async def test_echo() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with serve(Echo()) as client:
             assert await client.address() == "echo"
             async with client.connect() as stream:

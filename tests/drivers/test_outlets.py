@@ -26,7 +26,7 @@ def switches(folder: Path, *names: str, broken: str = "", delay: float = 0) -> O
 
 
 async def test_on_in_order_and_off_the_other_way_round(tmp_path: Path) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serve(switches(tmp_path, "board", "disk", "fan")) as power:
             await power.on()
             assert await power.state() == "on"
@@ -39,7 +39,7 @@ async def test_on_in_order_and_off_the_other_way_round(tmp_path: Path) -> None:
 
 
 async def test_delay_lies_between_one_and_the_next(tmp_path: Path) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serve(switches(tmp_path, "board", "disk", "fan", delay=0.1)) as power:
             start = trio.current_time()
             await power.on()
@@ -47,7 +47,7 @@ async def test_delay_lies_between_one_and_the_next(tmp_path: Path) -> None:
 
 
 async def test_failing_one_ends_on_but_not_off(tmp_path: Path) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serve(switches(tmp_path, "board", "disk", "fan", broken="disk")) as power:
             with pytest.raises(DeviceError, match=r"^disk: the command for 'on' failed with exit status 1$"):
                 await power.on()
@@ -63,7 +63,7 @@ async def test_failing_one_ends_on_but_not_off(tmp_path: Path) -> None:
 async def test_what_is_no_switch_degrades_it(children: dict[str, Driver], message: str) -> None:
     driver = Outlets()
     driver.children |= children
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serve(driver) as power:
             with pytest.raises(DeviceError, match=f"degraded: {message}"):
                 await power.on()

@@ -105,7 +105,7 @@ class Peer:
 async def connected() -> AsyncIterator[tuple[Qmp, Peer, list[Event]]]:
     ours, theirs = socket.socketpair()
     events: list[Event] = []
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             peer = Peer(theirs)
             qmp = Qmp(trio.SocketStream(trio.socket.from_stdlib_socket(ours)), events.append)

@@ -88,7 +88,7 @@ async def supply() -> AsyncIterator[tuple[Supply, int, trio.CancelScope]]:
 
 
 async def test_a_conversation() -> None:
-    async with supply() as (made, port, _), serve(Scpi(host="127.0.0.1", port=port)) as client:
+    async with supply() as (made, port, _), serve(Scpi(host="127.0.0.1", port=port, timeout=60)) as client:
         assert await client.identify() == "JMP,supply,7,1.0"
         await client.write("VOLT 3.3")
         await client.write("NONSENSE")
@@ -107,7 +107,8 @@ async def test_a_conversation() -> None:
 
 
 def reached(way: str, port: int) -> dict[str, Any]:
-    return {"host": "127.0.0.1", "port": port} if way == "tcp" else {"resource": f"TCPIP0::127.0.0.1::{port}::SOCKET"}
+    there = {"host": "127.0.0.1", "port": port} if way == "tcp" else {"resource": f"TCPIP0::127.0.0.1::{port}::SOCKET"}
+    return {**there, "timeout": 60}
 
 
 @pytest.mark.parametrize("way", ["tcp", "pyvisa"])
@@ -144,24 +145,28 @@ async def test_an_output(way: str) -> None:
 
 async def test_one_that_does_not_answer_is_asked_anew() -> None:
     async with supply() as (_, port, scope):
-        async with serve(Scpi(host="127.0.0.1", port=port, timeout=0.2)) as client:
+        driver = Scpi(host="127.0.0.1", port=port, timeout=60)
+        async with serve(driver) as client:
+            await client.identify()
+            driver.timeout = 0.2
             with pytest.raises(DeviceError, match=r"'SLOW\?' was not answered|no answer to 'SLOW\?'"):
                 await client.query("SLOW?")
+            driver.timeout = 60
             assert await works(client.identify) == "JMP,supply,7,1.0"
-        async with serve(Scpi(host="127.0.0.1", port=port)) as client:
+        async with serve(Scpi(host="127.0.0.1", port=port, timeout=60)) as client:
             await client.identify()
             scope.cancel()
             with pytest.raises(DeviceError, match=r"is gone|was not answered"):
                 await client.identify()
-    async with serve(Scpi(host="127.0.0.1", port=port)) as client:
+    async with serve(Scpi(host="127.0.0.1", port=port, timeout=60)) as client:
         with pytest.raises(DeviceError, match=rf"instrument 127\.0\.0\.1:{port}: Connection refused"):
             await client.identify()
 
 
 async def test_a_simulated_one(tmp_path: Path) -> None:
     (tmp_path / "sim.yaml").write_text(SIMULATED)
-    how: dict[str, Any] = {"library": f"{tmp_path}/sim.yaml@sim", "timeout": 2}
-    with trio.fail_after(30):
+    how: dict[str, Any] = {"library": f"{tmp_path}/sim.yaml@sim", "timeout": 60}
+    with trio.fail_after(60):
         async with serve(Scpi(resource="USB::0x1111::0x2222::0x1::INSTR", **how)) as client:
             assert await client.identify() == "SIM,supply,1,0"
         async with serve(Scpi(resource="USB::nothing", **how)) as client:

@@ -24,6 +24,7 @@ from jmp.errors import Busy
 from jmp_drivers._process import leashed
 from jmp_drivers.serial import Serial
 from tests.fakes.bundled import problems_in
+from tests.fakes.ports import free_port
 
 # pyserial's RFC 2217 client still uses setDaemon and setName
 pytestmark = pytest.mark.filterwarnings("ignore:set(Daemon|Name)\\(\\) is deprecated:DeprecationWarning")
@@ -78,7 +79,7 @@ async def read(stream: Any, size: int) -> bytes:
 
 async def test_bytes_pass_both_ways_unchanged() -> None:
     everything = bytes(range(256)) * 8
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with board() as far, serve(Serial(url=far.path)) as console, console.connect() as stream:
             await stream.send_all(everything)
             assert await far.read(len(everything)) == everything
@@ -102,7 +103,7 @@ async def test_two_readers_get_all_of_10000_lines_and_a_late_one_the_history() -
         async with console.connect(write=write) as stream:
             got[name] = await read(stream, len(lines))
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with board() as far, serve(Serial(url=far.path, history_size=1000)) as console:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(take, "one", console, True)
@@ -117,7 +118,7 @@ async def test_two_readers_get_all_of_10000_lines_and_a_late_one_the_history() -
 
 
 async def test_one_writes_and_send_works_all_the_same() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with board() as far, serve(Serial(url=far.path)) as console, console.connect() as writer:
             await writer.send_all(b"a")
             assert await far.read(1) == b"a"
@@ -129,7 +130,7 @@ async def test_one_writes_and_send_works_all_the_same() -> None:
 
 
 async def test_settings_reach_the_line_and_the_baud_rate_can_change() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with board() as far, serve(Serial(url=far.path, baudrate=57600)) as console:
             assert (await console.baudrate(), far.line_speed()) == (57600, termios.B57600)
             assert await console.baudrate(1_500_000) == 1_500_000
@@ -141,14 +142,14 @@ async def test_settings_reach_the_line_and_the_baud_rate_can_change() -> None:
 
 
 async def test_modem_lines_that_do_not_exist_are_told() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with board() as far, serve(Serial(url=far.path)) as console:
             with pytest.raises(DeviceError, match=r"serial port .*: it has no such line or setting"):
                 await console.dtr(True)
 
 
 async def test_settings_that_the_port_refuses_are_told() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with board() as far:
             # All else is as it is to be already: glibc complains only if nothing of what it asks for was done.
             serial.Serial(far.path, 115200, inter_byte_timeout=0).close()
@@ -175,7 +176,7 @@ async def test_sending_is_throttled_to_cps(autojump_clock: trio.testing.MockCloc
 
 
 async def test_throttled_bytes_arrive() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with board() as far, serve(Serial(url=far.path, cps=1000)) as console:
             start = trio.current_time()
             await console.send(b"0123456789" * 3)
@@ -185,7 +186,7 @@ async def test_throttled_bytes_arrive() -> None:
 
 async def test_output_is_logged_with_the_time(tmp_path: Path) -> None:
     log = tmp_path / "console.log"
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with (
             board() as far,
             serve(Serial(url=far.path, log_file=log, log_timestamps=True)) as console,
@@ -197,7 +198,7 @@ async def test_output_is_logged_with_the_time(tmp_path: Path) -> None:
 
 
 async def test_log_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with serve(Serial(url="loop://", log_file=tmp_path / "no" / "log")) as console:
             with pytest.raises(DeviceError, match=r"cannot write the console log .*/no/log: No such file or directory"):
                 await console.history()
@@ -207,7 +208,7 @@ async def test_log_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 async def test_missing_device_is_named() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with serve(Serial(url="/dev/ttyNOPE7")) as console:
             with pytest.raises(
                 DeviceError, match=r"serial port /dev/ttyNOPE7: no such device; (present: /dev/|there are)"
@@ -216,7 +217,7 @@ async def test_missing_device_is_named() -> None:
 
 
 async def test_port_in_use_is_told() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with board() as far, serve(Serial(url=far.path)), serve(Serial(url=far.path)) as second:
             with pytest.raises(DeviceError, match=rf"serial port {far.path}: another program is using it"):
                 await second.history()
@@ -224,7 +225,7 @@ async def test_port_in_use_is_told() -> None:
 
 @pytest.mark.parametrize("url", ["warp://core", "rfc2217://127.0.0.1:1", "socket://127.0.0.1:1"])
 async def test_what_pyserial_objects_to_is_told(url: str) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with serve(Serial(url=url)) as console:
             with pytest.raises(DeviceError, match=f"serial port {url}: "):
                 await console.history()
@@ -242,7 +243,7 @@ async def test_unplugged_in_use_gives_clients_the_last_words_and_one_error_and_t
             if link.readlink() == Path(second.path):
                 returned.set()
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with board() as first, board() as second:
             link.symlink_to(first.path)
             async with serve(Watched(url=str(link))) as console:
@@ -266,7 +267,7 @@ async def test_unplugged_in_use_gives_clients_the_last_words_and_one_error_and_t
 
 
 async def test_loop() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with serve(Serial(url="loop://")) as console, console.connect() as stream:
             await stream.send_all(b"echo" * 1000)
             assert await read(stream, 4000) == b"echo" * 1000
@@ -285,7 +286,7 @@ async def test_raw_terminal_server_over_socket() -> None:
             await stream.send_all(b"login: ")
             assert await read(stream, 5) == b"root\n"
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             (listener,) = await nursery.start(partial(trio.serve_tcp, serve_one, 0, host="127.0.0.1"))
             url = f"socket://127.0.0.1:{listener.socket.getsockname()[1]}"
@@ -353,7 +354,7 @@ def rfc2217_server(uart: Uart) -> Iterator[str]:
 
 async def test_rfc2217_carries_settings_and_modem_lines() -> None:
     uart = Uart()
-    with rfc2217_server(uart) as url, trio.fail_after(20):
+    with rfc2217_server(uart) as url, trio.fail_after(60):
         driver = Serial(url=url, baudrate=57600, bytesize=7, parity="even", stopbits=2, initial_dtr=False)
         async with serve(driver) as console, console.connect() as stream:
             assert (uart.baudrate, uart.bytesize, uart.parity, uart.stopbits) == (57600, 7, "E", 2)
@@ -374,7 +375,7 @@ async def test_rfc2217_carries_settings_and_modem_lines() -> None:
 
 
 async def test_rfc2217_server_that_goes_away_is_noticed() -> None:
-    with rfc2217_server(Uart()) as url, trio.fail_after(20):
+    with rfc2217_server(Uart()) as url, trio.fail_after(60):
         async with serve(Serial(url=url)) as console, console.connect() as stream:
             await stream.send_all(b"leave")
             with pytest.raises(DeviceError, match=r"^serial port rfc2217:.* is gone: connection failed"):
@@ -396,8 +397,7 @@ async def listening(port: int) -> None:
 async def test_ser2net(tmp_path: Path) -> None:
     """Debian's ser2net serves one end of a pair of pseudo-terminals made by socat."""
     near, far, config = tmp_path / "near", tmp_path / "far", tmp_path / "ser2net.yaml"
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     await trio.Path(config).write_text(
         "%YAML 1.1\n---\nconnection: &dut\n"
         f"  accepter: telnet(rfc2217),tcp,127.0.0.1,{port}\n"
@@ -405,7 +405,7 @@ async def test_ser2net(tmp_path: Path) -> None:
         "  options:\n    max-connections: 2\n"
     )
     pair = ["socat", "-d", "-d", f"pty,raw,echo=0,link={near}", f"pty,raw,echo=0,link={far}"]
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with leashed(pair, stderr=PIPE) as line, leashed(["ser2net", "-n", "-c", str(config)]):
             await until(line.stderr, b"starting data transfer loop")
             await listening(port)
@@ -451,7 +451,7 @@ async def test_ten_watchers_and_one_writer_and_one_that_takes_over_and_a_watcher
             task_status.started()
             got.append(seen + await read(stream, len(boot + b"after")))
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with board() as far, serve(Serial(url=far.path)) as console, console.connect() as writer:
             await far.write(b"before")
             assert await read(writer, 6) == b"before"

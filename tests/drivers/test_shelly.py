@@ -95,7 +95,7 @@ def listening(plug: Plug, port: int = 0) -> Iterator[Plug]:
 
 
 async def test_it_is_switched_and_measures() -> None:
-    with listening(Plug()) as plug, trio.fail_after(20):
+    with listening(Plug()) as plug, trio.fail_after(60):
         async with serve(Shelly(host=plug.host)) as power:
             assert await power.state() == "off"
             await power.on()
@@ -115,7 +115,7 @@ async def test_it_is_switched_and_measures() -> None:
 
 
 async def test_password_is_never_sent_and_a_wrong_one_is_told() -> None:
-    with listening(Plug(password="s3cret")) as plug, trio.fail_after(20):
+    with listening(Plug(password="s3cret")) as plug, trio.fail_after(60):
         url = f"http://{plug.host}/rpc/Switch.Set?id=0&on=true"
         for password, status in (("wrong", "401"), ("s3cret", "200")):
             curl = ["curl", "-s", "--noproxy", "*", "-w", "%{http_code}", "--digest", "-u", f"admin:{password}", url]
@@ -144,7 +144,7 @@ async def test_absent_one_degrades_the_driver_until_it_is_there() -> None:
 
     with listening(Plug()) as plug:
         host, port = plug.host, int(plug.host.rpartition(":")[2])
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serve(Watched(host=host)) as power:
             with pytest.raises(DeviceError, match=r"degraded: Switch\.GetStatus at 127.*: Connection refused$"):
                 await power.on()
@@ -155,7 +155,7 @@ async def test_absent_one_degrades_the_driver_until_it_is_there() -> None:
 
 
 async def test_one_that_goes_away_in_use_is_told_and_its_return_suffices() -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with AsyncExitStack() as session:
             with listening(Plug()) as plug:
                 power = await session.enter_async_context(serve(Shelly(host=plug.host)))
@@ -175,7 +175,7 @@ async def test_one_that_goes_away_in_use_is_told_and_its_return_suffices() -> No
     ],
 )
 async def test_what_it_cannot_do_is_told(plug: Plug, switch: int, message: str) -> None:
-    with listening(plug), trio.fail_after(20):
+    with listening(plug), trio.fail_after(60):
         async with serve(Shelly(host=plug.host, switch=switch)) as power:
             with pytest.raises(DeviceError, match=message):
                 await power.reading()

@@ -88,12 +88,17 @@ async def pdu(folder: Path, port: int) -> AsyncIterator[Path]:
 
 
 def outlet(port: int, **more: Any) -> SnmpPower:
-    given = {"oid": OUTLET, "community": "s3cret", "measures": {"current": Measure(AMPERES, 0.1)}} | more
+    given: dict[str, Any] = {
+        "oid": OUTLET,
+        "community": "s3cret",
+        "timeout": 60,
+        "measures": {"current": Measure(AMPERES, 0.1)},
+    } | more
     return SnmpPower(host=f"127.0.0.1:{port}", **given)
 
 
 async def test_it_is_switched_and_measures(tmp_path: Path) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with pdu(tmp_path, port := free_port()) as state, serve(outlet(port)) as power:
             assert await power.state() == "off"
             await power.on()
@@ -112,13 +117,13 @@ async def test_it_is_switched_and_measures(tmp_path: Path) -> None:
 
 
 async def test_version_3_encrypts(tmp_path: Path) -> None:
-    how = {"version": "3", "user": "lab", "auth_passphrase": "s3cret-auth", "timeout": 2}
-    with trio.fail_after(30):
+    how = {"version": "3", "user": "lab", "auth_passphrase": "s3cret-auth"}
+    with trio.fail_after(60):
         async with pdu(tmp_path, port := free_port()) as state:
             async with serve(outlet(port, **how, privacy_passphrase="s3cret-priv")) as power:
                 await power.on()
                 assert state.read_text() == "1"
-            async with serve(outlet(port, **how, privacy_passphrase="s3cret-wrong")) as power:
+            async with serve(outlet(port, **how, privacy_passphrase="s3cret-wrong", timeout=2)) as power:
                 with pytest.raises(DeviceError) as failure:
                     await power.off()
                 assert "s3cret" not in f"{failure.value!r} {failure.value.remote_traceback}"
@@ -133,7 +138,7 @@ async def test_version_3_encrypts(tmp_path: Path) -> None:
     ],
 )
 async def test_what_the_pdu_refuses_is_told(tmp_path: Path, config: dict[str, Any], message: str) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with pdu(tmp_path, port := free_port()), serve(outlet(port, **config)) as power:
             with pytest.raises(DeviceError, match=rf"^PDU 127\.0\.0\.1:{port}: .*({message})"):
                 await power.on()
@@ -143,7 +148,7 @@ async def test_what_the_pdu_refuses_is_told(tmp_path: Path, config: dict[str, An
     ("oid", "message"), [(f"{BASE}.9", "No Such"), (f"{BASE}.101", "is no number but 'outlet four'")]
 )
 async def test_what_is_no_outlet_degrades_the_driver(tmp_path: Path, oid: str, message: str) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with pdu(tmp_path, port := free_port()), serve(outlet(port, oid=oid)) as power:
             with pytest.raises(DeviceError, match=f"degraded: .*{message}"):
                 await power.on()
@@ -159,18 +164,21 @@ async def test_absent_then_there_then_gone_then_back(tmp_path: Path) -> None:
 
     port = free_port()
     driver = Watched(host=f"127.0.0.1:{port}", oid=OUTLET, community="s3cret", timeout=0.5)
-    with trio.fail_after(40):
+    with trio.fail_after(60):
         async with AsyncExitStack() as session:
             power = await session.enter_async_context(serve(driver))
             with pytest.raises(DeviceError, match=r"degraded: PDU .*: no answer within 0\.5 s; it may be off"):
                 await power.on()
             async with pdu(tmp_path, port) as state:
+                driver.timeout = 60
                 await opened.wait()
                 await power.on()
                 assert state.read_text() == "1"
+            driver.timeout = 0.5
             with pytest.raises(DeviceError, match=r"^PDU .*: no answer within 0\.5 s"):
                 await power.off()
             async with pdu(tmp_path, port) as state:
+                driver.timeout = 60
                 await power.off()
                 assert state.read_text() == "2"
 

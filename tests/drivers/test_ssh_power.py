@@ -10,7 +10,7 @@ import pytest
 
 from jmp.driver import ConfigError, DeviceError, serve
 from jmp_drivers.ssh_power import SshPower
-from tests.fakes.mqtt import free_port
+from tests.fakes.ports import free_port
 from tests.fakes.sshd import Sshd, sshd
 
 PROMPT = """\

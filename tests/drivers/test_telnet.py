@@ -20,6 +20,7 @@ from jmp_drivers._process import leashed
 from jmp_drivers._telnet import Telnet as Protocol
 from jmp_drivers.telnet import Telnet
 from tests.fakes.bundled import problems_in
+from tests.fakes.ports import free_port
 
 IAC, BREAK, SB, SE, WILL, WONT, DO, DONT = 255, 243, 250, 240, 251, 252, 253, 254
 
@@ -110,7 +111,7 @@ async def test_telnet_servers(server: list[str], tmp_path: Path) -> None:
     shell = tmp_path / "shell"
     shell.write_text("#!/bin/sh\nPS1='ready> ' exec sh -i\n")
     shell.chmod(0o755)
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with (
             inetd([*server, str(shell)]) as port,
             serve(Telnet(host="127.0.0.1", port=port)) as console,
@@ -132,14 +133,13 @@ async def test_telnet_servers(server: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("raw", [False, True], ids=["telnet", "raw"])
 async def test_ser2net(tmp_path: Path, raw: bool) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     (tmp_path / "cf").write_text(
         f"%YAML 1.1\n---\nconnection: &dut\n  accepter: {'' if raw else 'telnet,'}tcp,127.0.0.1,{port}\n"
         "  connector: echo\n  options:\n    max-connections: 3\n"
     )
     everything = bytes(range(256)) * 4
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with leashed(["ser2net", "-n", "-c", str(tmp_path / "cf")]):
             await listening(port)
             async with serve(Telnet(host="127.0.0.1", port=port, raw=raw)) as console, console.connect() as stream:
@@ -167,7 +167,7 @@ async def test_break_is_telnets() -> None:
         async for data in stream:
             await heard.send(bytes(data))
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with tcp_server(tell) as port, serve(Telnet(host="127.0.0.1", port=port)) as console:
             assert await hear.receive() == Protocol().begin()
             await console.send_break()
@@ -182,9 +182,8 @@ async def test_absent_and_lost_and_back() -> None:
             await stream.send_all(b"hello ")
             await leave.wait()
 
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        absent = taken.getsockname()[1]
-    with trio.fail_after(30):
+    absent = free_port()
+    with trio.fail_after(60):
         async with serve(Telnet(host="127.0.0.1", port=absent)) as console:
             with pytest.raises(
                 DeviceError, match=rf"cannot connect to telnet://127\.0\.0\.1:{absent}: Connection refused"

@@ -23,7 +23,7 @@ from tests.fakes.bundled import problems_in
 
 @asynccontextmanager
 async def server(**config: Any) -> AsyncIterator[Any]:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serve(Tftp(**{"host": "127.0.0.1", "port": 0, **config}), class_of=client_class) as client:
             yield client
 

@@ -15,7 +15,7 @@ MAC = "52:54:00:12:34:56"
 
 
 async def test_packet_is_the_one_that_wakeonlan_sends() -> None:
-    with trio.fail_after(20), trio.socket.socket(type=trio.socket.SOCK_DGRAM) as listener:
+    with trio.fail_after(60), trio.socket.socket(type=trio.socket.SOCK_DGRAM) as listener:
         await listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         await trio.run_process(["wakeonlan", "-i", "127.0.0.1", "-p", str(port), MAC], capture_stdout=True)
@@ -35,7 +35,7 @@ async def test_commands_switch_it_off_and_tell_its_state(tmp_path: Path) -> None
         off_command=f"echo off > {tmp_path}/state",
         state_command=f"cat {tmp_path}/state",
     )
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serve(driver) as power:
             with pytest.raises(DeviceError, match="the command for 'state' failed with exit status 1"):
                 await power.state()
@@ -44,7 +44,7 @@ async def test_commands_switch_it_off_and_tell_its_state(tmp_path: Path) -> None
 
 
 async def test_without_a_command_it_cannot_be_switched_off() -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serve(WakeOnLan(mac=MAC, broadcast="127.0.0.1")) as power:
             for call in (power.off, power.cycle):
                 with pytest.raises(UsageError, match="give the exporter a command for 'off'"):
@@ -52,7 +52,7 @@ async def test_without_a_command_it_cannot_be_switched_off() -> None:
 
 
 async def test_unknown_network_is_told() -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serve(WakeOnLan(mac=MAC, broadcast="nowhere.invalid")) as power:
             with pytest.raises(DeviceError, match=r"^cannot send to nowhere\.invalid port 9: "):
                 await power.on()

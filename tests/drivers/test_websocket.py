@@ -18,6 +18,7 @@ from websockets.sync.server import serve as serve_websockets
 from jmp.client.interfaces import client_class
 from jmp.driver import ConfigError, DeviceError, serve
 from jmp_drivers.websocket import WebSocket
+from tests.fakes.ports import free_port
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def test_bytes_pass_both_ways_and_the_end_in_order() -> None:
             stream.send_eof()
             assert stream.receive_some() == b""
         with port.socket() as sock:
-            sock.settimeout(10)
+            sock.settimeout(60)
             sock.sendall(b"hello")
             assert sock.recv(5) == b"hello"
 
@@ -89,8 +90,7 @@ def test_what_goes_wrong_is_told() -> None:
     def refuse(connection: ServerConnection, request: object) -> Any:
         return connection.respond(HTTPStatus.FORBIDDEN, "members only")
 
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        absent = f"ws://127.0.0.1:{taken.getsockname()[1]}"
+    absent = f"ws://127.0.0.1:{free_port()}"
     cases: list[tuple[Callable[[ServerConnection], None], dict[str, Any], str]] = [
         (leave, {}, "closed the connection with code 4001: no more coffee"),
         (echo, {"process_request": refuse}, "refuses the connection: status 403: members only"),
@@ -129,7 +129,7 @@ async def test_both_may_close_at_once(turns: int) -> None:
             while connection.recv(10_000):
                 pass
 
-    with trio.fail_after(30), socket.create_server(("127.0.0.1", 0)) as listener:
+    with trio.fail_after(60), socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=close, args=(listener,))
         thread.start()
         async with on(f"ws://127.0.0.1:{listener.getsockname()[1]}/") as port, port.connect() as stream:

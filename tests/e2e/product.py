@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,9 @@ import build
 
 SECONDS = 120
 """How long a command may take on a machine that is busy with other tests."""
+FIGURES = any(name.startswith("JMP_TEST_") for name in os.environ)
+"""Whether stories are told at length, as docs/reliability.md has them, on a machine that does nothing else. Only then how long
+something takes is held against its bound. Read before tests get an environment without such things."""
 
 
 def argv(*arguments: str | Path) -> list[str]:
@@ -80,7 +84,7 @@ class Served:
     def end(self) -> int:
         """Ask it to end; its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(SECONDS)
 
 
 @contextmanager
@@ -128,7 +132,7 @@ def session(served: Served, *options: str) -> Iterator[str]:
         assert host.startswith("unix:"), host
         yield host
         shell.stdin.close()
-        assert shell.wait(30) == 0
+        assert shell.wait(SECONDS) == 0
 
 
 def numbered(stream: IO[bytes], until: bytes) -> bytes:

@@ -79,7 +79,7 @@ async def start(app: Path, *arguments: str, **environ: str | os.PathLike[str]) -
     env = {"PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(temporary)} | {
         name: str(value) for name, value in environ.items()
     }
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         done = await trio.run_process(
             command, env=env, cwd=app.parent, check=False, capture_stdout=True, capture_stderr=True
         )
@@ -243,7 +243,7 @@ async def test_last_resort_is_a_folder_that_goes_with_the_process(home: Path, tm
 
 async def test_no_room_anywhere_is_one_line_and_its_own_status(app: Path, home: Path) -> None:
     limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", sys.executable, str(app)]
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         done = await trio.run_process(
             limited, env={"HOME": str(home), "TMPDIR": str(home)}, check=False, capture_stdout=True, capture_stderr=True
         )
@@ -309,7 +309,7 @@ async def test_running_jmp_holds_its_build(app: Path, home: Path) -> None:
             packed.writestr(name, waits if name.endswith("cli/__init__.py") else source.read(name))
     command = [sys.executable, str(app.with_name("waits"))]
     for _ in range(2):  # the one that unpacks, and one that finds it unpacked
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             process = await trio.lowlevel.open_process(
                 command, env={"HOME": str(home)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.product import argv
-from tests.e2e.test_lab import SECONDS, add_exporter, free_port, place, run, server
+from tests.e2e.leases import kept_waiting
+from tests.e2e.product import FIGURES, argv
+from tests.e2e.test_lab import SECONDS, add_exporter, place, run, server
+from tests.e2e.test_lab_faults import client
+from tests.fakes.ports import free_port
 
 __all__ = ["place"]
 pytestmark = [pytest.mark.zipapp, pytest.mark.real]
 
 HOUR = 3600
-LEASE_SECONDS = 4.0
+LEASE_SECONDS = 5.0
 PHASES: tuple[dict[str, int], ...] = (
     {"controller": 0, "one": HOUR, "two": -HOUR, "alice": 0, "bob": 0},
     {"controller": HOUR, "one": HOUR, "two": 0, "alice": -HOUR, "bob": HOUR},
@@ -73,21 +76,24 @@ def test_leases_last_as_long_as_they_should(place: Path) -> None:
         log = place / "controller.log"
         stack.enter_context(server(f"{clocks.of('controller')} {serve} --router", log, "controller is ready"))
         run("until [ -f lab/admin.join ]; do :; done; sh lab/admin.join")
-        for name, client in held.items():
-            run(f"JMP_CLIENT_CONFIG=admin jmp admin create client {client} > {client}.join; sh {client}.join")
+        for name, holder in held.items():
+            run(f"JMP_CLIENT_CONFIG=admin jmp admin create client {holder} > {holder}.join; sh {holder}.join")
             add_exporter(name, CONFIG.format(name=name, place=place))
             serve = f"{clocks.of(name)} jmp exporter serve ./{name}.yaml"
             stack.enter_context(server(serve, place / f"{name}.log", f"exporter {name} serves"))
+        given: dict[str, list[float]] = {name: [] for name in held}
         for phase in PHASES:
             shells = []
-            for name, client in held.items():
+            stack.enter_context(waiting := ExitStack())
+            kept = waiting.enter_context(kept_waiting(client("admin")))
+            for name, holder in held.items():
                 shell = " ".join(argv("shell", "--name", name, "--for", f"{LEASE_SECONDS}s"))
-                command = f"JMP_CLIENT_CONFIG={client} exec {clocks.of(client)} {shell} -- sh -c 'j echo connect'"
+                command = f"JMP_CLIENT_CONFIG={holder} exec {clocks.of(holder)} {shell} -- sh -c 'j echo connect'"
                 process = subprocess.Popen(
                     ["sh", "-c", command],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    stderr=stack.enter_context((place / f"{client}.err").open("w")),
+                    stderr=stack.enter_context((place / f"{holder}.err").open("w")),
                     text=True,
                 )
                 shells.append(stack.enter_context(process))
@@ -100,10 +106,13 @@ def test_leases_last_as_long_as_they_should(place: Path) -> None:
                     process.stdin.flush()
                     assert process.stdout.readline() == f"{word}\n"
                 if word == "before":
+                    waiting.close()
+                    for name in held:
+                        given[name] += kept.get(name, {0: 0.0}).values()
                     for name, off in phase.items():
                         clocks.set(name, off)
-            for process, client in zip(shells, held.values(), strict=True):
-                said = place / f"{client}.err"
+            for process, holder in zip(shells, held.values(), strict=True):
+                said = place / f"{holder}.err"
                 assert process.wait(SECONDS) in (124, 130), (
                     said.read_text()
                 )  # the lease's end, or that of a stream by it
@@ -113,11 +122,13 @@ def test_leases_last_as_long_as_they_should(place: Path) -> None:
         assert span.total_seconds() > HOUR  # their clocks were set indeed
     for name in held:
         lasted = [
-            after - before
-            for before, after in zip(seconds(place / f"{name}.began"), seconds(place / f"{name}.ended"), strict=True)
+            after - before - more
+            for before, after, more in zip(
+                seconds(place / f"{name}.began"), seconds(place / f"{name}.ended"), given[name], strict=True
+            )
         ]
         print(f"\n{name}: leases of {LEASE_SECONDS} s lasted {', '.join(f'{time:.2f}' for time in lasted)} s", end="")
         assert len(lasted) == len(PHASES)
         assert min(lasted) > LEASE_SECONDS - 0.05  # what that clock shows is cut off after 10 ms
-        assert max(lasted) < LEASE_SECONDS + 10
+        assert max(lasted) < LEASE_SECONDS + (10 if FIGURES else 100)  # and not an hour
         assert (place / f"{name}.log").read_text().count("ends: its time was over") == len(PHASES)

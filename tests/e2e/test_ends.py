@@ -11,13 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.product import Served, argv, j, jmp, serving
+from tests.e2e.product import SECONDS, Served, argv, j, jmp, serving
 from tests.e2e.streams import listening, write_config
 
 pytestmark = pytest.mark.zipapp
-
-GRACE = 10.0
-"""Seconds that drivers have to close."""
 
 
 @contextmanager
@@ -44,7 +41,7 @@ def test_a_killed_client_leaves_closed_drivers_and_a_free_device(folder: Path) -
         with shell(served, argv()[0], "hold.py") as holder:
             connection, _ = server.accept()
             with connection:
-                connection.settimeout(GRACE)
+                connection.settimeout(SECONDS)
                 assert connection.recv(1) == b"x"
                 holder.kill()
                 assert connection.recv(1) == b"", "what the driver had open is closed"
@@ -60,9 +57,9 @@ def test_an_exporter_that_is_told_to_stop_ends_the_session(folder: Path, number:
         command = f"j power on; echo in; read line; {link} power state; exit $?"
         with shell(served, "sh", "-c", command) as client:
             served.process.send_signal(number)
-            assert served.process.wait(30) == 0
+            assert served.process.wait(SECONDS) == 0
             assert client.stdin is not None
-            _, said = client.communicate("go on\n", timeout=30)
+            _, said = client.communicate("go on\n", timeout=SECONDS)
             assert client.returncode == 69, said
         log = served.log.read_text()
         assert " is over\n" in log

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.hostile import KINDS
-from tests.e2e.product import Served, wait_for
+from tests.e2e.product import FIGURES, SECONDS, Served, wait_for
 from tests.e2e.streams import MIB, connect, write_config
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,7 @@ def turns(served: Served, file: Path) -> list[float]:
     """Seconds of processor time that each round of the exporter's loop has taken since this was last asked; in order of size."""
     file.unlink(missing_ok=True)
     served.process.send_signal(signal.SIGUSR2)
-    end = time.monotonic() + 30
+    end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         with suppress(FileNotFoundError):
             return sorted(json.loads(file.read_text()))
@@ -86,8 +86,9 @@ def test_others_have_their_turn_and_memory_is_bounded(served: Served, folder: Pa
             f"; a call takes {1e3 * calm:.2f} ms, then {1e3 * busy:.2f} ms; memory grew by {grown / MIB:.1f} MiB"
         )
         assert grown < 64 * MIB
-        assert median < (0.0004 if kind == "oversized" else 0.002)  # what follows a violation is skipped
-        assert late < 0.01
-        assert busy < 0.25
+        slow = 1 if FIGURES else 10  # processor time is dearer, too, where many share the processor's caches
+        assert median < slow * (0.0004 if kind == "oversized" else 0.002)  # what follows a violation is skipped
+        assert late < slow * 0.01
+        assert not FIGURES or busy < 0.25
         typical(dut, 0.1)
     assert "Traceback" not in served.log.read_text()

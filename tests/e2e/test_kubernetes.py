@@ -13,7 +13,8 @@ import build
 from jmp.cli.install import SETTINGS
 from tests.e2e.test_lab import place, run, server  # noqa: F401  # a fixture
 from tests.fakes.kube import Cluster
-from tests.fakes.kubelet import Kubelet, free_port, kubelet
+from tests.fakes.kubelet import Kubelet, kubelet
+from tests.fakes.ports import free_port
 
 pytestmark = [pytest.mark.zipapp, pytest.mark.real]
 TEXT = (build.ROOT / "docs/kubernetes.md").read_text()

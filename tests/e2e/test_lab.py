@@ -14,7 +14,8 @@ from time import monotonic
 import pytest
 
 import build
-from tests.e2e.product import argv, wait_for
+from tests.e2e.product import FIGURES, argv, wait_for
+from tests.fakes.ports import free_port
 
 pytestmark = pytest.mark.zipapp
 
@@ -61,18 +62,9 @@ def server(script: str, log: Path, says: str, *, where: list[str] | None = None)
         finally:
             process.terminate()
             try:
-                process.wait(30)
+                process.wait(SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def test_the_tutorial_as_it_stands(place: Path) -> None:
@@ -156,7 +148,7 @@ def test_a_queue_a_transfer_and_what_runs_after_a_lease(place: Path) -> None:
                     began = monotonic()
                     run(f"jmp lease transfer {lease} bob")
                     out, err = holder.communicate(timeout=SECONDS)
-                    assert monotonic() - began < 10  # 1 s is the aim; starting a process takes long on a busy machine
+                    assert not FIGURES or monotonic() - began < 10  # 1 s is the aim, besides a process that starts
                     assert "handed over to bob" in err
                     assert holder.returncode != 0
                     refused = run(f"jmp shell --lease {lease} -- true", expect=77)
@@ -171,9 +163,9 @@ def test_a_queue_a_transfer_and_what_runs_after_a_lease(place: Path) -> None:
 
 BOOT = """\
 def test_boot_loader(dut):
-    with dut.console.expect(prompt=r"\\n=> ") as console:
+    with dut.console.expect(prompt=r"\\n=> ", timeout=120) as console:
         dut.power.on()
-        console.expect("Hit any key to stop autoboot", timeout=60)
+        console.expect("Hit any key to stop autoboot")
         console.send(" ")
         console.expect(r"\\n=> ")
         assert "Boot 20" in console.run("version")

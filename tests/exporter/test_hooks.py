@@ -146,7 +146,9 @@ async def test_one_that_does_not_want_to_end_is_killed(mock_clock: trio.testing.
 
         nursery.start_soon(run)
         pid = int(await said.line())
-        mock_clock.autojump_threshold = 0.01
+        mock_clock.jump(120)
+        await trio.testing.wait_all_tasks_blocked()  # it has been told to end, and does not
+        mock_clock.jump(5)
     assert trio.current_time() == 125
     await gone(pid)
 

@@ -26,6 +26,7 @@ from jmp.rpc import reconnect
 from jmp.rpc.call import Caller
 from jmp.wire import records
 from jmp.wire.records import State
+from tests.fakes.clocks import leaping
 from tests.fakes.memory_lab import WANT, Lamp, MemoryLab, memory_lab
 from tests.fakes.memory_store import MemoryStore
 
@@ -39,14 +40,14 @@ def refused(kind: type[JmpError], match: str) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         yield
 
 
 @pytest.fixture
 def autojump_clock() -> trio.testing.MockClock:
-    """Leaps when all have waited for 10 ms: until then they may wait for threads, which open drivers and keep files."""
-    return trio.testing.MockClock(autojump_threshold=0.01)
+    """Leaps when all have waited for 10 ms: until then they may wait for programs and sockets."""
+    return leaping(0.01)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from jmp.router.serve import Router, attend
 from jmp.rpc.call import Caller
 from jmp.wire import records
 from jmp.wire.records import State, Want
+from tests.fakes.clocks import leaping
 from tests.fakes.cutter import Cutter, cutter
 from tests.fakes.exporters import Lamp, bench, exporting
 from tests.fakes.memory_lab import WANT, MemoryLab, memory_lab
@@ -34,8 +35,8 @@ from tests.fakes.memory_lab import WANT, MemoryLab, memory_lab
 
 @pytest.fixture
 def autojump_clock() -> MockClock:
-    """Leaps when all have waited for 10 ms: until then they may wait for threads, which open drivers and keep files."""
-    return MockClock(autojump_threshold=0.01)
+    """Leaps when all have waited for 10 ms: until then they may wait for programs and sockets."""
+    return leaping(0.01)
 
 
 @pytest.fixture(autouse=True)

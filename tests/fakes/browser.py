@@ -15,7 +15,7 @@ from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any
 
-PATIENCE = 30.0  # seconds
+PATIENCE = 120.0  # seconds
 
 
 class Browser:

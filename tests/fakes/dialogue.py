@@ -10,7 +10,7 @@ import trio
 class Dialogue:
     """A console in the hands of a test: wait for text, send text. What does not come within `timeout` seconds fails the test."""
 
-    def __init__(self, stream: trio.abc.Stream, *, timeout: float = 60) -> None:
+    def __init__(self, stream: trio.abc.Stream, *, timeout: float = 240) -> None:
         self._stream = stream
         self._timeout = timeout
         self._unread = ""

@@ -105,6 +105,7 @@ def on_can(ecu: Ecu, **bus: Any) -> Iterator[None]:
         closing(PythonCANSocket(**bus)) as can,
         closing(ISOTPSoftSocket(can, tx_id=0x7E8, rx_id=0x7E0, basecls=uds.UDS)) as isotp,
     ):
+        isotp.impl.fc_timeout = isotp.impl.cf_timeout = 60  # of a machine that is busy, not of a bus
         thread = threading.Thread(target=run)
         thread.start()
         try:

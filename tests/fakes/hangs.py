@@ -2,8 +2,8 @@
 
 When most of that time is over (it is that of one test, with what it sets up and takes down), all programs that the test has
 started are killed. So whatever waits for one of them goes on: ``wait``, ``communicate``, the end of a ``with``, reading what it
-says. The test fails and says where it was, what it had opened is closed, and other tests go on. If that does not help, pytest
-tells where each thread is and ends the process; pytest-xdist names the test, and has another process go on.
+says. The test fails and says where it was, also each task of Trio's, what it had opened is closed, and other tests go on. If that
+does not help, pytest tells where each thread is and ends the process; pytest-xdist names the test, and has another process go on.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import faulthandler
 import os
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import trio
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 PART = 5 / 6
 """Of the time that a test has, after which its programs end. In the rest it takes down what it has set up."""
@@ -40,6 +42,23 @@ def _started_since(moment: float) -> set[int]:
     return {pid for pid in ours - {os.getpid()} if began[pid] >= moment - TICK}
 
 
+def _tasks() -> Iterator[str]:
+    """Where each task of the run of Trio in this thread is, if there is one."""
+    try:
+        roots = [trio.lowlevel.current_root_task()]
+    except RuntimeError:
+        return
+    left = [(0, root) for root in roots if root is not None]
+    while left:
+        depth, task = left.pop()
+        yield f"{'  ' * depth}{task.name}"
+        for frame, line in task.iter_await_frames():
+            code = frame.f_code
+            if not {"trio", "contextlib.py"} & {*Path(code.co_filename).parts}:
+                yield f"{'  ' * depth}  {code.co_filename}:{line} in {code.co_name}"
+        left += [(depth + 1, child) for nursery in task.child_nurseries for child in nursery.child_tasks]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     limit = float(item.config.getini("faulthandler_timeout")) * PART
@@ -49,6 +68,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         item.stash[_LATE] = True
         os.write(2, f"This takes more than {limit:g} s. What it has started is killed while it is here:\n".encode())
         faulthandler.dump_traceback(2)
+        os.write(item.config.stash.get(fault_handler_stderr_fd_key, 2), "\n".join([*_tasks(), ""]).encode())
         for pid in _started_since(began):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

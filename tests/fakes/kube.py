@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,10 +22,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from jmp.controller.kubernetes_api import Access, find_access
 from jmp.controller.kubernetes_objects import definitions
+from tests.fakes.ports import reserved_ports
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "jmp", "kube")
-PATIENCE = 60.0
+PATIENCE = 240.0
 LATER = ("policy/v1", "autoscaling/v2", "admissionregistration.k8s.io/v1")
 """What the API server that we build is too old for."""
 _numbers = itertools.count(1)
@@ -53,7 +53,7 @@ class Cluster:
         self.kubeconfig = directory / "kubeconfig"
         self._programs = programs()
         self._stack = ExitStack()
-        self._ports = _free_ports(3)
+        self._ports = self._stack.enter_context(reserved_ports(3))
         self._etcd: subprocess.Popen[bytes] | None = None
         self._api: subprocess.Popen[bytes] | None = None
 
@@ -132,10 +132,11 @@ class Cluster:
 
     def stop(self) -> None:
         """End both."""
-        for process in (self._api, self._etcd):
-            if process is not None:
-                process.kill()
-                process.wait()
+        with self._stack:
+            for process in (self._api, self._etcd):
+                if process is not None:
+                    process.kill()
+                    process.wait()
 
     # ---- its users
 
@@ -222,14 +223,6 @@ def _flags(arguments: dict[str, Any]) -> list[str]:
     return [f"--{key}={value}" for key, value in arguments.items()]
 
 
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 @contextmanager
 def cluster(directory: Path) -> Iterator[Cluster]:
     """A cluster that knows our kinds, for the length of a block."""
@@ -238,7 +231,7 @@ def cluster(directory: Path) -> Iterator[Cluster]:
         made.start()
         listed = {"apiVersion": "v1", "kind": "List", "items": made.known(definitions())}
         made.kubectl("apply", "-f", "-", input=listed)
-        made.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        made.kubectl("wait", "--for=condition=Established", "crd", "--all", f"--timeout={PATIENCE:g}s")
         shutil.rmtree(directory / "cache")  # kubectl would not ask again for what there is
         yield made
     finally:

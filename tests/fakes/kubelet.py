@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from typing import Any
 
 from tests.fakes.kube import Cluster, select_nothing
 from tests.fakes.lab import Program
+from tests.fakes.ports import free_port
 
 
 class Kubelet:
@@ -117,13 +117,6 @@ def probe(found: Any, port: int) -> None:
             assert answer.status == 200
             return
         select_nothing(0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def _end(program: Program) -> None:

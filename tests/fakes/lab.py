@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from tests.fakes.ports import free_port
+
 JMP = [sys.executable, "-c", "import sys; from jmp.cli import main; sys.exit(main())"]
 PATIENCE = 60.0
 """Seconds after which a test that waits for a program has failed."""
@@ -102,6 +104,7 @@ class ServedLab:
 
     def start(self) -> None:
         """Start the controller, for the second time at the same address as before."""
+        self.port = self.port or free_port()
         arguments = ["controller", "serve", "--listen", f"127.0.0.1:{self.port}", "--name", "localhost", "--router"]
         environment = self.environment("controller")
         self._controller = self._stack.enter_context(
@@ -174,6 +177,13 @@ class ServedLab:
         done = self.run(user, *arguments, **environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def once(self, user: str, *arguments: str, says: str) -> str:
+        """What a command of this user's prints once that is as ``says`` has it, a regular expression for all of it."""
+        deadline = time.monotonic() + PATIENCE
+        while not re.fullmatch(says, out := self.ok(user, *arguments), re.DOTALL):
+            assert time.monotonic() < deadline, f"{' '.join(arguments)} says: {out}"
+        return out
 
     def run_join(self, user: str, command: str) -> str:
         """Run a command that joins, as a shell does; what it says."""

@@ -121,7 +121,7 @@ async def serving(
             task_status=task_status,
         )
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             await nursery.start(run)
             yield url

@@ -17,12 +17,6 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @asynccontextmanager
 async def mosquitto(folder: Path, port: int, *lines: str) -> AsyncIterator[trio.Process]:
     """The broker at work on a port of the loopback interface; ``lines`` are its configuration besides."""

@@ -18,6 +18,7 @@ from jmp.mux.protocol import Role
 from jmp.rpc.call import Caller
 from tests.fakes.kube import Cluster
 from tests.fakes.lab import Program
+from tests.fakes.ports import free_port
 
 
 class Replica:
@@ -42,6 +43,7 @@ class Replica:
 
     def start(self) -> None:
         """Start it, and wait until it is ready; again at the same address."""
+        self.port = self.port or free_port()
         arguments = ["controller", "serve", "--store", "kubernetes", "--replica", self.name, "--http", "none"]
         arguments += [
             "--listen",

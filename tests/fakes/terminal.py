@@ -22,7 +22,7 @@ class Terminal:
         *,
         columns: int = 80,
         lines: int = 24,
-        patience: float = 20.0,
+        patience: float = 60.0,
     ) -> None:
         self.screen = _Screen(self, columns, lines)
         self._stream = pyte.ByteStream(self.screen)

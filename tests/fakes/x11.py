@@ -42,7 +42,7 @@ class X11:
 
     def __init__(self, display: int) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(20)
+        self._socket.settimeout(60)
         self._socket.connect(f"/tmp/.X11-unix/X{display}")
         self._socket.sendall(struct.pack("<BxHHHHxx", ord("l"), 11, 0, 0, 0))
         ready, length = struct.unpack("<BxxxxxH", self._receive(8))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -206,16 +206,25 @@ class Stage:
         await KubernetesStore(self.api)._list(RESOURCES[kind])
 
     async def watch(self, kind: str) -> None:
+        await self.made(kind)
         _, version = await self.admin.list(RESOURCES[kind].path(self.admin.namespace))
+        await self._touch(RESOURCES[kind].path(self.admin.namespace, "x"))
         await self._watched(RESOURCES[kind].path(self.api.namespace), version)
 
     async def _watched(self, path: str, version: str) -> None:
-        with trio.move_on_after(1):
-            try:
-                async for _ in self.api.watch(path, version):
-                    break
-            except Gone:
-                pass
+        with suppress(Gone):
+            await self._heard(self.api.watch(path, version))
+
+    async def _heard(self, watching: AsyncIterator[Any]) -> None:
+        """Wait for the first event."""
+        async with aclosing(watching) as events:  # type: ignore[type-var]
+            await anext(events)
+
+    async def _touch(self, path: str) -> None:
+        """Somebody else changes it."""
+        there = (await self.admin.request("GET", path)).body
+        there["metadata"].setdefault("annotations", {})["touched"] = there["metadata"]["resourceVersion"]
+        assert (await self.admin.request("PUT", path, there)).status == 200
 
     async def create(self, kind: str) -> None:
         store = await self.gone(kind)
@@ -232,10 +241,7 @@ class Stage:
     async def get(self, kind: str) -> None:
         """After somebody else has changed it."""
         store, record = await self.made(kind)
-        path = RESOURCES[kind].path(self.admin.namespace, "x")
-        there = (await self.admin.request("GET", path)).body
-        there["metadata"].setdefault("annotations", {})["touched"] = there["metadata"]["resourceVersion"]
-        await self.admin.request("PUT", path, there)
+        await self._touch(RESOURCES[kind].path(self.admin.namespace, "x"))
         await store.commit([Change(kind, "x", record, other(kind, record))])
 
     async def status(self, kind: str) -> None:
@@ -266,11 +272,11 @@ class Stage:
         await self._watched_secret()
 
     async def _watched_secret(self) -> None:
+        await self.opened()
         path = f"/api/v1/namespaces/{self.api.namespace}/secrets"
         _, version = await self.admin.list(path)
-        with trio.move_on_after(1):
-            async for _ in self.api.watch(path, version, {"fieldSelector": f"metadata.name={SECRET}"}):
-                break
+        await self._touch(f"{path}/{SECRET}")
+        await self._heard(self.api.watch(path, version, {"fieldSelector": f"metadata.name={SECRET}"}))
 
     async def create_secret(self) -> None:
         await self.admin.request("DELETE", f"/api/v1/namespaces/{self.api.namespace}/secrets/{SECRET}")

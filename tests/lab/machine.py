@@ -23,7 +23,7 @@ SETTINGS = [f"{name}={value}" for name, value in os.environ.items() if name.star
 """What makes tests longer, read before they get an environment without it; the kernel hands it on."""
 
 
-def run(command: str, folder: Path, *, seconds: float = 280) -> tuple[int | None, str]:
+def run(command: str, folder: Path, *, seconds: float = 800) -> tuple[int | None, str]:
     """Boot the machine, run a command of ``sh`` in the checkout, power off; its exit code (None: out of time) and output.
 
     ``folder`` is /mnt there, and all that it can write to. It takes two seconds besides the command's own.

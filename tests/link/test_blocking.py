@@ -35,7 +35,7 @@ async def in_thread(function: Callable[[], T]) -> T:
 def open_link(url: str, **options: str) -> BlockingLink:
     if url.startswith("wss:"):
         options.setdefault("fingerprint", certificate().fingerprint)
-    return connect(url, timeout=10, **options)  # type: ignore[arg-type]
+    return connect(url, timeout=60, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -245,14 +245,14 @@ async def test_refusal(kind: str, error: JmpError, tmp_path: Path) -> None:
 
 async def test_certificates(tmp_path: Path) -> None:
     def client() -> None:
-        link = connect(url, ca=tmp_path / "cert.pem", timeout=10)
+        link = connect(url, ca=tmp_path / "cert.pem", timeout=60)
         link.send([b"x"])
         assert link.receive(10) == b"x"
         link.close()
         with pytest.raises(Refused, match="not trusted"):
-            connect(url, token="s3cret", timeout=10)
+            connect(url, token="s3cret", timeout=60)
         with pytest.raises(Refused, match="another one than expected"):
-            connect(url, token="s3cret", fingerprint="ab" * 32, timeout=10)
+            connect(url, token="s3cret", fingerprint="ab" * 32, timeout=60)
         with pytest.raises(UsageError, match="needs a wss://"):
             connect("unix:/x", fingerprint="ab" * 32)
 
@@ -267,7 +267,7 @@ async def test_certificates(tmp_path: Path) -> None:
 async def test_tls_and_plain_mixed_up(tmp_path: Path) -> None:
     async with serving("ws", tmp_path) as url:
         with pytest.raises(ProtocolViolation, match="TLS handshake failed"):
-            await in_thread(lambda: connect(url.replace("ws:", "wss:"), timeout=10))
+            await in_thread(lambda: connect(url.replace("ws:", "wss:"), timeout=60))
 
 
 async def test_nothing_answers(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_with_the_server_of_websockets() -> None:
             assert isinstance(message, bytes)
             pong = their.ping(b"between")
             their.send([message[:3], message[3:]])  # as fragments
-            assert pong.wait(10)
+            assert pong.wait(60)
             if message == b"enough":
                 their.close(4002, "enough")
 
@@ -299,7 +299,7 @@ def test_with_the_server_of_websockets() -> None:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            link = connect(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", timeout=10)
+            link = connect(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", timeout=60)
             for message in (bytes(5), bytes(126), bytes(300_000), b"enough"):
                 link.send([message])
                 assert link.receive(10) == message
@@ -307,7 +307,7 @@ def test_with_the_server_of_websockets() -> None:
                 link.receive(10)
             link.close()
             for frames in (b"\x82\x01x", b"\x81\x81\0\0\0\0\xff"):
-                link = connect(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", timeout=10)
+                link = connect(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", timeout=60)
                 link._put([frames])
                 with pytest.raises((Closed, ConnectionClosed)):
                     link.receive(10)

@@ -37,7 +37,7 @@ def served(directory: Path) -> Iterator[int]:
     thread = threading.Thread(target=partial(trio.run, run))
     thread.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(60)
         yield ports[0]
     finally:
         token, stop = over[0]
@@ -78,7 +78,7 @@ def test_a_stream_goes_on_both_ways(cable: tuple[Cutter, Any]) -> None:
             if cut_at and len(got) > cut_at[0]:
                 cut_at.pop(0)
                 proxy.cut()
-        sender.join(30)
+        sender.join(60)
     assert bytes(got) == sent
     assert proxy.connections > 3
 
@@ -124,22 +124,18 @@ def test_nobody_waits_and_the_keeper_sees_to_it(cable: tuple[Cutter, Any], monke
     proxy, dut = cable
     before = proxy.connections
     proxy.cut()
-    for _ in range(1000):
-        if proxy.connections > before:
-            break
+    while proxy.connections == before:
         threading.Event().wait(0.01)
     assert proxy.connections == before + 1
     assert dut.lamp.count() == 1
 
 
 def test_past_the_resume_time_a_call_says_what_became_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ResumableBlockingLink.__init__, "__kwdefaults__", {"token": None, "patience": 0.5})
+    monkeypatch.setattr(ResumableBlockingLink.__init__, "__kwdefaults__", {"token": None, "patience": 2.0})
     with served(tmp_path) as port, cutter(port) as proxy, jmp.connect(f"ws://127.0.0.1:{proxy.port}") as dut:
         proxy.open = False
         proxy.cut()
-        with pytest.raises(
-            LinkLost, match=r"during lamp\.on: .*; the session was not resumed within 0\.5 s; .*executed"
-        ):
+        with pytest.raises(LinkLost, match=r"during lamp\.on: .*; the session was not resumed within 2 s; .*executed"):
             dut.lamp.on()
         with pytest.raises(LinkLost, match="not resumed"):
             dut.lamp.on()

@@ -87,7 +87,7 @@ async def test_several_messages_to_one_that_does_not_read(tmp_path: Path) -> Non
         while len(got) < len(messages):
             got.append(await link.receive())
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with serving("unix", tmp_path, handler) as url:
             link = await connect(url)
             await link.send_each(messages[:10])
@@ -646,7 +646,7 @@ async def test_something_else_answers(answer: bytes, error: type[JmpError], tmp_
             await stream.receive_some()
             await stream.send_all(answer)
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, other, listeners)
             with pytest.raises(error):
@@ -779,7 +779,7 @@ async def test_with_the_server_of_trio_websocket(tmp_path: Path) -> None:
         await their.ping(b"are you there")  # returns when the pong has come
         await their.aclose(4002, "enough")
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             server = await nursery.start(
                 functools.partial(trio_websocket.serve_websocket, handler, "127.0.0.1", 0, ssl_context=None)

@@ -88,13 +88,13 @@ def ask(connection: BlockingConnection, question: bytes) -> bytes:
 
 
 async def test_a_question_and_its_answer(tmp_path: Path) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with connected(tmp_path) as connection:
             assert await in_thread(ask, connection, b"x" * 1000) == b"x" * 1000
 
 
 async def test_many_threads_share_a_connection(tmp_path: Path) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with connected(tmp_path) as connection:
 
             def work(seed: int) -> None:
@@ -112,7 +112,7 @@ async def test_many_threads_share_a_connection(tmp_path: Path) -> None:
 
 async def test_much_both_ways_at_once(tmp_path: Path) -> None:
     data = random.Random(1).randbytes(12 << 20)
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with connected(tmp_path) as connection:
 
             def send(stream: BlockingStream) -> None:
@@ -134,7 +134,7 @@ async def test_a_stream_that_nobody_reads_stops_no_other(tmp_path: Path) -> None
             await stream.send_all(bytes(2 * WINDOW))
         await stream.send_last(b"done")
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with connected(tmp_path, flood) as connection:
             flooded = connection.open_stream(b"flood")
             for _ in range(20):
@@ -152,7 +152,7 @@ async def test_the_reader_hands_over(tmp_path: Path) -> None:
         if len(streams) == 4:
             arrived.set()
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with connected(tmp_path, serve) as connection:
             order: list[bytes] = []
             answered = {name: trio.Event() for name in (b"0", b"1", b"2", b"3")}
@@ -180,7 +180,7 @@ async def test_deadlines(tmp_path: Path) -> None:
         await stream.send_all(b"late")
         await trio.sleep_forever()
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with connected(tmp_path, serve) as connection:
             stream = connection.open_stream()
 
@@ -207,7 +207,7 @@ async def test_deadlines(tmp_path: Path) -> None:
 
 
 async def test_what_is_received_in_parts_and_given_back(tmp_path: Path) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with connected(tmp_path) as connection:
             stream = connection.open_stream(b"abcdef", end=True)
 
@@ -227,7 +227,7 @@ async def test_a_reset_says_why_after_what_came_before(tmp_path: Path) -> None:
         await stream.send_all(b"first")
         stream.reset(Reset.FAILED, b"detail")
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with connected(tmp_path, serve) as connection:
             stream = connection.open_stream()
             assert await in_thread(stream.receive_some) == b"first"
@@ -249,7 +249,7 @@ async def test_resetting_and_closing_reach_the_other_side(tmp_path: Path) -> Non
         except trio.BrokenResourceError as error:
             await heard.send(error)
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with connected(tmp_path, serve) as connection:
             stream = connection.open_stream(b"a")
             assert await hear.receive() == b"a"
@@ -268,7 +268,7 @@ async def test_the_other_side_reads_no_more(tmp_path: Path) -> None:
     async def serve(stream: MuxStream) -> None:
         await stream.aclose()
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with connected(tmp_path, serve) as connection:
             stream = connection.open_stream()
             with pytest.raises(StreamClosed, match="the other side reads no more from this stream"):
@@ -283,7 +283,7 @@ async def test_streams_of_the_other_side_are_refused(tmp_path: Path) -> None:
             await stream._connection.open_stream().receive_some()
         refused.set()
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with connected(tmp_path, serve) as connection:
             stream = connection.open_stream()
             async with trio.open_nursery() as nursery:
@@ -303,7 +303,7 @@ async def test_a_reset_wakes_who_waits_by_reading_the_link(tmp_path: Path) -> No
             await stream.receive_some()
         over.set()
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with connected(tmp_path, serve) as connection:
             stream = connection.open_stream(b"hello")
 
@@ -323,7 +323,7 @@ async def test_a_reset_wakes_who_waits_by_reading_the_link(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("whom", ["stream", "connection"])
 async def test_closing_from_another_thread_wakes_those_who_wait(whom: str, tmp_path: Path) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with connected(tmp_path) as connection:
             errors: list[Exception] = []
             waiting = threading.Barrier(4)
@@ -371,7 +371,7 @@ async def test_the_end_of_the_link_comes_after_what_arrived(tmp_path: Path) -> N
             await trio.testing.wait_all_tasks_blocked()
             await stream._connection.link.aclose(4000, "enough")
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with connected(tmp_path, serve) as connection:
             whole, half, other = (connection.open_stream(name) for name in (b"whole", b"half", b""))
             assert await in_thread(half.receive_some) == b"half"
@@ -385,7 +385,7 @@ async def test_the_end_of_the_link_comes_after_what_arrived(tmp_path: Path) -> N
 
 
 async def test_a_peer_that_breaks_the_protocol(tmp_path: Path) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with bare(tmp_path) as (connection, link):
             stream = connection.open_stream()
             await link.send([pack(Kind.END, 77)])
@@ -398,7 +398,7 @@ async def test_a_peer_that_breaks_the_protocol(tmp_path: Path) -> None:
 
 async def test_an_idle_link_shows_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocking, "KEEP_EVERY", 0.1)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with bare(tmp_path) as (_, link):
             pings = 0
             while pings < 3:
@@ -409,7 +409,7 @@ async def test_so_does_one_on_which_much_arrives_that_nobody_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocking, "KEEP_EVERY", 0.5)
-    with trio.fail_after(4):
+    with trio.fail_after(60):
         async with bare(tmp_path) as (connection, link), trio.open_nursery() as nursery:
             number = connection.open_stream()._number
 
@@ -431,7 +431,7 @@ async def test_so_does_one_on_which_much_arrives_that_nobody_reads(
 async def test_a_silent_peer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocking, "KEEP_EVERY", 0.05)
     monkeypatch.setattr(blocking, "SILENCE", 0.3)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with bare(tmp_path) as (connection, _):
             with pytest.raises(LinkLost, match=r"gave no sign of life for 0\.3 s"):
                 await in_thread(connection.open_stream().receive_some)

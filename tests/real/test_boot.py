@@ -45,7 +45,7 @@ def folder(tmp_path: Path, linux: LinuxImage, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_boot(folder: Path, command: tuple[str | Path, ...]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == [

@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 @asynccontextmanager
 async def machine(disk: Image, **config: Any) -> AsyncIterator[Any]:
-    with trio.fail_after(60):
+    with trio.fail_after(600):
         async with serve(Qemu(arch="arm64", disk=disk, **config)) as client:
             yield client
 
@@ -85,7 +85,7 @@ async def test_a_session_does_not_change_the_image(image: Path, format: str) -> 
 
 async def test_reset_forgets_what_the_session_changed(image: Path) -> None:
     driver = Qemu(arch="arm64", disk=Image(path=image))
-    with trio.fail_after(60):
+    with trio.fail_after(600):
         async with serve(driver) as client:
             await write(client, b"mine")
             await driver.reset()

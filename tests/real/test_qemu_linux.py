@@ -27,7 +27,7 @@ PROMPT = "dut# "
 async def machine(linux: LinuxImage, **config: Any) -> AsyncIterator[tuple[Any, Dialogue]]:
     """The client of a machine and its console."""
     files: dict[str, Any] = {"kernel": linux.kernel, "initrd": linux.initrd, "append": linux.append}
-    with trio.fail_after(100):
+    with trio.fail_after(600):
         async with serve(Qemu(arch="arm64", **files, **config)) as client, client.console.connect() as stream:
             yield client, Dialogue(stream)
 

@@ -33,7 +33,7 @@ RED, CYAN = b"\xa8\0\0", b"\0\xa8\xa8"
 async def test_a_program_on_the_screen_is_seen_and_typed_to(tmp_path: Path) -> None:
     image = tmp_path / "painter.img"
     image.write_bytes((PAINTER.ljust(510, b"\0") + b"\x55\xaa").ljust(1 << 20, b"\0"))
-    with trio.fail_after(60):
+    with trio.fail_after(600):
         machine = Qemu(arch="x86_64", vnc=True, network=False, disk=Image(path=image))
         async with serve(machine, class_of=client_class) as client:
             with pytest.raises(DeviceError, match="the virtual machine is off: switch it on first"):
@@ -49,7 +49,7 @@ async def test_a_program_on_the_screen_is_seen_and_typed_to(tmp_path: Path) -> N
             expected = tmp_path / "cyan.png"
             expected.write_bytes(Picture(640, 400, CYAN * 640 * 400).png())
             # Not all of it: QEMU's own pictures of this mode are a key late in some of the lower lines (7.2).
-            await client.vnc.expect_image(expected, timeout=20, region="0,0,640,360")
+            await client.vnc.expect_image(expected, timeout=200, region="0,0,640,360")
             assert await client.console.history() == b"aB3"
             await client.power.off()
             with pytest.raises(DeviceError, match="the virtual machine is off"):

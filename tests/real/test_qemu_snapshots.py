@@ -99,7 +99,7 @@ async def test_what_cannot_be_saved(linux: LinuxImage, tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(1 << 20))
     files: dict[str, Any] = {"kernel": linux.kernel, "initrd": linux.initrd}
-    with trio.fail_after(60):
+    with trio.fail_after(600):
         async with serve(Qemu(arch="arm64", **files, disk=Image(path=image, writable=True))) as client:
             await client.power.on()
             with pytest.raises(DeviceError, match="there are no snapshots of a machine whose disk is 'writable'"):

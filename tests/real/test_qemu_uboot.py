@@ -35,7 +35,7 @@ PROMPT = r"\n=> "
 @asynccontextmanager
 async def machine(**config: Any) -> AsyncIterator[Any]:
     """The client of an arm64 machine with U-Boot, unless told otherwise."""
-    with trio.fail_after(60):
+    with trio.fail_after(600):
         async with serve(Qemu(**{"arch": "arm64", "bios": UBOOT["arm64"], **config})) as client:
             yield client
 
@@ -228,7 +228,7 @@ trio.run(main)
 
 
 async def test_qemu_dies_with_us_even_when_we_are_killed(tmp_path: Path) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(600):
         host = await trio.lowlevel.open_process([sys.executable, "-c", HOST, str(tmp_path / "pid")], stdout=-1)
         assert host.stdout is not None
         pid = b""

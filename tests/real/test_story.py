@@ -47,6 +47,6 @@ def test_story(tmp_path: Path) -> None:
         "STORY_DATA": image.data,
     }
     command = (sys.executable, build.DIST / "jmp", "shell", "--exporter-config", "exporter.yaml", "--", *PYTEST)
-    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=850, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 passed" in done.stdout

@@ -42,7 +42,7 @@ export:
     config: {{host: {address}}}
   u-boot:
     type: u-boot
-    config: {{tftp_window: 8}}
+    config: {{tftp_window: 8, timeout: 200, boot_timeout: 200}}
     children:
       console: {{ref: board.console}}
       power: {{ref: board.power}}
@@ -64,7 +64,7 @@ def config() -> str:
 @pytest.fixture
 def dut(tmp_path: Path, config: str) -> Iterator[Any]:
     (tmp_path / "bench.yaml").write_text(config)
-    with jmp.fail_after(180), jmp.connect(exporter=str(tmp_path / "bench.yaml")) as device:
+    with jmp.fail_after(600), jmp.connect(exporter=str(tmp_path / "bench.yaml")) as device:
         yield device
 
 
@@ -130,13 +130,13 @@ def test_files_by_tftp(dut: Any, tmp_path: Path) -> None:
 async def test_linux_is_booted_from_the_exporter(tmp_path: Path, config: str, linux: LinuxImage) -> None:
     """Under Trio: kernel and RAM disk by TFTP, then a login; U-Boot does not answer any more."""
     (tmp_path / "bench.yaml").write_text(config)
-    with trio.fail_after(300):
+    with trio.fail_after(600):
         async with jmp.connect(exporter=str(tmp_path / "bench.yaml")) as dut, dut.u_boot.attach() as u:
             await dut.board.power.on()
             await u.interrupt()
             said = await u.boot(linux.kernel, initrd=linux.initrd, args=linux.append)
             assert "Loading Ramdisk" in said
-            await u.console.expect("dut login: ", timeout=60)
+            await u.console.expect("dut login: ", timeout=400)
             with pytest.raises(Busy, match="another client is writing to this console"):
                 await dut.bare.run("version")
 
@@ -144,7 +144,7 @@ async def test_linux_is_booted_from_the_exporter(tmp_path: Path, config: str, li
 def test_on_any_console_without_a_driver(dut: Any) -> None:
     with pytest.raises(Timeout, match="it said nothing"):  # it is off
         dut.bare.interrupt()
-    with dut.board.console.u_boot(timeout=5) as u:
+    with dut.board.console.u_boot(timeout=200, boot_timeout=200) as u:
         dut.board.power.on()
         u.interrupt()
         assert "CPU" in u.run("help bdinfo; echo CPU")
@@ -153,7 +153,7 @@ def test_on_any_console_without_a_driver(dut: Any) -> None:
 def test_on_the_command_line(tmp_path: Path, config: str) -> None:
     def j(*words: str) -> tuple[int, str, str]:
         done = subprocess.run(
-            ["j", "u-boot", *words], env=environ, capture_output=True, text=True, timeout=60, check=False
+            ["j", "u-boot", *words], env=environ, capture_output=True, text=True, timeout=400, check=False
         )
         return done.returncode, done.stdout, done.stderr
 
@@ -196,7 +196,7 @@ class Lossy(Qemu):
 async def test_a_line_that_loses_characters_carries_nothing_out() -> None:
     board, loader = Lossy(arch="arm64", bios=Path("/usr/lib/u-boot/qemu_arm64/u-boot.bin")), UBoot()
     loader.children |= {"board": board, "console": board.children["console"]}
-    with trio.fail_after(180):
+    with trio.fail_after(600):
         async with serve(loader, class_of=client_class) as u_boot:
             await u_boot.board.power.on()
             await u_boot.interrupt()

@@ -26,7 +26,7 @@ from tests.fakes.memory_lab import MemoryLab, memory_lab
 @asynccontextmanager
 async def routers(directory: Path, *names: str) -> AsyncIterator[tuple[MemoryLab, list[Router]]]:
     """A lab, and routers that share a token."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with memory_lab(directory) as lab, trio.open_nursery() as nursery:
             who = await lab.identity("pool", Role.ROUTER)
             found = [Router() for _ in names]
@@ -73,7 +73,7 @@ async def test_what_a_router_shows(tmp_path: Path) -> None:
 
         async def get(path: str) -> tuple[int, str]:
             def ask() -> tuple[int, str]:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
                 try:
                     connection.request("GET", path)
                     answer = connection.getresponse()

@@ -32,7 +32,7 @@ async def test_messages_arrive_whole_in_order_and_before_the_good_bye(kind: str,
     async def handler(link: WebSocketLink, request: UpgradeRequest) -> None:
         await join(router, link, request)
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with serving(kind, tmp_path, handler) as url:
             pinned = certificate().fingerprint if kind == "wss" else None
             client = await connect(url, fingerprint=pinned, headers=[("X-End", "client")])

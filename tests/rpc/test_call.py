@@ -41,7 +41,7 @@ pytestmark = pytest.mark.parametrize("side", SIDES)
 
 @pytest.fixture(autouse=True)
 async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         yield
 
 

@@ -40,7 +40,7 @@ from tests.fakes.connections import connections
 
 @pytest.fixture(autouse=True)
 async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         yield
 
 

@@ -22,7 +22,7 @@ def run(*arguments: str, hash_seed: int = 0) -> subprocess.CompletedProcess[str]
     """In a process of its own: a history changes how Trio schedules, and where random numbers come from."""
     environ = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
     command = [sys.executable, "-m", "tests.sim", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=850, check=False)
 
 
 @pytest.mark.parametrize("first", range(0, 1000, EACH))

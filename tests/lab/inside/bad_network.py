@@ -80,6 +80,8 @@ def test_a_console_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 print(f"{kind}: {len(heard) - 1} lines, longest silence {longest:.2f} s")
             for name in ("user", "device", "router"):
                 net.spoil(name, "delay 0ms")
+            while console.typed <= 100:
+                threading.Event().wait(0.05)
         finally:
             console._over.set()
         console.end()

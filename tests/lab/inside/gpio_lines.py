@@ -35,13 +35,18 @@ async def driven_on(line: int) -> None:
         raise DeviceError("not yet")
 
 
+async def driven_off(line: int) -> None:
+    if driven(line) != "0":
+        raise DeviceError("not yet")
+
+
 def pull(line: int, up: bool) -> None:
     (sim() / f"sim_gpio{line}/pull").write_text("pull-up" if up else "pull-down")
 
 
 @asynccontextmanager
 async def served(driver: Driver) -> AsyncIterator[Any]:
-    with trio.fail_after(60):
+    with trio.fail_after(240):
         async with serve(driver) as client:
             yield client
 
@@ -151,8 +156,11 @@ async def test_inputs_are_watched_and_buttons_pressed() -> None:
         assert {change["line"] for change in seen["door"]} == {"door"}
         assert not await gpio.get("door"), "high is off"
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(gpio.pulse, "reset", 0.2)
+            nursery.start_soon(gpio.pulse, "reset", 1000)
             await works(lambda: driven_on(1))
+            nursery.cancel_scope.cancel()
+        await works(lambda: driven_off(1))
+        await gpio.pulse("reset", 0.01)
         assert driven(1) == "0"
         with pytest.raises(BadValue, match="'led' is an input"):
             await gpio.set("led", True)

@@ -14,8 +14,8 @@ from tests.fakes.patience import fails, works
 
 
 async def test_a_bus() -> None:
-    with trio.fail_after(60):
-        async with serve(I2c(bus=0)) as bus:
+    with trio.fail_after(240):
+        async with serve(I2c(bus=0, timeout=60)) as bus:
             assert await bus.scan() == [0x20, 0x50]
             await bus.write(0x50, 0x10, 0xAB)
             assert await bus.read(0x50, 0x10) == 0xAB
@@ -28,7 +28,7 @@ async def test_a_bus() -> None:
             for wrong in ((0x80, 0), (0x50, 0x100)):
                 with pytest.raises(BadValue, match="must be"):
                     await bus.read(*wrong)
-        async with serve(I2c(bus=0, addresses=[0x20])) as bus:
+        async with serve(I2c(bus=0, addresses=[0x20], timeout=60)) as bus:
             assert await bus.scan() == [0x20]
             with pytest.raises(BadValue, match="0x50 is not among those of the configuration: 0x20"):
                 await bus.read(0x50, 0)
@@ -39,8 +39,8 @@ async def test_a_bus() -> None:
 
 async def test_a_bus_that_goes_and_comes_back() -> None:
     module = Path(os.environ["KERNEL"], "i2c-stub.ko")
-    with trio.fail_after(60):
-        async with serve(I2c(bus=0)) as bus:
+    with trio.fail_after(240):
+        async with serve(I2c(bus=0, timeout=60)) as bus:
             assert await bus.scan() == [0x20, 0x50]
             await trio.run_process(["rmmod", "i2c_stub"])
             await fails(bus.scan, "there is no I2C bus 0|No such file or directory")

@@ -28,7 +28,7 @@ async def disk() -> None:
 async def test_what_is_plugged_in() -> None:
     command = [*JMP, "scan", "--watch", "-o", "table"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with trio.fail_after(150):
+    with trio.fail_after(240):
         await works(disk)  # disks are found a moment after they are plugged in
         drivers = {name: driver_class(name) for name in driver_names()}
         text = scan.proposal(scan.scan(Machine(), drivers, failed=lambda *failure: pytest.fail(str(failure))), "lab")

@@ -15,7 +15,7 @@ WIRE, MEMORY = Path("/dev/spidev0.0"), Path("/dev/spidev0.1")
 
 
 async def test_a_chip() -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(240):
         async with serve(Spi(device=WIRE)) as wire:
             assert await wire.transfer(bytes(range(256)) * 16) == bytes(range(256)) * 16
             assert await wire.transfer("01 02 ff") == b"\x01\x02\xff"
@@ -38,7 +38,7 @@ async def test_a_chip() -> None:
 
 
 async def test_what_cannot_be() -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(240):
         async with serve(Spi(device=WIRE, lsb_first=True)) as chip:
             with pytest.raises(DeviceError, match=r"SPI device /dev/spidev0\.0: its bus cannot do this mode or speed"):
                 await chip.transfer("01")
@@ -53,7 +53,7 @@ async def test_what_cannot_be() -> None:
 
 async def test_a_bus_that_goes_and_returns() -> None:
     driver = "/sys/bus/platform/drivers/spi-lab"
-    with trio.fail_after(60):
+    with trio.fail_after(240):
         async with serve(Spi(device=WIRE)) as wire:
             assert await wire.transfer("01") == b"\x01"
             Path(driver, "unbind").write_text("spi-lab")

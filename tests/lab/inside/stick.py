@@ -17,10 +17,15 @@ GADGET = Path("/sys/kernel/config/usb_gadget/dut/UDC")
 STICK = Path("/dev/sda")
 
 
+async def gone() -> None:
+    if STICK.exists():
+        raise DeviceError("not yet")
+
+
 async def test_a_stick(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(os.urandom(1 << 20))
-    with trio.fail_after(60):
+    with trio.fail_after(240):
         async with serve(BlockDevice(path=STICK, max_size="8M"), class_of=client_class) as client:
             await works(client.size)
             result = await client.flash(image)
@@ -28,6 +33,7 @@ async def test_a_stick(tmp_path: Path) -> None:
             assert Path("/run/stick").read_bytes()[: 1 << 20] == image.read_bytes(), "it is on the medium"
 
             GADGET.write_text("\n")
+            await works(gone)
             with pytest.raises(DeviceError, match="/dev/sda: No such file or directory; is it plugged in"):
                 await client.flash(image)
 

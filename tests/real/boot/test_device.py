@@ -6,10 +6,12 @@ from typing import Any
 from urllib.request import urlopen
 
 PASSWORD = "dut"
+BOOT = 300.0
+"""Seconds that a busy machine may take to boot."""
 
 
 def log_in(console: Any) -> None:
-    console.expect("dut login: ", timeout=60)
+    console.expect("dut login: ")
     console.sendline("root")
     console.expect("Password: ")
     console.sendline(PASSWORD)
@@ -17,7 +19,7 @@ def log_in(console: Any) -> None:
 
 
 def test_boot_loader(dut: Any) -> None:
-    with dut.loader.console.expect(prompt=r"\n=> ") as console:
+    with dut.loader.console.expect(prompt=r"\n=> ", timeout=BOOT) as console:
         dut.loader.power.on()
         for _ in range(2):
             console.expect("Hit any key to stop autoboot")
@@ -31,7 +33,7 @@ def test_boot_loader(dut: Any) -> None:
 
 
 def test_linux(dut: Any) -> None:
-    with dut.linux.console.expect(prompt="dut# ") as console:
+    with dut.linux.console.expect(prompt="dut# ", timeout=BOOT) as console:
         dut.linux.power.on()
         log_in(console)
         assert console.run("uname -sm").strip() == "Linux aarch64"
@@ -42,9 +44,9 @@ def test_linux(dut: Any) -> None:
         log_in(console)
         assert "No such file" in console.run("cat /root/file")
 
-        with dut.linux.web.forward() as web, urlopen(f"http://{web}/index.html", timeout=30) as answer:
+        with dut.linux.web.forward() as web, urlopen(f"http://{web}/index.html", timeout=BOOT) as answer:
             assert answer.read() == b"hello from the dut\n"
-        with dut.linux.echo.forward() as echo, socket.create_connection((echo.host, echo.port), timeout=30) as there:
+        with dut.linux.echo.forward() as echo, socket.create_connection((echo.host, echo.port), timeout=BOOT) as there:
             there.sendall(b"over and out")
             there.shutdown(socket.SHUT_WR)
             assert there.makefile("rb").read() == b"over and out"

@@ -21,7 +21,7 @@ def ssh(port: Any, command: str) -> str:
     options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "IdentitiesOnly=yes")
     words = [word for option in options for word in ("-o", option)]
     argv = ["ssh", "-F", "none", *words, "-i", str(IMAGES / "key"), "-p", str(port.port), f"root@{port.host}", command]
-    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=BOOT).stdout
 
 
 def test_from_the_network(dut: Any) -> None:
@@ -44,7 +44,7 @@ def test_from_its_disk(dut: Any) -> None:
     result = dut.storage.flash(IMAGES / "disk.img.zst", power="power")
     assert result["bytes"] == 1 << 30
     assert dut.storage.digest(result["bytes"]) == result["sha256"]
-    with dut.board.console.expect(prompt="dut# ") as console:
+    with dut.board.console.expect(prompt="dut# ", timeout=BOOT) as console:
         dut.power.on()
         console.expect("Starting kernel", timeout=BOOT)
         console.expect("dut login: ", timeout=BOOT)
@@ -55,7 +55,7 @@ def test_from_its_disk(dut: Any) -> None:
 
 def test_its_screen(dut: Any, tmp_path: Path) -> None:
     """The login prompt is on the screen as it was when somebody looked at it, and a real browser draws the same."""
-    dut.screen.expect_image(REFERENCE, region=REGION, timeout=60, save=tmp_path)
+    dut.screen.expect_image(REFERENCE, region=REGION, timeout=BOOT, save=tmp_path)
     whole = read(dut.screen.screenshot(), "the screen")
     with dut.screen.novnc() as page, browser() as chromium:
         chromium.open(page.url)
