@@ -7,6 +7,9 @@ its own therefore goes straight from its socket to its result.
 While no thread waits, nobody reads: what arrives stays with the system and slows its sender down, as it should. Only signs of
 life would then be missing, so a keeper thread looks after the link every few seconds; it also keeps the program from idling on a
 link that is long dead.
+
+Nothing here may be left half done by Ctrl-C. So whoever uses a stream in the main thread does that inside of a block of
+:data:`~jmp.link.interrupts.uninterrupted`, one for all that makes up a call.
 """
 
 from __future__ import annotations
@@ -85,13 +88,12 @@ class BlockingConnection:
 
     def open_stream(self, data: bytes = b"", *, end: bool = False) -> BlockingStream:
         """Open a stream with its first bytes, 64 KiB at most. Raises :class:`~jmp.errors.LinkLost` if the link has ended."""
-        with uninterrupted:
-            with self._lock:
-                self._check()
-                stream = BlockingStream(self, self._mux.open(data, end=end))
-                self._streams[stream._number] = stream
-            self._flush()
-            return stream
+        with self._lock:
+            self._check()
+            stream = BlockingStream(self, self._mux.open(data, end=end))
+            self._streams[stream._number] = stream
+        self._flush()
+        return stream
 
     def close(self) -> None:
         """Say good-bye and close the link; every stream ends."""
@@ -263,23 +265,22 @@ class BlockingStream:
             data, self._front = self._front[:max_bytes], b"" if max_bytes is None else self._front[max_bytes:]
             return data
         connection = self._connection
-        with uninterrupted:
-            with connection._lock:
-                if not self._chunks:
-                    self._wait(self._may_receive, deadline)
-                if self._closed:
-                    raise StreamClosed("this stream was closed here")
-                if not self._chunks:
-                    if self._reset is not None:
-                        raise StreamReset(self._reset.code, self._reset.detail)
-                    if not self._ended:
-                        connection._check()
-                    return b""
-                data = take(self._chunks, max_bytes)
-                owed = self._mux.consumed(self._number, len(data))
-            if owed:
-                connection._flush()
-            return data
+        with connection._lock:
+            if not self._chunks:
+                self._wait(self._may_receive, deadline)
+            if self._closed:
+                raise StreamClosed("this stream was closed here")
+            if not self._chunks:
+                if self._reset is not None:
+                    raise StreamReset(self._reset.code, self._reset.detail)
+                if not self._ended:
+                    connection._check()
+                return b""
+            data = take(self._chunks, max_bytes)
+            owed = self._mux.consumed(self._number, len(data))
+        if owed:
+            connection._flush()
+        return data
 
     def mark(self) -> None:
         """Note what was sent until now: :meth:`arrived` is about that. At first it is what the stream was opened with."""
@@ -306,29 +307,28 @@ class BlockingStream:
         """Send ``data``, and the end of input if ``end``; waits for credit. Raises as :meth:`receive_some`."""
         connection = self._connection
         rest = memoryview(data if isinstance(data, bytes) else bytes(data))
-        with uninterrupted:
-            while True:
-                with connection._lock:
-                    if len(rest):
-                        self._wait(self._may_send, deadline)
-                    if self._reset is not None:
-                        raise StreamReset(self._reset.code, self._reset.detail)
-                    connection._check()
-                    if self._closed:
-                        raise StreamClosed("this stream was closed here")
-                    if self._stopped:
-                        raise StreamClosed("the other side reads no more from this stream")
-                    while True:
-                        size = min(len(rest), self._mux.credit(self._number), MAX_DATA)
-                        piece, rest = rest[:size], rest[size:]
-                        if size or end:
-                            self._mux.send(self._number, piece, end=end and not len(rest))
-                        # What there is credit for leaves in one message, as far as that goes.
-                        if not len(rest) or not size or self._mux.outgoing_bytes >= TARGET_MESSAGE:
-                            break
-                connection._flush()
-                if not len(rest):
-                    return
+        while True:
+            with connection._lock:
+                if len(rest):
+                    self._wait(self._may_send, deadline)
+                if self._reset is not None:
+                    raise StreamReset(self._reset.code, self._reset.detail)
+                connection._check()
+                if self._closed:
+                    raise StreamClosed("this stream was closed here")
+                if self._stopped:
+                    raise StreamClosed("the other side reads no more from this stream")
+                while True:
+                    size = min(len(rest), self._mux.credit(self._number), MAX_DATA)
+                    piece, rest = rest[:size], rest[size:]
+                    if size or end:
+                        self._mux.send(self._number, piece, end=end and not len(rest))
+                    # What there is credit for leaves in one message, as far as that goes.
+                    if not len(rest) or not size or self._mux.outgoing_bytes >= TARGET_MESSAGE:
+                        break
+            connection._flush()
+            if not len(rest):
+                return
 
     def _wait(self, ready: Callable[[], bool], deadline: float | None) -> None:
         self._waiting += 1
@@ -347,32 +347,29 @@ class BlockingStream:
 
     def send_eof(self) -> None:
         """Say that nothing more will be sent."""
-        with uninterrupted:
-            with self._connection._lock:
-                self._mux.end(self._number)
-            self._connection._flush()
+        with self._connection._lock:
+            self._mux.end(self._number)
+        self._connection._flush()
 
     def close(self) -> None:
         """End sending and reading. What was sent still arrives."""
-        with uninterrupted:
-            with self._connection._lock:
-                if self._closed:
-                    return
-                self._mux.end(self._number)
-                self._mux.stop(self._number)
-                self._leave()
-            self._connection._flush()
+        with self._connection._lock:
+            if self._closed:
+                return
+            self._mux.end(self._number)
+            self._mux.stop(self._number)
+            self._leave()
+        self._connection._flush()
 
     def reset(self, code: int = Reset.CANCELLED, detail: bytes = b"") -> None:
         """End the stream at once, both ways. Does nothing to one that is over."""
-        with uninterrupted:
-            with self._connection._lock:
-                if self._closed:
-                    return
-                self._mux.reset(self._number, code, detail)
-                self._leave()
-            if self._mux.outgoing_bytes:
-                self._connection._flush()
+        with self._connection._lock:
+            if self._closed:
+                return
+            self._mux.reset(self._number, code, detail)
+            self._leave()
+        if self._mux.outgoing_bytes:
+            self._connection._flush()
 
     def _leave(self) -> None:
         self._closed = True

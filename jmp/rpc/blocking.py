@@ -100,12 +100,13 @@ class BlockingCaller:
         """A stream with the request sent; reset if the block leaves it open."""
         stream: BlockingStream | None = None
         try:
-            with uninterrupted, _translated(f"{target}.{method}"):
+            with _translated(f"{target}.{method}"):
                 stream = self._open(target, method, args, kwargs, end=end)
             yield stream
         finally:
             if stream is not None:
-                stream.reset()  # does nothing to a stream that is over
+                with uninterrupted:
+                    stream.reset()  # does nothing to a stream that is over
 
     def _open(
         self, target: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, end: bool
@@ -171,15 +172,18 @@ class BlockingByteStream:
 
     async def send_eof(self) -> None:
         """Tell the other side that nothing more will come."""
-        self._stream.send_eof()
+        with uninterrupted:
+            self._stream.send_eof()
 
     async def aclose(self) -> None:
         """End the stream. Another thread that waits for it gets ``Cancelled``."""
-        self._stream.close()
+        with uninterrupted:
+            self._stream.close()
 
     def reset(self) -> None:
         """End the stream at once, both ways, as leaving its block by an exception does. Any thread may call this."""
-        self._stream.reset()
+        with uninterrupted:
+            self._stream.reset()
 
     def _end(self) -> None:
         """Close it, known to have been opened unless it was closed before. Another thread that receives learns it itself."""
@@ -230,11 +234,15 @@ class _Answer:
 
 @contextmanager
 def _translated(name: str, asked: BlockingStream | None = None) -> Iterator[None]:
-    """``asked``: nothing has come in answer yet."""
-    try:
-        yield
-    except _TRANSLATED as error:
-        raise _meant(error, name, asked) from _cause(error)
+    """Uninterrupted, and what the connection raises is told as one of the callers of ``name`` is to know it.
+
+    ``asked``: nothing has come in answer yet.
+    """
+    with uninterrupted:
+        try:
+            yield
+        except _TRANSLATED as error:
+            raise _meant(error, name, asked) from _cause(error)
 
 
 _TRANSLATED: Final = (StreamReset, StreamClosed, LinkLost, DeadlinePassed)

@@ -6,6 +6,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -88,6 +89,31 @@ async def test_receiving_within_a_time(kind: str, tmp_path: Path) -> None:
         link.close()
 
     async with serving(kind, tmp_path) as url:
+        await in_thread(client)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_answers_at_once_and_later(kind: str, tmp_path: Path) -> None:
+    async def handler(link: WebSocketLink, _: object) -> None:
+        with suppress(LinkLost):
+            while True:
+                message = await link.receive()
+                if message == b"later":
+                    await trio.sleep(0.01)
+                await link.send([message])
+
+    def client() -> None:
+        link = open_link(url)
+        for message in [b"at once"] * 20 + [b"later"] + [b"at once"] * 20:
+            link.send([message])
+            assert link.receive() == message
+        assert link.receive(0) is None
+        assert link.receive(0.001) is None
+        link.send([b"later"])
+        assert link.receive(10) == b"later"
+        link.close()
+
+    async with serving(kind, tmp_path, handler) as url:
         await in_thread(client)
 
 
