@@ -103,6 +103,7 @@ ANNOUNCED = {
     "telnet": ("ts1", "_telnet._tcp", 23, []),
     "bmc": ("bmc7", "_redfish._tcp", 443, []),
 }
+PATIENT = "import sys, jmp.cli.scan as it; it._SECONDS = 10; from jmp.cli import main; sys.exit(main())"
 INSIDE = """
 set -e
 mount -t tmpfs none /run
@@ -119,7 +120,7 @@ nsenter -t $holder -n sh -c 'ip address add 10.9.0.2/24 dev there; ip link set t
 nsenter -t $holder -n avahi-daemon --no-drop-root --no-rlimits --no-chroot -f {folder}/avahi.conf >{folder}/log 2>&1 &
 until grep -q 'Service "bmc7".*successfully established' {folder}/log; do sleep 0.05; done
 status=0
-{python} -c 'import sys; from jmp.cli import main; sys.exit(main())' scan --network --root {folder} --name bench || status=$?
+{python} -c '{scan}' scan --network --root {folder} --name bench || status=$?
 kill $! $holder
 exit $status
 """
@@ -136,13 +137,13 @@ def test_devices_that_avahi_announces(tmp_path: Path) -> None:
     (tmp_path / "avahi.conf").write_text(
         "[server]\nhost-name=lab\nenable-dbus=no\nuse-ipv6=no\n[publish]\npublish-hinfo=no\n"
     )
-    script = INSIDE.format(services=services, folder=tmp_path, python=sys.executable)
+    script = INSIDE.format(services=services, folder=tmp_path, python=sys.executable, scan=PATIENT)
     done = subprocess.run(
         ["unshare", "--net", "--mount", "sh", "-c", script],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, (done.stdout, done.stderr, (tmp_path / "log").read_text())

@@ -118,7 +118,7 @@ async def test_a_client_that_does_not_come_back_leaves_the_device_to_the_next(
                     with raised(Busy, "in use"):
                         async with open_session(Dial(url)):
                             pass
-                    async with open_session(Dial(url), wait=10) as (_, other):
+                    async with open_session(Dial(url), wait=60) as (_, other):
                         assert not await other.lamp.state()
                     proxy.open = True
 

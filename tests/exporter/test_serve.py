@@ -135,7 +135,7 @@ async def test_a_client_that_is_killed_loses_the_device(tmp_path: Path, journal:
         killed = await trio.run_process([sys.executable, "-c", program], check=False)
         assert killed.returncode == -signal.SIGKILL
         async with connected(url) as (_, caller):
-            await begin(caller, "next", wait=10)
+            await begin(caller, "next", wait=60)
             assert await lamp(caller, "state") is False
     assert journal == ["open", "close", "open", "close"]
 
