@@ -41,7 +41,7 @@ class VideoClient(DriverClient):
         region: Annotated[str | None, "the part that counts: X,Y,WIDTH,HEIGHT"] = None,
         tolerance: Annotated[int, "by how much a channel of a pixel, 0 to 255, may differ"] = 16,
         different: Annotated[float, "which share of the pixels, 0 to 1, may differ by more"] = 0.0,
-        save: Annotated[Path | str, "folder for the pictures that show what was not as expected"] = ".",
+        save: Annotated[Path | str, "folder for the pictures that show what was not as expected; it is made"] = ".",
     ) -> None:
         """Wait until it looks like REFERENCE, a picture of all of it or of the region.
 
@@ -165,14 +165,18 @@ class _Look:
         if self._actual is None or self._expected is None:
             return "nothing was to be seen"
         actual, expected = self._actual, self._expected
-        saved = [_write(self._named("actual"), actual.png())]
+        shown = {"actual": actual}
         if self._difference is None:
             what = (
                 f"it has {actual.width} x {actual.height} pixels, and the picture {expected.width} x {expected.height}"
             )
         else:
             what = str(self._difference)
-            saved.append(_write(self._named("diff"), self._difference.shown.png()))
+            shown["diff"] = self._difference.shown
+        try:
+            saved = [self._saved(name, picture) for name, picture in shown.items()]
+        except UsageError as error:  # what differs is the news
+            return f"{what}; {error.message}"
         return f"{what}; see {' and '.join(saved)}"
 
     def save_actual(self, frame: bytes) -> str:
@@ -180,10 +184,14 @@ class _Look:
         from jmp.client.images import read
 
         picture = read(frame, "what the device shows")
-        return _write(self._named("actual"), (picture.cut(self._region) if self._region else picture).png())
+        return self._saved("actual", picture.cut(self._region) if self._region else picture)
 
-    def _named(self, what: str) -> Path:
-        return self._save / f"{self._path.stem}.{what}.png"
+    def _saved(self, what: str, picture: Picture) -> str:
+        try:
+            self._save.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"the folder {self._save} cannot be made: {error.strerror}") from error
+        return _write(self._save / f"{self._path.stem}.{what}.png", picture.png())
 
 
 def _write(path: Path, data: bytes) -> str:

@@ -153,6 +153,17 @@ def test_a_reference_that_is_not_there_is_made(folder: Path) -> None:
         screen.expect_image("new.png")
 
 
+def test_what_differs_is_told_though_the_pictures_of_it_cannot_be_saved(folder: Path) -> None:
+    (folder / "other.png").write_bytes(picture("..", "##").png())
+    (folder / "file").touch()
+    with serve(Slides(slides=BOOT), class_of=client_class) as screen:
+        said = r"1 of 4 pixels differ .*; the folder file/out cannot be made: Not a directory$"
+        with pytest.raises(ImageDiffers, match=said):
+            screen.expect_image("other.png", timeout=0.2, save="file/out")
+        with pytest.raises(ImageDiffers, match=r"see made/out/other\.actual\.png and made/out/other\.diff\.png$"):
+            screen.expect_image("other.png", timeout=0.2, save="made/out")
+
+
 def test_what_cannot_be_written_is_told(folder: Path) -> None:
     said = r"no/shot\.png cannot be written: No such file or directory"
     with serve(Slides(slides=BOOT), class_of=client_class) as screen, pytest.raises(UsageError, match=said):
