@@ -164,6 +164,7 @@ class WayBack:
         self._exporter = exporter
         self._now = self._sure = self._sent = dial
         """The latest; where the session was last; and where the controller has sent the exporter since."""
+        self._status = output.LinkStatus()
 
     async def __call__(self) -> Onward:
         """The next link. Raises as :meth:`Tenancy.meet`."""
@@ -198,7 +199,7 @@ class WayBack:
         """Tell the user, and know where the session goes on."""
         if lost is None:
             self._sure = self._sent = self._now
-        output.link_status(lost, seconds)
+        self._status(lost, seconds)
 
 
 class Place(NamedTuple):

@@ -8,11 +8,14 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, time, timedelta
 from typing import Any, Final, Literal
+
+from jmp.errors import JmpError
 
 Format = Literal["table", "json", "yaml", "name"]
 Wide = Literal["table", "wide", "json", "yaml", "name"]
@@ -26,7 +29,7 @@ COLOUR: Final = {
 """Style of a state, of drivers, leases and exporters."""
 
 PATIENCE: Final = 1.0
-"""Seconds that something may take before a progress bar is worth a look."""
+"""Seconds that something may take before it is worth a look, a progress bar for example."""
 
 
 def is_terminal() -> bool:
@@ -157,17 +160,38 @@ def note(text: str) -> None:
         sys.stderr.flush()
 
 
-def link_status(lost: Exception | None, seconds: float) -> None:
-    """On a terminal, one line about a link that was lost, and about the session that goes on; nothing elsewhere.
+class LinkStatus:
+    """Tells about a session's link that was lost, and that the session goes on: one line that is renewed on a terminal.
 
-    The terminal may be anybody's now, in raw mode even: hence the returns.
+    Elsewhere, as in the log of a CI job, a loss that is made good within `PATIENCE` is not worth a word.
     """
-    if sys.stderr.isatty():
-        said = "link lost, resuming…" if lost is not None else f"resumed after {seconds:.1f} s\r\n"
-        sys.stderr.write(f"\r\x1b[Kjmp: {said}")
-        sys.stderr.flush()
-        if lost is None and _prompts:
-            _draw_prompt()
+
+    def __init__(self) -> None:
+        self._late: threading.Timer | None = None
+        self._told = False
+
+    def __call__(self, lost: JmpError | None, seconds: float) -> None:
+        """As ``told`` of a link that lasts."""
+        if sys.stderr.isatty():  # which may be anybody's now, in raw mode even: hence the returns
+            said = "link lost, resuming…" if lost is not None else f"resumed after {seconds:.1f} s\r\n"
+            sys.stderr.write(f"\r\x1b[Kjmp: {said}")
+            sys.stderr.flush()
+            if lost is None and _prompts:
+                _draw_prompt()
+        elif lost is not None:
+            self._late = threading.Timer(PATIENCE, self._say, [f"jmp: link lost, resuming… ({lost.message})"])
+            self._late.daemon = True
+            self._late.start()
+        elif self._late is not None:
+            self._late.cancel()
+            self._late.join()
+            if self._told:
+                self._told = False
+                note(f"jmp: resumed after {seconds:.1f} s")
+
+    def _say(self, text: str) -> None:
+        self._told = True
+        note(text)
 
 
 def _draw_prompt() -> None:

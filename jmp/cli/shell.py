@@ -172,7 +172,7 @@ async def _over_link(dial: Dial, wait: bool, command: Sequence[str] | None) -> i
 
 
 async def _use_link(dial: Dial, wait: float | None, command: Sequence[str] | None) -> int:
-    async with open_session(dial, wait=wait, told=output.link_status) as (connection, device):
+    async with open_session(dial, wait=wait, told=output.LinkStatus()) as (connection, device):
         with session_directory() as directory:
             url = f"unix:{directory / 'session.sock'}"
             async with relay(connection, url):

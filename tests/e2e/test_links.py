@@ -238,7 +238,7 @@ def live_console(place: Path) -> Iterator[tuple[Lab, Callable[[Iterator[Callable
 def test_a_live_console_loses_nothing_while_everything_between_is_killed_in_turn(place: Path) -> None:
     with live_console(place) as (lab, suffer):
         suffer(lab.faults())
-    # Without a terminal, no word of it.
+    # Without a terminal, no word of what is made good at once.
     assert "resum" not in (place / "shell.log").read_text()
 
 
@@ -433,6 +433,34 @@ def test_a_terminal_shows_one_line_of_it(folder: Path) -> None:
     assert re.fullmatch(
         r"\r\x1b\[Kjmp: link lost, resuming…\r\x1b\[Kjmp: resumed after \d+\.\d s\r+\n", said.decode()
     ), said
+
+
+def test_a_log_has_what_is_not_made_good_at_once(folder: Path) -> None:
+    config = folder / "bench.yaml"
+    config.write_text("apiVersion: jmp/v1\nkind: Exporter\nmetadata: {name: bench}\nexport: {echo: {type: echo}}\n")
+    with serving(config, "--listen=127.0.0.1:0") as served, ExitStack() as stack:
+        link = stack.enter_context(cutter(int(served.url.rpartition(":")[2])))
+        options = [option.replace(served.url, f"wss://127.0.0.1:{link.port}") for option in served.shell]
+        shell = stack.enter_context(
+            subprocess.Popen(
+                argv(*options, "--", "sh", "-c", "echo ready; read word; exit 3"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        assert shell.stdin is not None
+        assert shell.stdout is not None
+        assert shell.stderr is not None
+        assert shell.stdout.readline() == "ready\n"
+        link.open = False
+        link.cut()
+        assert re.fullmatch(r"jmp: link lost, resuming… \(.+\)\n", said := shell.stderr.readline()), said
+        link.open = True
+        assert re.fullmatch(r"jmp: resumed after \d+\.\d s\n", said := shell.stderr.readline()), said
+        shell.stdin.close()
+        assert shell.wait(SECONDS) == 3
 
 
 def test_a_router_that_stops_moves_its_sessions_to_another(place: Path) -> None:
