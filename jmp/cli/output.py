@@ -42,6 +42,16 @@ def columns() -> int | None:
     return shutil.get_terminal_size().columns if is_terminal() else None
 
 
+def folded(text: str) -> str:
+    """Its lines, each broken between words where it is longer than the terminal is wide."""
+    import textwrap
+
+    width = max(shutil.get_terminal_size().columns - 1, 20)
+    return "\n".join(
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in text.splitlines()
+    )
+
+
 def plain(value: Any) -> Any:
     """A value as JSON and YAML have it: bytes as text, or base64 if they are none; times in ISO 8601; timedeltas in seconds."""
     if isinstance(value, dict):

@@ -238,7 +238,7 @@ async def _in_lab(wish: LeaseRequest | str, client: str | None, command: Sequenc
 
 async def _use(running: Running, command: Sequence[str] | None) -> int:
     if running.motd and sys.stderr.isatty():
-        output.note(running.motd.rstrip("\n"))
+        output.note(output.folded(running.motd.rstrip("\n")))
     if command:
         return await run_command(command, running.environment)
     with output.beside_prompt():

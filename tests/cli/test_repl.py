@@ -71,7 +71,10 @@ def test_it_begins_with_where_one_is_and_ctrl_d_leaves(bench: Path, columns: int
 
 
 def test_help_fits_a_narrow_terminal(bench: Path) -> None:
+    config = bench / "bench.yaml"
+    config.write_text(config.read_text().replace("camera.", "camera, which stands where nobody sees it."))
     with prompt(bench, columns=40, lines=60) as terminal:
+        assert terminal.text.startswith("Mind the camera, which stands where\nnobody sees it.\n")
         say(terminal, "help", r"^At this prompt:\n  help +what there is")
         assert "  cd      change the folder, for this\n          and later lines\n" in terminal.text
         assert "\nshell, where j DRIVER VERB and pytest\nuse this device too.\n" in terminal.text
