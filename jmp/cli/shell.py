@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
@@ -20,7 +21,7 @@ from jmp.cli.typed import new_app
 from jmp.client.connect import Dial, open_session, who
 from jmp.client.relay import relay
 from jmp.environment import import_path, session_directory, session_environment
-from jmp.errors import Busy, NotFound, UsageError
+from jmp.errors import BadValue, Busy, NotFound, UsageError
 
 if TYPE_CHECKING:
     from jmp.cli.leased import Request as LeaseRequest
@@ -112,6 +113,8 @@ def shell(
             " --name EXPORTER or --lease ID"
             " (to begin: jmp exporter example virtual-board > board.yaml; jmp shell --exporter-config board.yaml)"
         )
+    if command:
+        _check(command)
     if lease is not None or selector or name:
         wish = lease or _request(selector or [], name or [], duration, no_wait, wait_limit)
         return trio.run(_in_lab, wish, client, command)
@@ -126,6 +129,20 @@ def shell(
 
         passphrase = read_secret(passphrase_file, "passphrase")
     return trio.run(_over_link, Dial(connect, passphrase, fingerprint, ca, seconds=DIAL_SECONDS), wait, command)
+
+
+def _check(command: Sequence[str]) -> None:
+    """Raise NotFound for what cannot be run, rather than after an hour in the queue."""
+    program = command[0]
+    if program in ("j", "jmp", "pytest") or "/" in program or shutil.which(program):  # sessions bring these three
+        return
+    from jmp.wire.duration import parse
+
+    wrong = f"there is no command {program!r} on the path"
+    with suppress(BadValue):
+        parse(program)
+        wrong += f"; --wait takes no duration, but --wait-limit {program} does"
+    raise NotFound(wrong)
 
 
 def _is_served(exporter: str) -> bool:

@@ -30,6 +30,7 @@ def bench(tmp_path: Path) -> Path:
         (["sh", "-c", "exit 7"], 7, ""),
         (["sh", "-c", "kill -TERM $$"], 143, ""),
         (["no-such-command"], 64, "jmp: there is no command 'no-such-command' on the path\n"),
+        (["2s"], 64, "jmp: there is no command '2s' on the path; --wait takes no duration, but --wait-limit 2s does\n"),
         (["/"], 64, "jmp: / cannot be run: Permission denied\n"),
     ],
 )
@@ -43,6 +44,12 @@ def test_the_commands_code_is_returned(tmp_path: Path, command: list[str], code:
         check=False,
     )
     assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_command_that_there_is_not_is_told_before_anybody_is_asked_for_the_device() -> None:
+    words = ["shell", "--connect", "unix:/nowhere", "--", "no-such-command"]
+    done = subprocess.run([*JMP, *words], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (64, "jmp: there is no command 'no-such-command' on the path\n")
 
 
 def test_a_shell_loads_what_exporters_need_only_for_one_of_its_own() -> None:
