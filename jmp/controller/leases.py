@@ -214,6 +214,7 @@ class Engine:
                 self._tables[_KIND[type(record)]][record.name] = record
         for name in self.exporters:
             self._presence[name] = _Presence(since=now)
+            self._refresh(name)
 
     def put(self, record: Client | Exporter | Policy, now: float) -> None:
         """Keep a client, an exporter or a policy, new or changed. A client that is disabled loses its leases."""
@@ -292,8 +293,6 @@ class Engine:
             self._forget_matches()
         if kind == "exporter" and new is not None:
             self._presence.setdefault(name, _Presence(since=now))
-            if (lease := self.leases.get(new.lease)) is not None and lease.state is State.QUEUED:
-                self._promised.setdefault(lease.id, set()).add(name)
             self._refresh(name)
         elif kind == "exporter":
             self._presence.pop(name, None)
@@ -1174,6 +1173,7 @@ class Engine:
     def _refresh(self, name: str) -> None:
         presence = self._presence.get(name)
         observed = presence.observed if presence is not None else None
+        promised = self._note_promise(name)
         free = (
             presence is not None
             and presence.online
@@ -1181,14 +1181,19 @@ class Engine:
             and observed.phase is Phase.IDLE
             and name not in self._held
             and name in self.exporters
-            and not self._is_promised(name)
+            and not promised
         )
         (self._free.add if free else self._free.discard)(name)
         self._outlook.note(name)
 
-    def _is_promised(self, name: str) -> bool:
-        lease = self.leases.get(self.exporters[name].lease)
-        return lease is not None and lease.state is State.QUEUED
+    def _note_promise(self, name: str) -> bool:
+        """Whether another controller is giving it to a request in the queue; what becomes of that is heeded from then on."""
+        exporter = self.exporters.get(name)
+        lease = self.leases.get(exporter.lease) if exporter is not None else None
+        if lease is None or lease.state is not State.QUEUED:
+            return False
+        self._promised.setdefault(lease.id, set()).add(name)
+        return True
 
     def _forget_matches(self) -> None:
         for cache in (self._access, self._matches, self._bounds, self._groups, self._options):

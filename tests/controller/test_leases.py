@@ -19,6 +19,7 @@ from jmp.controller.leases import (
     TOGETHER,
     Code,
     Engine,
+    Kind,
 )
 from jmp.errors import BadValue, JmpError, NotFound, Refused
 from jmp.wire.records import Client, Exporter, Held, Lease, Observed, Phase, Policy, State, Want
@@ -946,6 +947,25 @@ def test_a_lease_that_another_controller_has_locked_something_for_is_waited_for(
     assert lab.state(lease) is State.QUEUED
     lab.wait(LEFT)
     assert lab.has(lease) == ["z"], "nor for ever"
+
+
+@pytest.mark.parametrize("order", ["before it was started", "before the request", "after it"])
+def test_an_exporter_that_was_locked_for_a_request_that_has_ended_is_free(order: str) -> None:
+    lease = Lab("x").engine.request("ada", (ANY,), 60.0, T, begin=T + 3600)
+    lab = shared(elsewhere=("x",))
+    locked = replace(lab.engine.exporters["x"], epoch=1, lease=lease.id, used=T)
+    records: list[tuple[Kind, str, Lease | Exporter]] = [("exporter", "x", locked), ("lease", lease.id, lease)]
+    if order == "before it was started":
+        lab.engine = Engine()
+        lab.engine.load([*Lab("x").engine.clients.values(), Policy(name="all"), locked, lease], T)
+    else:
+        for record in records if order == "before the request" else reversed(records):
+            lab.engine.learn(*record, T)
+    lab.engine.seen("x", None, T)
+    lab.engine.seen("x", Observed(epoch=0), T, "other")
+    assert why(lab)["x"][0] is Code.CLEANING
+    lab.engine.learn("lease", lease.id, replace(lease, state=State.ENDED, ended=T), T)
+    assert why(lab)["x"][0] is Code.AVAILABLE
 
 
 def test_those_who_want_something_else_do_not_wait_for_that() -> None:
