@@ -202,8 +202,10 @@ class Download:
         self._url = url
         self._headers = dict(headers)
         self._place = 0
+        self.size: int | None = None
         self._version: str | None = None
         self._rest = b""
+        self._broken = False
         self._stack = ExitStack()
         self._client = self._stack.enter_context(httpx2.Client(follow_redirects=True, timeout=PATIENCE))
         try:
@@ -224,18 +226,19 @@ class Download:
         tries = 0
         while not self._rest:
             try:
+                if self._broken:
+                    self._begin()
                 self._rest = next(self._pieces, b"")
                 if not self._rest:
                     if self.size is not None and self._place < self.size:
                         raise self._http.ReadError("it ended early")
                     return b""
-            except self._http.TransportError as error:
+            except (self._http.TransportError, LabError) as error:
                 tries += 1
                 if tries > RETRIES:
                     raise LabError(f"{bare(self._url)} broke off at byte {self._place}: {_why(error)}") from error
                 self._response.close()
-                with suppress(LabError):
-                    self._begin()
+                self._broken = True
         data, self._rest = self._rest[:size], self._rest[size:]
         self._place += len(data)
         return data
@@ -266,6 +269,7 @@ class Download:
                 said += f"; {how} say who asks"
             raise (LabError if response.status_code >= 500 else UsageError)(said)
         self._response = response
+        self._broken = False
         self._pieces: Iterator[bytes] = response.iter_raw(PIECE)
         if not self._place:
             length = response.headers.get("Content-Length", "")

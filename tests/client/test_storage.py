@@ -342,6 +342,26 @@ def test_a_server_that_breaks_off_for_good(using: Side, card: Card, fetch: bool)
         using(card, use)
 
 
+@pytest.mark.parametrize("fetch", [False, True])
+def test_a_server_that_breaks_off_and_had_not_said_how_much_there_is(using: Side, card: Card, fetch: bool) -> None:
+    """The half that came is not taken for the image."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        if "Range" in request.headers:
+            request.send_error(503)
+            return
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % PIECE)
+        request.wfile.write(IMAGE[:PIECE] + b"\r\n")
+        request.close_connection = True
+
+    def use(client: Any) -> None:
+        with pytest.raises(LabError, match=f"/image broke off at byte {PIECE}: .*503 Service Unavailable"):
+            client.flash(f"{url}/image", fetch=fetch)
+
+    with web(answer) as (url, _):
+        using(card, use)
+
+
 def test_what_does_not_go_with_fetch(using: Side, card: Card, tmp_path: Path) -> None:
     with web(serving(bytes(SIZE + 1))) as (url, _):
 
