@@ -6,21 +6,18 @@ import os
 import shutil
 import signal
 import tempfile
-import tty
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack
 from dataclasses import field
 from pathlib import Path
 
 import trio
 
 from jmp.driver import ConfigError, DeviceError, export
-from jmp_drivers._process import leashed
+from jmp_drivers._terminal import Terminal, on_terminal
 from jmp_drivers.console import HubConsole
 
-_READ = 64 * 1024
 _LAST = 300  # characters of what a program said last that an error quotes
 _GRACE = 2.0  # seconds that a program gets to end
 
@@ -30,7 +27,7 @@ class ProgramConsole(HubConsole):
 
     async def open(self) -> None:
         self._hub.open_log()
-        self._master: int | None = None
+        self._terminal: Terminal | None = None
         self._scope = trio.CancelScope()
         self._over = trio.Event()
         self._last: deque[str] = deque(maxlen=_LAST)
@@ -52,51 +49,22 @@ class ProgramConsole(HubConsole):
         """The program from start to end; raises `DeviceError` if it cannot be started."""
         why = ""
         try:
-            with self._scope:
-                async with AsyncExitStack() as stack:
-                    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="jmp-console-"))
-                    argv, variables = self._command(Path(folder))
-                    master, slave = _terminal(stack)
-                    self._master = master
-                    process = await stack.enter_async_context(
-                        leashed(
-                            argv,
-                            env={"TERM": "vt100"} | dict(os.environ) | dict(variables),
-                            cwd=self._cwd(),
-                            stdin=slave,
-                            stdout=slave,
-                            stderr=slave,
-                            grace=_GRACE,
-                        )
-                    )
+            with self._scope, tempfile.TemporaryDirectory(prefix="jmp-console-") as folder:
+                argv, variables = self._command(Path(folder))
+                env = {"TERM": "vt100"} | dict(os.environ) | dict(variables)
+                async with on_terminal(argv, self._heard, env=env, cwd=self._cwd(), grace=_GRACE) as terminal:
+                    self._terminal = terminal
                     task_status.started()
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._read, master)
-                        await process.wait()
-                        # We hold the terminal's other end as well, so it does not end: what has been said is there already.
-                        nursery.cancel_scope.cancel()
-                    self._take(master)
-                    why = self._end(process.returncode or 0)
+                    why = self._end(await terminal.run())
         finally:
-            self._master = None
+            self._terminal = None
             self._over.set()
         if why:
             await self._gone(why)
 
-    async def _read(self, master: int) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(master)
-            self._take(master)
-
-    def _take(self, master: int) -> None:
-        """Hand on all that is there."""
-        while True:
-            try:
-                data = os.read(master, _READ)
-            except (BlockingIOError, OSError):
-                return
-            self._last.extend(data.decode(errors="replace"))
-            self._hub.feed(data)
+    def _heard(self, data: bytes) -> None:
+        self._last.extend(data.decode(errors="replace"))
+        self._hub.feed(data)
 
     def _end(self, status: int) -> str:
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
@@ -108,25 +76,12 @@ class ProgramConsole(HubConsole):
         """The program, as a message names it."""
 
     async def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            if self._master is None:
-                raise DeviceError(f"{self._name()} has ended")
-            try:
-                rest = rest[os.write(self._master, rest) :]
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._master)
-        await trio.lowlevel.checkpoint()
-
-
-def _terminal(stack: ExitStack | AsyncExitStack) -> tuple[int, int]:
-    """Both ends of a pseudo-terminal that passes every byte as it is."""
-    master, slave = os.openpty()
-    stack.callback(os.close, master)
-    stack.callback(os.close, slave)
-    tty.setraw(slave)
-    os.set_blocking(master, False)
-    return master, slave
+        try:
+            if self._terminal is None:
+                raise trio.ClosedResourceError
+            await self._terminal.write(data)
+        except trio.ClosedResourceError:
+            raise DeviceError(f"{self._name()} has ended") from None
 
 
 class CommandConsole(ProgramConsole):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-import tty
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import field
 from typing import Any
 
@@ -16,10 +14,9 @@ import trio
 from jmp.driver import BadValue, ConfigError, DeviceError, Stream, export, exportstream
 from jmp.driver.interfaces import Console, Power, PowerState
 from jmp_drivers._command import Ran, run_command
-from jmp_drivers._process import leashed
+from jmp_drivers._terminal import Terminal, on_terminal
 from jmp_drivers.console import ConsoleOptions
 
-_READ = 64 * 1024
 _OWNER = "jmp.owner"  # label of our containers: the exporter's process
 _LOOK = 0.05  # seconds between two looks whether it runs: the engine tells in no other way
 _LAST = 300  # characters of what the engine said last that an error quotes
@@ -57,8 +54,8 @@ class Container(ConsoleOptions):
         self.children["power"] = ContainerPower(_container=self)
         self.children["console"] = ContainerConsole(_container=self)
         self._hub = self.make_hub()
-        self._master: int | None = None
-        self._terminal = trio.CancelScope()
+        self._terminal: Terminal | None = None
+        self._attached = trio.CancelScope()
         self._detached = trio.Event()
         self._detached.set()
         self._said: deque[str] = deque(maxlen=_LAST)
@@ -123,7 +120,7 @@ class Container(ConsoleOptions):
     async def _start(self) -> None:
         """Start it with its terminal here. Raises `DeviceError`."""
         await self._detach()
-        self._terminal, self._detached = trio.CancelScope(), trio.Event()
+        self._attached, self._detached = trio.CancelScope(), trio.Event()
         self._said.clear()
         self.nursery.start_soon(self._attach)
         with trio.move_on_after(self.timeout):
@@ -140,53 +137,31 @@ class Container(ConsoleOptions):
         return [line.strip() for line in "".join(self._said).splitlines() if line.strip()]
 
     async def _detach(self) -> None:
-        self._terminal.cancel()
+        self._attached.cancel()
         await self._detached.wait()
 
     async def _attach(self) -> None:
         argv = [*self._engine, "start", "--attach", "--interactive", self._name]
         try:
-            with self._terminal, ExitStack() as stack:
-                master, slave = os.openpty()
-                stack.callback(os.close, master)
-                stack.callback(os.close, slave)
-                tty.setraw(slave)
-                os.set_blocking(master, False)
-                self._master = master
-                async with leashed(argv, stdin=slave, stdout=slave, stderr=slave) as process:
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._read, master)
-                        await process.wait()
-                        nursery.cancel_scope.cancel()
-                    self._take(master)
+            with self._attached:
+                async with on_terminal(argv, self._heard) as terminal:
+                    self._terminal = terminal
+                    await terminal.run()
         finally:
-            self._master = None
+            self._terminal = None
             self._detached.set()
 
-    async def _read(self, master: int) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(master)
-            self._take(master)
-
-    def _take(self, master: int) -> None:
-        while True:
-            try:
-                data = os.read(master, _READ)
-            except OSError:  # there is no more now
-                return
-            self._said.extend(data.decode(errors="replace"))
-            self._hub.feed(data)
+    def _heard(self, data: bytes) -> None:
+        self._said.extend(data.decode(errors="replace"))
+        self._hub.feed(data)
 
     async def _type(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            if self._master is None:
-                raise DeviceError("the container is not running: switch it on first")
-            try:
-                rest = rest[os.write(self._master, rest) :]
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._master)
-        await trio.lowlevel.checkpoint()
+        try:
+            if self._terminal is None:
+                raise trio.ClosedResourceError
+            await self._terminal.write(data)
+        except trio.ClosedResourceError:
+            raise DeviceError("the container is not running: switch it on first") from None
 
     # ---- the engine
 
