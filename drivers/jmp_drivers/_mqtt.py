@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import trio
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
@@ -17,6 +16,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from jmp.driver import ConfigError, DeviceError, Driver
+from jmp_drivers._host import host_and_port
 from jmp_drivers._reason import reason
 
 _KEEPALIVE = 20  # seconds of silence after which the broker is asked whether it is there
@@ -33,19 +33,12 @@ class MqttDevice(Driver):
     timeout: float = field(default=10.0, metadata={"doc": "seconds that broker and device may take to answer"})
 
     def __post_init__(self) -> None:
-        try:
-            parts = urlsplit(f"//{self.broker}")
-            valid = bool(parts.hostname) and parts.netloc == self.broker and "@" not in self.broker and parts.port != 0
-        except ValueError:  # a port that is no number
-            valid = False
-        if not valid:
-            raise ConfigError("broker must be a name or address, or HOST:PORT")
+        self._host, port = host_and_port(self.broker, "broker")
         if self.password is not None and self.username is None:
             raise ConfigError("password needs a username")
         if self.ca is not None and not self.tls:
             raise ConfigError("ca is for tls: say tls: true as well")
-        self._host = parts.hostname or ""
-        self._port = parts.port or (8883 if self.tls else 1883)
+        self._port = port or (8883 if self.tls else 1883)
 
     # ---- the connection
 

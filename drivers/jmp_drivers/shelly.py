@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import field
 from typing import Any, ClassVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import trio
 
@@ -15,6 +15,7 @@ from jmp.driver import ConfigError, DeviceError, Service, Suggestion, export
 from jmp.driver.interfaces import Power, PowerState
 from jmp_drivers import _http
 from jmp_drivers._digest import authorization
+from jmp_drivers._host import host_and_port
 from jmp_drivers._readings import Metered
 
 _MEASURED = {"voltage": "voltage", "current": "current", "apower": "power"}
@@ -44,13 +45,7 @@ class Shelly(Metered, Power):
             )
 
     def __post_init__(self) -> None:
-        try:
-            parts = urlsplit(f"//{self.host}")
-            valid = bool(parts.hostname) and parts.netloc == self.host and "@" not in self.host and parts.port != 0
-        except ValueError:  # a port that is no number
-            valid = False
-        if not valid:
-            raise ConfigError("host must be a name or address, or HOST:PORT")
+        host_and_port(self.host, "host")
         if self.switch < 0:
             raise ConfigError(f"switch must be 0 or more, not {self.switch}")
 
