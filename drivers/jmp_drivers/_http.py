@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -28,6 +29,11 @@ class Response:
     body: bytes
     headers: dict[str, str]
     """By name in lower case; of a name that is there twice, the last."""
+
+
+def basic(username: str, password: str | None) -> str:
+    """The value of ``Authorization`` for a name and a password."""
+    return f"Basic {base64.b64encode(f'{username}:{password}'.encode()).decode()}"
 
 
 async def request(

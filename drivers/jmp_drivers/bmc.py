@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import os
@@ -116,8 +115,7 @@ class RedfishPower(Metered, Power):
     async def _ask(self, method: str, path: str, body: dict[str, str] | None = None) -> dict[str, Any]:
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if body is not None else {})
         if self.username is not None:
-            secret = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
-            headers["Authorization"] = f"Basic {secret}"
+            headers["Authorization"] = _http.basic(self.username, self.password)
         what = f"{method} {path} at {self.url}"
         try:
             with trio.fail_after(self.timeout):

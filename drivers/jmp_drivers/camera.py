@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import tempfile
@@ -136,7 +135,7 @@ class HttpCamera(Camera):
     def _headers(self) -> dict[str, str]:
         if not self.user:
             return {}
-        return {"Authorization": f"Basic {base64.b64encode(f'{self.user}:{self.password}'.encode()).decode()}"}
+        return {"Authorization": _http.basic(self.user, self.password)}
 
     def _name(self) -> str:
         target = urlsplit(self.snapshot or self.stream)

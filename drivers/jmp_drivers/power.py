@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 from abc import abstractmethod
@@ -215,8 +214,7 @@ class HttpPower(MeteredByText, Power):
         request = self._requests[name]
         headers: dict[str, str] = {}
         if self.username is not None:
-            credentials = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
-            headers["Authorization"] = f"Basic {credentials}"
+            headers["Authorization"] = _http.basic(self.username, self.password)
         what = f"{request.method} {_public(request.url)}"
         try:
             with trio.fail_after(self.timeout):
