@@ -48,6 +48,15 @@ def read_secret(file: Path | str, what: str) -> str:
     return secret
 
 
+def sync_directory(directory: Path) -> None:
+    """Have its entries, a file that was renamed for example, on the disk. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_private(file: Path, content: bytes) -> None:
     """Write a file that only its owner can read, whole or not at all; it is on the disk when this returns.
 
@@ -65,10 +74,6 @@ def write_private(file: Path, content: bytes) -> None:
             new.replace(file)
         finally:
             new.unlink(missing_ok=True)
-        directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(file.parent)
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error.strerror or error}") from error

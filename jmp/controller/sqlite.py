@@ -26,6 +26,7 @@ import trio
 from jmp.controller.store import KINDS, Change, Conflict, Full, Key, Record, Stale, Store
 from jmp.controller.worker import Worker
 from jmp.errors import Busy, JmpError, LabError
+from jmp.private import sync_directory
 from jmp.wire.records import changed, from_wire, to_wire
 
 FILE: Final = "lab.db"
@@ -384,11 +385,7 @@ def _copy(database: sqlite3.Connection, copy: Path) -> None:
             new.replace(copy)
         finally:
             new.unlink(missing_ok=True)
-        directory = os.open(copy.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(copy.parent)
     except OSError as error:
         raise LabError(f"{copy} cannot be written: {error.strerror or error}") from error
     except sqlite3.Error as error:
