@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial, partialmethod
 from typing import Any, Final
@@ -123,6 +123,13 @@ def take_whatever_comes(
     original(self, resource, item, **more)
 
 
+async def remove_locks_only(
+    self: KubernetesStore, original: Callable[..., Awaitable[bool]], resource: Any, *more: Any
+) -> bool:
+    """In place of :meth:`KubernetesStore._write_status`: an attempt that is given up stays good, only its locks are removed."""
+    return resource is kubernetes.LEASES or await original(self, resource, *more)
+
+
 def in_any_order(lease: Lease) -> tuple[int, int, str]:
     """In place of ``leases._place``: it does not matter who came first."""
     return -lease.priority, 0, lease.id
@@ -178,6 +185,9 @@ RESEND_DROPPED: Final[Place] = (Resume, "take", partialmethod(drop_one, Resume.t
 IN_A_CLUSTER: Final[dict[str, tuple[Place, ...]]] = {
     "write-unchecked": ((Api, "request", partialmethod(put_whatever_is_there, Api.request)),),
     "stale-watch-trusted": ((KubernetesStore, "_take", partialmethod(take_whatever_comes, KubernetesStore._take)),),
+    "fence-not-renewed": (
+        (KubernetesStore, "_write_status", partialmethod(remove_locks_only, KubernetesStore._write_status)),
+    ),
     "out-of-turn": ((leases, "_place", in_any_order),),
     "by-own-clock": ((ServerClock, "hear", by_machine),),
     "busy-for-ever": ((KubernetesStore, "_check_lock", go_by_memory),),

@@ -44,7 +44,9 @@ class Cluster(ApiServer):
         self.ready = 0.0
         """When it knows kinds and rights."""
         self.traps: list[Callable[[SimulatedPool], Awaitable[None]]] = []
-        """What happens to the next ones who have done half of a grant."""
+        """What happens to the next ones who have done half of a grant,"""
+        self.snares: list[Callable[[SimulatedPool], Awaitable[None]]] = []
+        """and to the next ones whose second half is under way, which takes as long as that."""
         self.writer: SimulatedPool | None = None
         """Who sent what is being answered."""
         self.pools: dict[str, SimulatedPool] = {}
@@ -93,6 +95,7 @@ class Cluster(ApiServer):
     def mend(self) -> None:
         """Be well, and known to be."""
         self.traps.clear()
+        self.snares.clear()
         for pool in self.pools.values():
             pool.lag, pool.late_until, pool.drops = 0.0, 0.0, 0
         if not self.up:
@@ -131,6 +134,12 @@ def _locks(path: str, body: Object | None) -> bool:
     """Whether that is the first half of a grant."""
     status = (body or {}).get("status") or {}
     return "/exporters/" in path and "attempt" in status
+
+
+def _grants(path: str, body: Object | None) -> bool:
+    """Whether that is the second half of a grant."""
+    status = (body or {}).get("status") or {}
+    return "/deviceleases/" in path and status.get("state") == State.PREPARING and "ready" not in status
 
 
 def _held(lease: Any) -> dict[str, int]:
@@ -190,6 +199,8 @@ class SimulatedPool(Pool):
         """What becomes of a request; nobody can stop it once it is sent."""
         world, server = self.process.world, self.server
         life = server.life
+        if server.snares and method == "PUT" and _grants(path, body):
+            await server.snares.pop()(self)
         await self._cross()
         if not server.up or server.life != life:
             answers.append(httpcore2.ConnectError("refused") if not server.up else httpcore2.ReadError("reset"))

@@ -154,7 +154,20 @@ async def _break(world: World, cast: Cast, machines: list[str], seconds: float) 
 
 
 ANYWHERE: Final = ("kill", "kill", "kill", "power", "stop", "pause", "cut", "cut", "stall", "part", "slow", "clock")
-IN_ITS_CLUSTER: Final = ("restart", "far", "late", "late", "slow", "unanswered", "half-done", "half-done", "half-done")
+IN_ITS_CLUSTER: Final = (
+    "restart",
+    "far",
+    "late",
+    "late",
+    "slow",
+    "unanswered",
+    "half-done",
+    "half-done",
+    "half-done",
+    "overdue",
+    "overdue",
+    "overdue",
+)
 
 
 async def _fault(world: World, cast: Cast, machines: list[str], when: float) -> None:
@@ -233,6 +246,8 @@ async def _fault_in(cluster: Cluster, name: str) -> None:
         await _be_far(world, name, seconds)
     elif kind == "half-done":
         cluster.traps.append(partial(_trip, seconds))
+    elif kind == "overdue":
+        cluster.snares.append(partial(_hold_up, rng.choice((5.0, 8.0, 20.0))))
     elif (pool := cluster.pools.get(name)) is not None:
         if kind == "late":
             pool.late = rng.choice(("", "deviceleases", "exporters", "controllerreplicas"))
@@ -262,6 +277,20 @@ async def _trip(seconds: float, pool: SimulatedPool) -> None:
     else:
         process.pause()
         await trio.sleep(seconds)
+        process.resume()
+
+
+async def _hold_up(seconds: float, pool: SimulatedPool) -> None:
+    """What would make a grant whole is under way for a while; whoever sent it waits, stands still, or is dead."""
+    process, world = pool.process, pool.process.world
+    kind = world.rng.choice(("waits", "pause", "kill", "kill", "kill"))
+    world.note(process.name, "killed" if kind == "kill" else kind, "overdue", seconds)
+    if kind == "kill":
+        process.die()
+    elif kind == "pause":
+        process.pause()
+    await trio.sleep(seconds)
+    if kind == "pause":
         process.resume()
 
 

@@ -220,6 +220,8 @@ def lasts(history: Sequence[Event], records: Records) -> Iterator[str]:
             lease = records.get(("lease", id))
             if not isinstance(lease, Lease) or lease.reason != "its time was over" or id not in durations:
                 continue
+            if lease.idle_limit is not None:  # its exporter may have ended it for that, and was not heard in time
+                continue
             for held in lease.devices:
                 began, duration = ready[id].get(held.exporter, event.time), durations[id]
                 if event.time < began + duration - EARLY:

@@ -137,9 +137,10 @@ class User:
         more: dict[str, Any] = {}
         if self.rng.random() < 0.2:
             more["idle_limit"] = 2.0
-        if self.several and self.rng.random() < 0.3:
+        if self.several and self.rng.random() < 0.5:
             more["priority"] = -1
-        lease = await lab.acquire(wants, duration, wait=self.rng.choice((5.0, 30.0)), tied=tied, **more)
+        wait = self.rng.choice((5.0, 30.0, 30.0) if self.several else (5.0, 30.0))
+        lease = await lab.acquire(wants, duration, wait=wait, tied=tied, **more)
         self.process.note("acquired", lease.id, duration)
         self.saw(lease.id, lease.version, lease.state)
         return lease
