@@ -45,7 +45,7 @@ TESTED = {
     ),
     "esptool": (
         "esptool, and an ESP32's boot loader of the test's that speaks its protocol",
-        "an image, progress, a flash that keeps something else; no port",
+        "an image, by esptool's own loader (packed) and the chip's, progress, a flash that keeps something else; no port",
     ),
     "openocd": (
         "openocd with its own drivers, and an STM32F103 of the test's behind remote_bitbang, as its registers are described",

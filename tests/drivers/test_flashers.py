@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -168,15 +169,20 @@ async def test_fastboot_without_a_device_or_a_partition(image: Path) -> None:
 
 
 class Rom:
-    """An ESP32's boot loader in ROM: SLIP packets, as the manual of its serial protocol has them."""
+    """An ESP32's boot loader in ROM, and the one that esptool loads in its place: SLIP packets, as the manual of its serial
+    protocol has them."""
 
     REGISTERS: ClassVar[dict[int, int]] = {0x40001000: 0x00F01D83}  # which chip it is
     SYNC, READ_REG, FLASH_BEGIN, FLASH_DATA, FLASH_MD5 = 0x08, 0x0A, 0x02, 0x03, 0x13
+    MEM_BEGIN, MEM_END, DEFL_BEGIN, DEFL_DATA = 0x05, 0x06, 0x10, 0x11
 
     def __init__(self) -> None:
         self.flash = bytearray(b"\xff" * (1 << 20))
         self.lossy = False
+        self.replaced = False
+        """The loader of esptool's runs."""
         self._begin = 0
+        self._unpacked = zlib.decompressobj()
 
     async def serve(self, stream: trio.SocketStream) -> None:
         received = b""
@@ -193,38 +199,48 @@ class Rom:
 
     def _answers(self, packet: bytes) -> list[bytes]:
         _, command, _, _ = struct.unpack("<BBHI", packet[:8])
-        body, value, data = packet[8:], 0, bytes(4)
+        body, value, data = packet[8:], 0, b""
+        more: list[bytes] = []
         if command == self.SYNC:
-            return [struct.pack("<BBHI", 1, command, 4, 0x20120707) + data] * 8
+            self.replaced = False
+            return [struct.pack("<BBHI", 1, command, 4, 0x20120707) + bytes(4)] * 8
         if command == self.READ_REG:
             value = self.REGISTERS.get(struct.unpack("<I", body[:4])[0], 0)
-        elif command == self.FLASH_BEGIN:
+        elif command in (self.FLASH_BEGIN, self.DEFL_BEGIN):
             self._begin = struct.unpack("<IIII", body[:16])[3]
+            self._unpacked = zlib.decompressobj()
         elif command == self.FLASH_DATA:
             size, number = struct.unpack("<II", body[:8])
-            place = self._begin + number * size
-            self.flash[place : place + size] = bytes(size) if self.lossy else body[16 : 16 + size]
+            self._write(self._begin + number * size, body[16 : 16 + size])
+        elif command == self.DEFL_DATA:
+            written = self._unpacked.decompress(body[16 : 16 + struct.unpack("<I", body[:4])[0]])
+            self._write(self._begin, written)
+            self._begin += len(written)
         elif command == self.FLASH_MD5:
             place, size = struct.unpack("<II", body[:8])
-            data = hashlib.md5(self.flash[place : place + size]).hexdigest().encode() + bytes(4)
-        return [struct.pack("<BBHI", 1, command, len(data), value) + data]
+            digest = hashlib.md5(self.flash[place : place + size])
+            data = digest.digest() if self.replaced else digest.hexdigest().encode()
+        status = bytes(2 if self.replaced else 4)
+        if command == self.MEM_END and struct.unpack("<I", body[:4])[0] == 0:
+            self.replaced, more = True, [b"OHAI"]
+        return [struct.pack("<BBHI", 1, command, len(data + status), value) + data + status, *more]
+
+    def _write(self, place: int, data: bytes) -> None:
+        self.flash[place : place + len(data)] = bytes(len(data)) if self.lossy else data
 
 
-async def test_esptool(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stub", [True, False])
+async def test_esptool(image: Path, stub: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     rom = Rom()
     async with device(rom.serve) as port:
-        chip = Esptool(
-            port=f"socket://127.0.0.1:{port}",
-            chip="esp32",
-            before="no_reset",
-            after="no_reset",
-            stub=False,
-            options=["--flash_size", "1MB"],
-        )
+        plain: dict[str, Any] = {"chip": "esp32", "stub": False, "before": "no_reset", "after": "no_reset"}
+        how = {} if stub else plain
+        chip = Esptool(port=f"socket://127.0.0.1:{port}", options=["--flash_size", "1MB"], **how)
         async with served(chip) as client:
             shown: list[tuple[int, int | None]] = []
             await client.flash(image, target="0x1000", progress=lambda *at: shown.append(at))
+            assert rom.replaced == stub
             assert rom.flash[0x1000 : 0x1000 + 100_000] == image.read_bytes()
             assert shown[-1] == (100_000, 100_000)
             with pytest.raises(BadValue, match="an address is a number, such as 0x10000, not 'boot'"):
