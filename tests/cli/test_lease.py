@@ -32,8 +32,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedLab]:
 @pytest.fixture(autouse=True)
 def _all_released(lab: ServedLab) -> Iterator[None]:
     yield
-    for user in ("alice", "bob"):
-        lab.ok(user, "lease", "release", "--all")
+    lab.release_all()
 
 
 def acquire(lab: ServedLab, user: str, *arguments: str) -> str:

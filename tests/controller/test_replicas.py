@@ -46,7 +46,7 @@ async def labs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     """The same, also with their records in a cluster."""
     cluster = request.getfixturevalue("cluster") if request.param == "kubernetes" else None  # may have to be started
     async with AsyncExitStack() as stack:
-        stack.enter_context(trio.fail_after(60))
+        stack.enter_context(trio.fail_after(600))
         stores: dict[str, Store] = {}
         if cluster is None:
             store = MemoryStore()
@@ -322,7 +322,7 @@ async def test_an_exporter_with_nothing_new_to_say_does_not_wait_for_the_store(m
         await trio.sleep_forever()
         raise AssertionError
 
-    with trio.fail_after(60), pytest.MonkeyPatch.context() as patch:
+    with trio.fail_after(600), pytest.MonkeyPatch.context() as patch:
         patch.setattr(a.store, "commit", away)
         a.lab.engine.put(records.Client(name="alice"), a.clock())
         a.lab.changed()

@@ -99,7 +99,7 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
 
 @pytest.fixture
 async def store(opener: Opener) -> AsyncIterator[Store]:
-    with trio.fail_after(60):
+    with trio.fail_after(600):
         async with opener() as store:
             await store.load()
             yield store

@@ -221,6 +221,8 @@ def test_consoles_go_on_whatever_befalls_the_network(place: Path) -> None:
                     assert console.process.poll() is None
                     assert monotonic() < healed + SECONDS
                     threading.Event().wait(0.05)
+            for name, console in typing.items():
+                assert not console.wrong, f"{name}: {console.wrong}\n{(place / f'{name}.err').read_text()}"
             back = {
                 name: round(next(at for at in console.heard if at > healed) - healed, 1)
                 for name, console in typing.items()

@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from jmp.client.config import Store
+from jmp.client.lab import open_lab
 from tests.fakes.ports import free_port
 
 JMP = [sys.executable, "-c", "import sys; from jmp.cli import main; sys.exit(main())"]
@@ -191,6 +193,15 @@ class ServedLab:
         done = self.run(user, *words[2:], JMP_TOKEN=words[0].removeprefix("JMP_TOKEN="))
         assert done.returncode == 0, done.stderr
         return done.stderr
+
+    def release_all(self) -> None:
+        """Release all leases, and wait until they are over."""
+        clients = Path(self.environment("admin")["XDG_CONFIG_HOME"], "jmp", "clients")
+        with open_lab(Store(clients, "Client").load("admin")) as lab:
+            for item in lab.call("leases", everybody=True):
+                lab.release(item["id"])
+                for _ in lab.watch(item["id"]):
+                    pass
 
     def add_client(self, name: str, *options: str) -> None:
         """A client, who has joined."""

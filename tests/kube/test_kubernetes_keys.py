@@ -32,7 +32,7 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture
 async def api(cluster: Cluster) -> AsyncIterator[Api]:
-    with trio.fail_after(60):
+    with trio.fail_after(600):
         async with connect(cluster.namespace()) as made:
             yield made
 
@@ -199,7 +199,7 @@ def _text(secret: Object) -> dict[str, str]:
 async def test_routers_of_the_cluster_find_their_token(cluster: Cluster, tmp_path: Path) -> None:
     """It is made by one of the controllers; one that is revoked, or not of this lab, is made anew."""
     access = cluster.namespace()
-    with trio.fail_after(60):
+    with trio.fail_after(600):
         async with AsyncExitStack() as stack:
             stores = {name: await stack.enter_async_context(open_store(access)) for name in "ab"}
             api = stores["a"].api
@@ -222,7 +222,7 @@ async def test_routers_of_the_cluster_find_their_token(cluster: Cluster, tmp_pat
 async def test_the_first_admins_command_outlives_the_controller_that_made_it(cluster: Cluster, tmp_path: Path) -> None:
     """Killed after it had kept that, and before its lab knew of the token."""
     access = cluster.namespace()
-    with trio.fail_after(60):
+    with trio.fail_after(600):
         async with connect(access) as api:
             keys = (await opened(api, tmp_path / "dead")).keys
             lab = Lab(Engine(), MemoryStore(), keys, Audit(None))

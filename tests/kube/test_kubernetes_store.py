@@ -84,7 +84,7 @@ PRESENCE = Presence(
 
 @pytest.fixture(autouse=True)
 async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(60):
+    with trio.fail_after(600):
         yield
 
 

@@ -95,7 +95,7 @@ EVERYWHERE: Final = [right for rule in rules(2) for right in rights_of(rule)]
 async def admin(cluster: Cluster) -> AsyncIterator[Api]:
     access = cluster.namespace()
     cluster.account(access.namespace)
-    with trio.fail_after(240):
+    with trio.fail_after(600):
         async with connect(access) as api:
             yield api
 

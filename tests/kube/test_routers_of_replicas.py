@@ -28,7 +28,7 @@ pytestmark = pytest.mark.real
 async def test_each_is_offered_to_the_clients_of_all(cluster: Cluster, tmp_path: Path) -> None:
     access = cluster.namespace()
     with replicas(cluster, access, tmp_path, "ab", "--router") as (a, b):
-        with trio.fail_after(60):
+        with trio.fail_after(600):
             admin = await admin_token(access)
             async with lab_at(partial(dial, a, admin)) as boss:
                 await boss.call("create", "exporter", "one", {})
