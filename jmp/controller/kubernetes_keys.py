@@ -72,6 +72,7 @@ class SharedKeys:
             nursery.start_soon(self._follow)
             while True:
                 await self._changed.wait()
+                self._changed = trio.Event()
                 await self._try_to_keep()
 
     async def keep(self, more: Mapping[str, bytes] = {}) -> None:
@@ -80,7 +81,6 @@ class SharedKeys:
         Raises :class:`~jmp.errors.LabError` if the Secret may not be written, or is another lab's.
         """
         while True:
-            self._changed = trio.Event()
             there = await self._api.request("GET", _path(self._api, SECRET))
             if there.status == 404:
                 log.warning("secret/%s was deleted: it is made again of what this controller has", SECRET)

@@ -160,6 +160,7 @@ async def test_keys_that_were_deleted_are_put_back(api: Api, tmp_path: Path) -> 
     path = f"/api/v1/namespaces/{api.namespace}/secrets/{SECRET}"
     async with trio.open_nursery() as nursery:
         await nursery.start(one.run)
+        await one.keys.rotate()  # it does not only look after the first change
         await api.request("DELETE", path)
         while (await api.request("GET", path)).status == 404:  # noqa: ASYNC110  # the server has no better word for it
             await trio.sleep(0.02)
