@@ -157,7 +157,7 @@ TESTED = {
         "bytes, settings, modem lines, unplugging and return; ten watchers, a writer, one who takes over",
     ),
     "shelly": (
-        "a server of its RPC, held against curl",
+        "a server of its RPC that answers as the manufacturer's examples do, held against curl",
         "orders, measurements, digest authentication, loss and return",
     ),
     "shell": ("programs of the system", "output, status, time-out; arguments are never executed; no process is left"),
@@ -171,7 +171,7 @@ TESTED = {
         "commands, files and folders with and without SFTP, tunnels, a terminal; keys, passwords, impostors, refusal",
     ),
     "tasmota": (
-        "mosquitto, and a plug on it that speaks as Tasmota does",
+        "mosquitto, and a plug on it that speaks as Tasmota's documentation has it",
         "orders, measurements, its button; absent, unplugged, back",
     ),
     "ssh-console": ("OpenSSH's server", "every byte both ways, keys, passwords, impostors, refusal"),

@@ -42,6 +42,8 @@ class _Relay:
     measures: dict[str, Measure] = field(default_factory=dict)
     measure: tuple[str, str] | None = None
     """What makes it tell them."""
+    channel: int = 0
+    """Which of several numbers is its own, where there is one for each relay of a device."""
 
     def topics(self) -> list[str]:
         more = [measure.topic for measure in self.measures.values()]
@@ -144,6 +146,8 @@ class _MqttSwitch(MqttDevice, Metered, Power):
             value: Any = json.loads(text)
             for step in filter(None, measure.path.split(".")):
                 value = value[int(step)] if isinstance(value, list) else value[step]
+            if isinstance(value, list):
+                value = value[self._relay.channel]
             return round(float(value) * measure.scale, 6)
         except (ValueError, TypeError, LookupError):
             return None
@@ -222,6 +226,7 @@ class Tasmota(_MqttSwitch):
                 name: Measure(place("stat", "STATUS10"), f"StatusSNS.ENERGY.{key}") for name, key in energy.items()
             },
             measure=(place("cmnd", "Status"), "10"),
+            channel=(self.relay or 1) - 1,
         )
 
     @export

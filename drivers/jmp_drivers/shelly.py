@@ -67,11 +67,13 @@ class Shelly(Metered, Power):
 
     @export
     async def reading(self) -> dict[str, float]:
-        """What it measures: `voltage` (V), `current` (A) and `power` (W), as far as this model does."""
+        """What it measures: `voltage` (V), `current` (A), `power` (W) and `energy` (kWh), as far as this model does."""
         status = await self._call("Switch.GetStatus")
         measured = {
             name: float(status[key]) for key, name in _MEASURED.items() if isinstance(status.get(key), int | float)
         }
+        if isinstance(energy := status.get("aenergy"), dict) and isinstance(energy.get("total"), int | float):  # Wh
+            measured["energy"] = round(energy["total"] / 1000, 6)
         if not measured:
             raise DeviceError(f"the Shelly at {self.host} measures nothing: this model has no meter")
         return measured

@@ -54,6 +54,16 @@ async def test_a_tasmota_plug_is_switched_and_measures(tmp_path: Path) -> None:
         plug.unplug()
 
 
+async def test_one_of_several_relays_measures_what_is_its_own(tmp_path: Path) -> None:
+    async with broker(tmp_path) as port:
+        plug = Plug(port, second=True)
+        async with serve(tasmota(port, relay=2)) as power:
+            await power.on()
+            assert plug.on
+            assert await power.reading() == {"voltage": 230, "current": 0.2, "power": 46, "energy": 1.5}
+        plug.unplug()
+
+
 async def test_a_plug_without_a_meter_says_so(tmp_path: Path) -> None:
     async with broker(tmp_path) as port:
         plug = Plug(port, meter=False)

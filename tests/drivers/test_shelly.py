@@ -46,10 +46,15 @@ class Plug:
                 before, self.on = self.on, {"true": True, "false": False}[query["on"]]
                 return 200, {"was_on": before}
             case "/rpc/Switch.GetStatus":
-                measured = (
-                    {"apower": 11.5 * self.on, "voltage": 230.0, "current": 0.05 * self.on} if self.metered else {}
-                )
-                return 200, {"id": 0, "source": "HTTP_in", "output": self.on, **measured}
+                measured = {
+                    "apower": 11.5 * self.on,
+                    "voltage": 230.0,
+                    "current": 0.05 * self.on,
+                    "aenergy": {"total": 134.5, "by_minute": [0.0, 0.0, 0.0], "minute_ts": 1632600459},
+                }
+                temperature = {"tC": 49.5, "tF": 121.1}
+                status = {"id": 0, "source": "HTTP_in", "output": self.on, "temperature": temperature}
+                return 200, status | (measured if self.metered else {})
         return 404, {"code": 404, "message": f"No handler for {url.path.rpartition('/')[2]}"}
 
     def knows(self, target: str, header: str) -> bool:
@@ -100,7 +105,7 @@ async def test_it_is_switched_and_measures() -> None:
             assert await power.state() == "off"
             await power.on()
             assert plug.on
-            assert await power.reading() == {"voltage": 230.0, "current": 0.05, "power": 11.5}
+            assert await power.reading() == {"voltage": 230.0, "current": 0.05, "power": 11.5, "energy": 0.1345}
             await power.cycle(wait=0)
             assert (plug.on, await power.state()) == (True, "on")
             async with aclosing(power.readings(interval=0.01)) as readings:

@@ -35,10 +35,14 @@ async def mosquitto(folder: Path, port: int, *lines: str) -> AsyncIterator[trio.
 
 
 class Plug:
-    """A Tasmota plug with a meter: the commands of its documentation that concern power."""
+    """A Tasmota plug with a meter: the commands of its documentation that concern power.
 
-    def __init__(self, port: int, topic: str = "plug1", *, meter: bool = True) -> None:
+    ``second``: it has another relay, which is off, and this is its second; what each relay takes stands in lists then.
+    """
+
+    def __init__(self, port: int, topic: str = "plug1", *, meter: bool = True, second: bool = False) -> None:
         self.on = False
+        self._power = "POWER2" if second else "POWER"
         self._topic = topic
         self._meter = meter
         self._client = Client(CallbackAPIVersion.VERSION2, reconnect_on_failure=False)
@@ -62,18 +66,25 @@ class Plug:
 
     def _told(self, _: Client, __: Any, message: MQTTMessage) -> None:
         order, given = message.topic.rpartition("/")[2].upper(), message.payload.decode().upper()
-        if order == "POWER":
+        if order == self._power:
             self._set({"ON": True, "1": True, "OFF": False, "0": False, "TOGGLE": not self.on}.get(given, self.on))
         elif (order, given) == ("STATUS", "10"):
-            energy = {"Total": 1.5, "Power": 46 if self.on else 0, "Voltage": 230, "Current": 0.2 if self.on else 0}
+            energy: dict[str, Any] = {
+                "Total": 1.5,
+                "Power": 46 if self.on else 0,
+                "Voltage": 230,
+                "Current": 0.2 if self.on else 0,
+            }
+            if self._power == "POWER2":
+                energy |= {name: [0, energy[name]] for name in ("Power", "Current")}
             sensors = {"Time": "2026-01-01T00:00:00"} | ({"ENERGY": energy} if self._meter else {})
             self._say("STATUS10", json.dumps({"StatusSNS": sensors}))
 
     def _set(self, on: bool) -> None:
         self.on = on
         state = "ON" if on else "OFF"
-        self._say("RESULT", json.dumps({"POWER": state}))
-        self._say("POWER", state)
+        self._say("RESULT", json.dumps({self._power: state}))
+        self._say(self._power, state)
 
     def _say(self, what: str, payload: str) -> None:
         self._client.publish(f"stat/{self._topic}/{what}", payload)
