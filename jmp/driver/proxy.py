@@ -226,7 +226,8 @@ class DriverClient:
                 self.__dict__[name] = found  # it will be the same the next time
                 return found
         what = f"{self._node.path or 'the device'} has no method or driver {name!r}"
-        raise AttributeError(what + did_you_mean(name, [*self._node.methods, *self._children]))
+        hint = did_you_mean(name, [*self._node.methods, *self._children])
+        raise AttributeError(what + hint, name=name, obj=None)  # so that Python adds no hint of its own, to `_node` say
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._node.methods, *self._children})

@@ -313,7 +313,7 @@ async def test_deadlines_under_trio(session: str) -> None:
             assert await dut.spare_power.state() == "off"
 
 
-def test_names_and_help(session: str) -> None:
+def test_names_and_help(session: str, capsys: pytest.CaptureFixture[str]) -> None:
     with jmp.connect(session) as dut:
         assert repr(dut) == "<Device bench>"
         assert repr(dut.power) == "<DriverClient board.power>"
@@ -325,6 +325,11 @@ def test_names_and_help(session: str) -> None:
             AttributeError, match=r"the device has no method or driver 'powr' \(did you mean 'power'\?\)"
         ):
             _ = dut.powr
+        with pytest.raises(AttributeError) as error:
+            _ = dut.board.power.nope
+        sys.__excepthook__(error.type, error.value, None)
+        said = "AttributeError: board.power has no method or driver 'nope' (known: cycle, off, on, state)\n"
+        assert capsys.readouterr().err.endswith(said)  # Python itself would know `_node`
         with pytest.raises(AttributeError, match=r"board\.power has no method or driver 'onn'"):
             dut.power.onn()
         with pytest.raises(UsageError, match="wait"):
