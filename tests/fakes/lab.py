@@ -20,7 +20,7 @@ from jmp.client.lab import open_lab
 from tests.fakes.ports import free_port
 
 JMP = [sys.executable, "-c", "import sys; from jmp.cli import main; sys.exit(main())"]
-PATIENCE = 60.0
+PATIENCE = 240.0
 """Seconds after which a test that waits for a program has failed."""
 _SAID = 1 << 20
 """Bytes that a program may say before somebody has to read them: past that it would wait, whole labs log more than 64 KiB."""
