@@ -102,8 +102,10 @@ def _is_at(here: os.stat_result, path: Path) -> bool:
 
 def _clean(value: Any) -> Any:
     """The value without secrets, should one get this far."""
+    if isinstance(value, str):  # most are
+        return _TOKEN.sub("...", value)
     if isinstance(value, Mapping):
         return {str(key): "..." if key in _SECRET else _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_clean(item) for item in value]
-    return _TOKEN.sub("...", value) if isinstance(value, str) else value
+    return value

@@ -33,6 +33,7 @@ from jmp.wire.records import (
     Role,
     State,
     Want,
+    changed,
     from_wire,
     to_wire,
 )
@@ -212,9 +213,9 @@ def _steady(wish: Desired) -> Desired:
     """What an exporter is told anew when it changes: not what changes by itself as time passes (an extension shows in the
     duration), nor why there is nothing more to be done of what is over already."""
     if wish.grant is None:
-        return replace(wish, reason="")
+        return changed(wish, reason="")
     running = None if wish.grant.running is None else 0.0
-    return replace(wish, grant=replace(wish.grant, remaining=0.0, running=running))
+    return changed(wish, grant=changed(wish.grant, remaining=0.0, running=running))
 
 
 # ---- routers

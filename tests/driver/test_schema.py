@@ -143,6 +143,7 @@ def test_hint_to_schema(hint: object, schema: Schema, name: str) -> None:
         (tuple[int, str], [[1, "a"]], [[1], ["a", 1], [1, "a", 2]]),
         (dict[str, int], [{}, {"a": 1}], [{"a": "x"}, {1: 1}, []]),
         (dict[int, int], [{1: 1}], [{"a": 1}]),
+        (dict[str, Any], [{}, {"a": None, "b": {1: 2}}], [{1: 1}, {"a": 1, 2: 1}, []]),
         (int | None, [None, 1], ["1"]),
         (Port, [{"number": 1}], [{}, {"number": "1"}, {"number": 1, "hst": "x"}, 1]),
         (Any, [None, 1, "x", [], object()], []),

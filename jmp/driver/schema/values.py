@@ -80,6 +80,8 @@ def check(schema: Schema, value: object, where: str = "") -> list[Problem]:
 
 
 def _check_object(schema: Schema, value: Mapping[Any, Any], where: str) -> list[Problem]:
+    if len(schema) == 1 and all(isinstance(key, str) for key in value):
+        return []  # an object with anything in it
     problems = []
     properties = schema.get("properties", {})
     others = schema.get("additionalProperties", {})
