@@ -7,11 +7,10 @@ a ping to that one. Imports are light (:mod:`ssl` for ``wss`` only).
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -33,10 +32,6 @@ _MAX_BUFFERS: Final = 512
 _CLOSED_HERE: Final = "this side closed the connection"
 _NOT_WAITING: Final = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 """And no SIGPIPE, whatever the program does with that."""
-_BRISK: Final = 0.0002
-"""Seconds. After a wait that was shorter the next one is begun without leaving the processor: on a machine with several, being
-woken takes longer than answering a call does."""
-_give_way: Final[Callable[[], object]] = getattr(os, "sched_yield", bool)
 
 
 class BlockingLink:
@@ -63,8 +58,6 @@ class BlockingLink:
         self._rest = memoryview(b"")  # of the last thing written; goes out before anything else
         self._reading = threading.Lock()
         self._writing = threading.Lock()
-        self._brisk = False
-        """Whether what was waited for last came at once."""
         self._end: LinkLost | ProtocolViolation | None = None
         self._closing = False
 
@@ -252,7 +245,7 @@ class BlockingLink:
         if self._early:
             data, self._early = self._early, b""
             return data
-        while self._arrives(deadline):  # and only then read: Ctrl-C must not take what has been read with it
+        while self._poll(select.POLLIN, deadline):  # and then read: Ctrl-C must not take what has been read
             try:
                 data = self._socket.recv(_READ, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -269,20 +262,6 @@ class BlockingLink:
             if plain:
                 return plain
         return None
-
-    def _arrives(self, deadline: float | None) -> bool:
-        """Wait until there is something to read; False: there was nothing in time."""
-        began = monotonic()
-        if self._brisk:
-            poll = self._polls[select.POLLIN].poll
-            until = began + _BRISK if deadline is None else min(began + _BRISK, deadline)
-            while monotonic() < until:
-                _give_way()  # to who answers, if that is to run on this processor
-                if poll(0):
-                    return True
-        arrived = self._poll(select.POLLIN, deadline)
-        self._brisk = arrived and monotonic() - began < _BRISK
-        return arrived
 
     def _poll(self, event: int, deadline: float | None) -> bool:
         if self._socket.fileno() < 0:
