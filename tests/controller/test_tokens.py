@@ -25,12 +25,6 @@ from jmp.wire.tokens import Verifier
 from tests.fakes.memory_lab import WANT, MemoryLab, memory_lab
 
 
-@pytest.fixture(autouse=True)
-async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(60):
-        yield
-
-
 @pytest.fixture
 async def lab(tmp_path: Path) -> AsyncIterator[MemoryLab]:
     async with memory_lab(tmp_path) as made:

@@ -22,12 +22,6 @@ from jmp.rpc.serve import Method
 Hook = Callable[[], Awaitable[None]]
 
 
-@pytest.fixture(autouse=True)
-async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(1000):  # of the mock clock, for those that have it
-        yield
-
-
 async def nothing() -> None:
     pass
 

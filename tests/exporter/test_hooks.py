@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,12 +21,6 @@ from jmp.wire.records import Grant, Phase
 from tests.fakes.exporters import Lamp, begin, bench, connected, exporting, only
 
 ENVIRON = {"PATH": "/usr/bin:/bin", "JMP_HOOK": "beforeLease"}
-
-
-@pytest.fixture(autouse=True)
-async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(500):  # of the mock clock, for those that have it
-        yield
 
 
 @pytest.fixture(autouse=True)

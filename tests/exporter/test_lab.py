@@ -38,12 +38,6 @@ def refused(kind: type[JmpError], match: str) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(60):
-        yield
-
-
 @pytest.fixture
 def autojump_clock() -> trio.testing.MockClock:
     """Leaps when all have waited for 10 ms: until then they may wait for programs and sockets."""

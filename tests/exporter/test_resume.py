@@ -39,12 +39,6 @@ def autojump_clock() -> MockClock:
     return leaping(0.01)
 
 
-@pytest.fixture(autouse=True)
-async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(300):
-        yield
-
-
 @contextmanager
 def raised(kind: type[JmpError], match: str) -> Iterator[None]:
     """As pytest.raises, whatever nurseries the error has come through."""

@@ -34,12 +34,6 @@ from tests.fakes.links import certificate, dial
 
 
 @pytest.fixture(autouse=True)
-async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(60):
-        yield
-
-
-@pytest.fixture(autouse=True)
 def journal() -> Iterator[list[str]]:
     Lamp.journal.clear()
     yield Lamp.journal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -16,12 +16,6 @@ from jmp.errors import BadValue, Busy, ConfigError, DeviceError, NotFound, Refus
 from jmp.exporter import config as configuration
 from jmp.exporter.session import TARGET, open_session
 from tests.fakes.exporters import Lamp, begin, bench, connected, lamp
-
-
-@pytest.fixture(autouse=True)
-async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(100):
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -82,12 +82,6 @@ PRESENCE = Presence(
 )
 
 
-@pytest.fixture(autouse=True)
-async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(600):
-        yield
-
-
 @pytest.fixture
 def access(cluster: Cluster) -> Access:
     return cluster.namespace()

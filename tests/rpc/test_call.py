@@ -39,12 +39,6 @@ from tests.fakes.connections import connections
 pytestmark = pytest.mark.parametrize("side", SIDES)
 
 
-@pytest.fixture(autouse=True)
-async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(60):
-        yield
-
-
 class It:
     """What is called; it remembers how calls that did not come to their end were ended."""
 

@@ -38,12 +38,6 @@ from jmp.wire.frames import Reset
 from tests.fakes.connections import connections
 
 
-@pytest.fixture(autouse=True)
-async def limit() -> AsyncIterator[None]:
-    with trio.fail_after(60):
-        yield
-
-
 @asynccontextmanager
 async def answered_by(
     function: Callable[..., Any], kind: Kind = Kind.CALL, *, tracebacks: bool = True
