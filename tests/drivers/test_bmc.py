@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from subprocess import PIPE, STDOUT
@@ -85,9 +86,22 @@ async def ipmi_sim(folder: Path, port: int) -> AsyncIterator[Path]:
         )
         assert process.stdout is not None
         nursery.start_soon(_drain, process.stdout)
+        await _answers(port)
         yield power
         process.kill()
         nursery.cancel_scope.cancel()
+
+
+async def _answers(port: int) -> None:
+    """Wait until the simulator does: to pings of ASF, which need no login."""
+    with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        await sock.connect(("127.0.0.1", port))
+        while True:
+            with suppress(ConnectionRefusedError), trio.move_on_after(0.05):
+                await sock.send(b"\x06\x00\xff\x06\x00\x00\x11\xbe\x80\x00\x00\x00")
+                await sock.recv(1000)
+                return
+            await trio.sleep(0.01)
 
 
 async def test_redfish(tmp_path: Path) -> None:
@@ -121,7 +135,7 @@ async def test_ipmi(tmp_path: Path) -> None:
             with pytest.raises(DeviceError, match=r"status at 127\.0\.0\.1 did not end within 1 s"):
                 await power.on()
         async with ipmi_sim(tmp_path, port) as state:
-            async with serve(IpmiPower(**bmc, password="s3cret", timeout=60)) as power:
+            async with serve(IpmiPower(**bmc, password="s3cret", timeout=32)) as power:
                 assert await power.state() == "off"
                 await power.on()
                 assert state.read_text() == "1\n"
@@ -130,7 +144,7 @@ async def test_ipmi(tmp_path: Path) -> None:
                 assert state.read_text() == "0\n"
                 with pytest.raises(DeviceError, match=r"BMC 127\.0\.0\.1: .*DCMI"):
                     await power.reading()
-            async with serve(IpmiPower(**bmc, password="wr0ng", timeout=60)) as power:
+            async with serve(IpmiPower(**bmc, password="wr0ng", timeout=32)) as power:
                 with pytest.raises(DeviceError, match="does not take this username and password") as failure:
                     await power.on()
                 assert "wr0ng" not in failure.value.message
